@@ -1,0 +1,203 @@
+"""Artifacts on disk and back: replay the edits, load the tensors, check what must have survived.
+
+The kinds of edits:
+- `resize`: `tensors` {parameter or buffer name: new shape}, `attributes` {module: {name: value}},
+  `removed` {layer: {"out": [...], "in": [...]}} (channel indices before this edit; for the reader)
+- `mask`: `layers` [names] whose `weight_mask` (bool, shape of the weight) holds zeros for good
+- `weight_grid`: `layers` {name: {"bits", "granularity"}}; `weight_scale` is float32 [out, 1, ...]
+  or [1, 1, ...] and every weight is `weight_scale * integer`, |integer| < 2**(bits - 1)
+- `activation_grid`: `sites`, `bits`, `calibration` (quantizers/activations.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compressbench.core import Artifact, CheckFailedError, Edit
+from compressbench.quantizers import activations
+
+TENSORS = "model.safetensors"
+DESCRIPTION = "artifact.json"
+GRID_TOLERANCE = 1e-3  # of one step of the grid
+
+
+def apply_edit_(model: nn.Module, edit: Edit) -> None:
+    """Give `model` the structure of one edit; the values come from the stored tensors."""
+    match edit["kind"]:
+        case "resize":
+            _resize_(model, edit)
+        case "mask":
+            for name in edit["layers"]:
+                set_mask_(model.get_submodule(name))
+        case "weight_grid":
+            for name, grid in edit["layers"].items():
+                weight = _weight(model.get_submodule(name))
+                channels = len(weight) if grid["granularity"] == "channel" else 1
+                scale = torch.ones(channels, *[1] * (weight.ndim - 1))
+                model.get_submodule(name).register_buffer("weight_scale", scale)
+        case "activation_grid":
+            activations.attach_(model, edit)
+        case kind:
+            raise CheckFailedError(f"unknown kind of edit {kind!r}: made by a newer version?")
+
+
+def _resize_(model: nn.Module, edit: Edit) -> None:
+    for name, shape in edit["tensors"].items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        old = getattr(owner, leaf)
+        new = torch.zeros(shape, dtype=old.dtype)
+        if isinstance(old, nn.Parameter):
+            setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+        else:
+            setattr(owner, leaf, new)
+    for path, attributes in edit["attributes"].items():
+        for attribute, value in attributes.items():
+            exact = tuple(value) if isinstance(value, list) else value
+            setattr(model.get_submodule(path), attribute, exact)
+
+
+def set_mask_(layer: nn.Module, mask: Tensor | None = None) -> None:
+    """Hang `mask` (bool, True is kept; all kept by default) into a layer and zero the rest."""
+    weight = _weight(layer)
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    layer.register_buffer("weight_mask", kept)
+    apply_mask_(layer)
+
+
+def apply_mask_(layer: nn.Module) -> None:
+    """Zero what the layer's mask excludes, exactly."""
+    with torch.no_grad():
+        _weight(layer).masked_fill_(~_buffer(layer, "weight_mask"), 0.0)
+
+
+def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in model.named_modules() if hasattr(m, "weight_mask")}
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in model.named_modules() if hasattr(m, "weight_scale")}
+
+
+def weight_bits(edits: Iterable[Edit]) -> dict[str, int]:
+    """Layer name -> bits, of the layers whose weights are on a grid."""
+    return {
+        name: grid["bits"]
+        for edit in edits
+        if edit["kind"] == "weight_grid"
+        for name, grid in edit["layers"].items()
+    }
+
+
+def activation_grid(edits: Iterable[Edit]) -> Edit | None:
+    return next((e for e in edits if e["kind"] == "activation_grid"), None)
+
+
+def integer_weight(layer: nn.Module) -> Tensor:
+    """The integers of a quantized layer, int8, in the shape of its weight."""
+    return torch.round(_weight(layer) / _buffer(layer, "weight_scale")).to(torch.int8)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise CheckFailedError(f"{type(layer).__name__} has no weight tensor")
+    return weight
+
+
+def _buffer(layer: nn.Module, name: str) -> Tensor:
+    return layer.get_buffer(name)
+
+
+def check(artifact: Artifact) -> None:
+    """Raise CheckFailedError unless every earlier stage's work is still there.
+
+    Masked weights are exactly zero, quantized weights are on their grid, all tensors are finite,
+    and the properties are those that the edits establish.
+    """
+    model = artifact.model
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckFailedError(f"{name} holds NaN or infinity")
+    for name, layer in masked_layers(model).items():
+        if bool(_weight(layer)[~_buffer(layer, "weight_mask")].any()):
+            raise CheckFailedError(f"{name}: a weight that was pruned is not zero any more")
+    for name, bits in weight_bits(artifact.edits).items():
+        layer = model.get_submodule(name)
+        steps = _weight(layer).double() / _buffer(layer, "weight_scale").double()
+        off = (steps - steps.round()).abs().max().item()
+        if off > GRID_TOLERANCE or steps.abs().max().item() > 2 ** (bits - 1) - 0.5:
+            raise CheckFailedError(f"{name}: weights left their {bits}-bit grid")
+
+
+def save(artifact: Artifact, folder: Path) -> str:
+    """Write safetensors and JSON into `folder`, which exists; return the digest."""
+    state = {k: v.detach().cpu().contiguous() for k, v in unique_state(artifact.model).items()}
+    save_file(state, folder / TENSORS)
+    description = {
+        "schema": 1,
+        "model": dict(artifact.model_config),
+        "edits": list(artifact.edits),
+        "properties": sorted(artifact.properties),
+        "digest": digest(artifact),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+    return str(description["digest"])
+
+
+def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str) -> Artifact:
+    """Read back what `save` wrote. `build` turns the model's config into the architecture."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    model = build(description["model"])
+    for edit in description["edits"]:
+        apply_edit_(model, edit)
+    state = load_file(folder / TENSORS)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    absent = set(missing) - (set(model.state_dict()) - set(unique_state(model)))
+    if absent or unexpected:
+        raise CheckFailedError(f"{folder}: tensors that do not fit: {[*absent, *unexpected][:4]}")
+    artifact = Artifact(
+        model.eval(),
+        description["model"],
+        tuple(description["edits"]),
+        frozenset(description["properties"]),
+        key,
+    )
+    if digest(artifact) != description["digest"]:
+        raise CheckFailedError(f"{folder}: the tensors are not those that were stored")
+    return artifact
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state without second names of one tensor (tied weights)."""
+    seen: set[int] = set()
+    unique: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[name] = tensor
+    return unique
+
+
+def digest(artifact: Artifact) -> str:
+    """SHA-256 over the edits and all tensors, in name order."""
+    sha = hashlib.sha256(json.dumps(list(artifact.edits), sort_keys=True).encode())
+    for name, tensor in sorted(unique_state(artifact.model).items()):
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return sha.hexdigest()
+
+
+def parameters(model: nn.Module) -> int:
+    """Parameters of the model: scales and masks of ours are not counted."""
+    return sum(math.prod(p.shape) for p in model.parameters())

@@ -1,0 +1,232 @@
+"""What flows between the parts: artifacts, measurements, steps; the plug-ins' protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+SplitName = Literal["train", "validation", "test"]
+Edit = dict[str, Any]
+
+# What a stage may establish in a model. The order rules of a recipe are written in these words.
+TRAINED = "trained"
+MASKED = "masked"
+CHANNEL_PRUNED = "channel-pruned"
+WEIGHT_QUANTIZED = "weight-quantized"
+ACTIVATION_QUANTIZED = "activation-quantized"
+
+
+class UserError(Exception):
+    """The user's mistake: one line that says what, where, the value and what would be right."""
+
+
+class CheckFailedError(Exception):
+    """A check or invariant of ours refused to go on: nothing of this stage is kept."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model and the exported file need to know of a dataset.
+
+    `input_shape` is one sample without the batch axis, (channels, height, width) for images.
+    `mean` and `std` are per channel, in units of inputs scaled to [0, 1].
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    metric: str = "accuracy"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split in memory: `inputs` uint8 [N, C, H, W], `targets` int64 [N]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class Data(Protocol):
+    """A dataset, decoded once and held in memory."""
+
+    @property
+    def spec(self) -> DataSpec: ...
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain JSON that changes when the data does: file digests, splits, transforms."""
+        ...
+
+    def verify(self) -> None:
+        """Raise CheckFailedError when the files are no longer those of the manifest."""
+        ...
+
+    def split(self, name: SplitName) -> Split: ...
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> what the model takes, float32 normalised, on the same device."""
+        ...
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Random training transforms of one batch (uint8 -> uint8), on the batch's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how fits run. Every field counts in the content key of a stage."""
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = 1
+    precision: str = "32-true"
+    threads: int = 1
+    max_batches: int | None = None  # a cap per epoch and per calibration, for smoke tests
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model that runs, and what is needed to build it again.
+
+    `model` runs in float with masks and fake-quantizers in place. `edits` turn the freshly
+    configured architecture of `model_config` into this one; they are plain JSON, in order.
+    """
+
+    model: nn.Module
+    model_config: Mapping[str, Any]
+    edits: tuple[Edit, ...]
+    properties: frozenset[str]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a stage did to one layer. `touched` counts weights, out of `total`."""
+
+    layer: str
+    kind: str
+    total: int
+    touched: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands back. `history` is one list of figures per name, one figure an epoch."""
+
+    artifact: Artifact
+    coverage: tuple[Coverage, ...] = ()
+    history: Mapping[str, list[float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of an exported file, by the names of the design (`size/onnx_bytes`, ...)."""
+
+    figures: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets from above. `seed` is the stage's own; `folder` is scratch space."""
+
+    data: Data
+    runtime: Runtime
+    seed: int
+    folder: Path
+    build: Callable[[Mapping[str, Any]], Any]  # a `_target_` config -> the object
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One step of a recipe. The three sets are class attributes, in the words defined above.
+
+    `needs` must hold before; `adds` holds afterwards; an artifact that has any of `destroys`
+    is refused, since this stage would silently undo it.
+    """
+
+    needs: frozenset[str]
+    adds: frozenset[str]
+    destroys: frozenset[str]
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        """`inputs["model"]` is where the stage starts; `inputs["teacher"]` where one is named."""
+        ...
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        """(images trained on, images only run forward), for the time estimate of a plan."""
+        ...
+
+
+class Criterion(Protocol):
+    """An importance score for pruning."""
+
+    def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
+        """Importance of every weight of `layers`, in the shape of the weight; higher is kept.
+
+        The importance of a channel is the sum of its weights' importance.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Chooses the range of one activation tensor from calibration batches."""
+
+    def start(self) -> Any:
+        """The empty statistic."""
+        ...
+
+    def update(self, statistic: Any, values: Tensor) -> Any:
+        """The statistic after one more batch, any shape, any float dtype."""
+        ...
+
+    def range(self, statistic: Any) -> tuple[float, float]:
+        """(low, high) of the values to represent, reduced over ranks."""
+        ...
+
+
+class DistillationLoss(Protocol):
+    """A loss between a student's and a teacher's logits."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished stage of a recipe, as the terminal, the report and the tracker see it."""
+
+    index: int
+    name: str
+    kind: str  # the class of the stage, in lower case
+    key: str
+    hit: bool
+    seconds: float  # of this run; a hit costs only the reading
+    artifact: Artifact
+    measurement: Measurement
+    coverage: tuple[Coverage, ...]
+    history: Mapping[str, list[float]]
+    warnings: tuple[str, ...]
+    files: Path  # folder with the exported model.onnx and export.json
+    is_baseline: bool
+    is_last: bool
