@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from compressbench.errors import CheckFailedError as CheckFailedError
+from compressbench.errors import UserError as UserError
+
 SplitName = Literal["train", "validation", "test"]
 Edit = dict[str, Any]
 
@@ -19,14 +22,6 @@ MASKED = "masked"
 CHANNEL_PRUNED = "channel-pruned"
 WEIGHT_QUANTIZED = "weight-quantized"
 ACTIVATION_QUANTIZED = "activation-quantized"
-
-
-class UserError(Exception):
-    """The user's mistake: one line that says what, where, the value and what would be right."""
-
-
-class CheckFailedError(Exception):
-    """A check or invariant of ours refused to go on: nothing of this stage is kept."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +149,7 @@ class Context:
     folder: Path
     build: Callable[[Mapping[str, Any]], Any]  # a `_target_` config -> the object
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
+    checkpoint_seconds: float = 15.0  # a fit saves itself at the end of an epoch, not more often
 
 
 @runtime_checkable
@@ -161,12 +157,18 @@ class Stage(Protocol):
     """One step of a recipe. The three sets are class attributes, in the words defined above.
 
     `needs` must hold before; `adds` holds afterwards; an artifact that has any of `destroys`
-    is refused, since this stage would silently undo it.
+    is refused, since this stage would silently undo it. They are read-only for the type checker:
+    a class attribute, a field or a property will do.
     """
 
-    needs: frozenset[str]
-    adds: frozenset[str]
-    destroys: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    @property
+    def adds(self) -> frozenset[str]: ...
+
+    @property
+    def destroys(self) -> frozenset[str]: ...
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         """`inputs["model"]` is where the stage starts; `inputs["teacher"]` where one is named."""

@@ -1,0 +1,72 @@
+"""The help page: every config group, its options and their one-line purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+GROUPS = {
+    "model": "the architecture; model.checkpoint=FILE replaces its training",
+    "dataset": "what it learns",
+    "recipe": "the stages, in order; recipe.stages.NAME.OPTION=VALUE sets an option of one",
+    "trainer": "where fits run",
+    "tracking": "where figures and files are logged",
+    "stage": "stages for recipes of your own; +stage@recipe.stages.NAME=... adds one at the end",
+    "criterion": "importance for pruning; criterion@recipe.stages.prune.criterion=...",
+    "quantizer": "grids and ranges; quantizer@recipe.stages.quantize.activation=...",
+    "loss": "distillation losses; loss@recipe.stages.distill.loss=...",
+}
+_HEAD = """compressbench: recipes of model compression, measured on the file that ships
+
+  python run.py recipe=prune_then_quant                      the main job, on the built-in digits
+  python run.py recipe=prune recipe.stages.prune.sparsity=0.8
+  python run.py recipe=quantize plan=true                    what would run, and for how long
+  python run.py -m recipe=prune,quantize                     one after the other
+  compressbench replay RUN/recipe.yaml                       the same run again, to the same bytes
+  compressbench store list|explain|verify|collect|pin        what is computed already
+  compressbench sync [RUN ...]                               log what a tracking server missed
+  (compressbench ... and python run.py ... are the same program)
+"""
+_FOOT = """
+Flags: -m (sweep over comma lists), --config-dir DIR (YAML groups of your own),
+  --allow PATTERN (targets of your own, such as mymodel.*; also COMPRESSBENCH_ALLOW),
+  --cfg job (print the composed config), --hydra-help (Hydra's own flags)"""
+
+
+def config_folder() -> Path:
+    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def options(group: str, folders: Iterable[Path]) -> dict[str, str]:
+    """Name -> purpose of every option of a group; the purpose is the first line's comment."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted((folder / group).glob("*.yaml")):
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
+    return found
+
+
+def help_page(folders: Iterable[Path]) -> str:
+    """The text of --help. `folders` are the config folders, the user's own included."""
+    places = list(folders)
+    lines = [_HEAD]
+    for group, purpose in GROUPS.items():
+        lines.append(f"{group}: {purpose}")
+        lines.extend(f"  {name:20} {text}" for name, text in options(group, places).items())
+    lines.append("top level")
+    lines.extend(_commented(places[0] / "config.yaml"))
+    return "\n".join([*lines, _FOOT])
+
+
+def _commented(path: Path) -> list[str]:
+    """`key: value  # purpose` lines at the top level of a YAML file."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        setting, _, purpose = line.partition("  # ")
+        if purpose and not line.startswith((" ", "#")):
+            name, _, value = setting.partition(": ")
+            found.append(f"  {name}={value}: {purpose}")
+    return found

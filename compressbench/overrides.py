@@ -1,0 +1,74 @@
+"""What Hydra would accept or explain badly on the command line, said in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressbench.errors import UserError
+from compressbench.groups import options
+from compressbench.targets import nearest
+
+
+def refuse(arguments: Sequence[str]) -> None:
+    """Raise UserError for a key given twice or a section taken away."""
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("~"):
+            raise UserError(f"{argument}: sections cannot be taken away; choose another option")
+        key, equals, _ = argument.partition("=")
+        if not equals or argument.startswith("-"):
+            continue
+        name = key.lstrip("+")
+        if name in seen:
+            raise UserError(f"{name} is given twice: {seen[name]} and {argument}")
+        seen[name] = argument
+
+
+def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path]) -> str:
+    """One line for what Hydra or OmegaConf said while composing."""
+    text = str(error)
+    group = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
+    if group:
+        name, option = group.groups()
+        return f"{name}={option}: no such option{nearest(option, options(name, folders))}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
+        return _unknown_key(override.group(1), arguments, folders)
+    cause = error.__cause__
+    lines = [line.strip() for line in (text or repr(error)).splitlines() if line.strip()]
+    if cause is not None and str(cause) not in text:
+        lines.append(str(cause).splitlines()[0])
+    return " ".join(lines[:3])
+
+
+def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
+    """Name the key nearest to an unknown one, from the config composed without it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    rest = [a for a in arguments if "=" in a and not a.startswith("-")]
+    rest = [a for a in rest if a.partition("=")[0].lstrip("+") != key and "," not in a]
+    search = [f"hydra.searchpath=[{','.join('file://' + str(f) for f in folders[1:])}]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
+    known = set(_keys(OmegaConf.to_container(config, resolve=False)))
+    return f"{key}: no such key{nearest_key(key, known)}"
+
+
+def nearest_key(key: str, known: set[str]) -> str:
+    """The nearest of the keys under the same parent, else of all."""
+    parent = key.rpartition(".")[0]
+    siblings = {k for k in known if k.rpartition(".")[0] == parent}
+    return nearest(key, siblings or known)
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield f"{prefix}{name}"
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,0 +1,198 @@
+"""A recipe laid out before it runs: stages built and checked, parents named, keys computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compressbench.core import CheckFailedError, Data, Runtime, Stage, UserError
+from compressbench.order import check_order
+from compressbench.store.keys import content_key
+from compressbench.store.sources import source_digest, versions
+from compressbench.targets import build, check, nearest
+
+SCHEMA = 1
+_FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
+_ALWAYS_RUNS = ("compressbench.recipe.run", "compressbench.artifact.save")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan. `model` is set where the stage starts from a fresh architecture."""
+
+    name: str
+    config: dict[str, Any]
+    stage: Stage
+    model: dict[str, Any] | None
+    checkpoint: Path | None
+    parents: dict[str, str]  # role ("model", "teacher") -> name of an earlier stage
+    parts: dict[str, Any]
+    key: str
+
+    @property
+    def kind(self) -> str:
+        return type(self.stage).__name__.lower()
+
+
+def make_plan(
+    stages: Mapping[str, Any],
+    model: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    data: Data,
+    runtime: Runtime,
+    seed: int,
+) -> list[Planned]:
+    """Check a recipe as a whole and give every stage its content key.
+
+    `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
+    architecture to start from) and `teacher` (the name of an earlier stage). Raises UserError
+    for anything that cannot work, before any work is done.
+    """
+    if not isinstance(stages, Mapping) or not stages:
+        raise UserError("recipe.stages is empty: name at least one stage, such as train")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed must be an integer of at least 0, got {seed!r}")
+    built = {name: _build_stage(name, config) for name, config in stages.items()}
+    fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
+    check_order(built, fresh)
+    planned: dict[str, Planned] = {}
+    for name, stage in built.items():
+        planned[name] = _plan_stage(
+            name, stage, stages, model, dataset, data, runtime, seed, planned
+        )
+    return list(planned.values())
+
+
+def _build_stage(name: str, config: Any) -> Stage:
+    where = f"recipe.stages.{name}"
+    if not isinstance(config, Mapping) or "_target_" not in config:
+        raise UserError(f"{where} has no _target_: it is no stage")
+    stage = build(_own_options(config), where)
+    if not isinstance(stage, Stage):
+        raise UserError(f"{where}._target_={config['_target_']} is no stage")
+    return stage
+
+
+def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("model", "teacher")}
+
+
+def _own_model(
+    name: str, stage: Stage, stages: Mapping[str, Any], model: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    own: Mapping[str, Any] | None = stages[name].get("model")
+    if own is None and (getattr(stage, "starts_fresh", False) or name == next(iter(stages))):
+        return model
+    return own
+
+
+def _plan_stage(
+    name: str,
+    stage: Stage,
+    stages: Mapping[str, Any],
+    model: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    data: Data,
+    runtime: Runtime,
+    seed: int,
+    before: Mapping[str, Planned],
+) -> Planned:
+    where = f"recipe.stages.{name}"
+    own = _own_model(name, stage, stages, model)
+    architecture = checkpoint = None
+    parents: dict[str, str] = {}
+    if own is None:
+        parents["model"] = list(before)[-1]
+    else:
+        at = f"{where}.model" if stages[name].get("model") else "model"
+        architecture, checkpoint = _architecture(own, data, at)
+    teacher = _teacher(name, stages[name], before, where)
+    if teacher is not None:
+        parents["teacher"] = teacher
+    config = _own_options(stages[name])
+    parts = {
+        "schema": SCHEMA,
+        "kind": "stage",
+        "stage": type(stage).__name__,
+        "config": config,
+        "parents": {role: before[parent].key for role, parent in parents.items()},
+        "model": architecture,
+        "checkpoint": _sha256(checkpoint) if checkpoint else None,
+        "data": data.manifest(),
+        "code": source_digest(sorted({*_ALWAYS_RUNS, *_targets([config, architecture, dataset])})),
+        "environment": versions(_FIT_LIBRARIES),
+        "seed": stage_seed(seed, name),
+        "runtime": asdict(runtime),
+    }
+    return Planned(
+        name, config, stage, architecture, checkpoint, parents, parts, content_key(parts)
+    )
+
+
+def _architecture(
+    own: Mapping[str, Any], data: Data, where: str
+) -> tuple[dict[str, Any], Path | None]:
+    spec = data.spec
+    config = {
+        "input_shape": list(spec.input_shape),
+        "num_classes": spec.num_classes,
+        **{k: v for k, v in own.items() if k != "checkpoint"},
+    }
+    if config["num_classes"] != spec.num_classes:
+        raise UserError(
+            f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
+            f"{spec.num_classes} classes: teacher, student and dataset must agree"
+        )
+    check(config, where)
+    path = own.get("checkpoint")
+    if path is None:
+        return config, None
+    if not Path(path).is_file():
+        raise UserError(f"{where}.checkpoint={path}: there is no such file")
+    return config, Path(path)
+
+
+def _teacher(
+    name: str, config: Mapping[str, Any], before: Mapping[str, Planned], where: str
+) -> str | None:
+    teacher = config.get("teacher")
+    if teacher is None:
+        if "loss" in config and "teacher" in config:
+            raise UserError(f"{where}.teacher is required: the name of an earlier stage")
+        return None
+    if teacher not in before:
+        choices = nearest(str(teacher), before)
+        raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")
+    return str(teacher)
+
+
+def _targets(tree: Any) -> Iterator[str]:
+    """Every `_target_` in a config whose source is not a versioned library's."""
+    if isinstance(tree, Mapping):
+        target = tree.get("_target_")
+        if target is not None and not str(target).startswith("torch."):
+            yield str(target)
+        for value in tree.values():
+            yield from _targets(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _targets(value)
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """The seed of a stage: of the run's seed and the stage's name, of nothing else."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_same_checkpoint(planned: Planned) -> None:
+    """Raise CheckFailedError when the checkpoint changed since the plan was made."""
+    if planned.checkpoint and _sha256(planned.checkpoint) != planned.parts["checkpoint"]:
+        raise CheckFailedError(f"{planned.checkpoint} changed while the recipe ran")

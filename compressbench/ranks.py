@@ -1,0 +1,196 @@
+"""One stage on several processes: the parent decides and publishes, the ranks compute.
+
+The ranks are Hydra-free processes of this module, started from a JSON file. When one dies the
+others are stopped, with its last words as the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressbench.core import CheckFailedError, Runtime, UserError
+
+if TYPE_CHECKING:
+    from compressbench.plan import Planned
+    from compressbench.recipe import Workshop
+
+EXIT_USER, EXIT_CHECK = 1, 3
+POLL_SECONDS, GRACE_SECONDS = 0.2, 5.0
+
+
+def run_on_ranks(
+    planned: Planned, parents: Mapping[str, str], workshop: Workshop, folder: Path, scratch: Path
+) -> None:
+    """Run a stage on `runtime.devices` ranks; the first one writes the artifact into `folder`.
+
+    `parents` maps roles to keys in the store.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    job = scratch / "job.json"
+    description = {
+        "name": planned.name,
+        "config": planned.config,
+        "model": planned.model,
+        "checkpoint": str(planned.checkpoint) if planned.checkpoint else None,
+        "parts": planned.parts,
+        "key": planned.key,
+        "parents": dict(parents),
+        "dataset": dict(workshop.dataset),
+        "runtime": asdict(workshop.runtime),
+        "checkpoint_seconds": workshop.checkpoint_seconds,
+        "store": str(workshop.store.root),
+        "folder": str(folder),
+        "scratch": str(scratch),
+    }
+    job.write_text(json.dumps(description))
+    processes = [_start(r, workshop.runtime.devices, job, port) for port in [_free_port()]
+                 for r in range(workshop.runtime.devices)]  # fmt: skip
+    try:
+        _watch(processes, scratch, workshop)
+    finally:
+        _stop(processes)
+
+
+def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(rank),
+        "RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+    }
+    log = (job.parent / f"rank{rank}.log").open("wb")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "compressbench.ranks", str(job)],
+            env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def _watch(processes: list[subprocess.Popen[bytes]], scratch: Path, workshop: Workshop) -> None:
+    """Wait for all ranks, passing on the first one's progress; raise when one fails."""
+    seen = ""
+    while any(p.poll() is None for p in processes):
+        failed = [r for r, p in enumerate(processes) if p.returncode not in (None, 0)]
+        if failed:
+            _raise(failed[0], processes[failed[0]].returncode, scratch)
+        progress = scratch / "progress.json"
+        text = progress.read_text() if progress.exists() else ""
+        if text and text != seen:
+            seen = text
+            workshop.progress(*json.loads(text))
+        time.sleep(POLL_SECONDS)
+    failed = [r for r, p in enumerate(processes) if p.returncode != 0]
+    if failed:
+        _raise(failed[0], processes[failed[0]].returncode, scratch)
+
+
+def _raise(rank: int, code: int, scratch: Path) -> None:
+    lines = (scratch / f"rank{rank}.log").read_text(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else "no output"
+    if code == EXIT_USER:
+        raise UserError(last)
+    if code == EXIT_CHECK:
+        raise CheckFailedError(last)
+    tail = "\n".join(lines[-30:])
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    if code < 0:
+        raise CheckFailedError(f"rank {rank} {how}; the other ranks were stopped ({last})")
+    raise RuntimeError(f"rank {rank} {how}:\n{tail}")
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, sign)
+        while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 4)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank_main(job: Path) -> None:
+    """What one rank does: join the group, load the parents, run the stage."""
+    import torch
+    import torch.distributed as dist
+
+    from compressbench import artifact as artifacts
+    from compressbench.plan import Planned
+    from compressbench.recipe import Workshop, build_model, execute, make_context
+    from compressbench.store.entries import Store
+    from compressbench.targets import build
+
+    description = json.loads(job.read_text())
+    runtime = Runtime(**description["runtime"])
+    torch.set_num_threads(runtime.threads)
+    if runtime.accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if runtime.accelerator == "gpu" else "gloo")
+    store = Store(Path(description["store"]))
+    data = build(description["dataset"], "dataset")
+    scratch = Path(description["scratch"])
+    workshop = Workshop(store, data, description["dataset"], runtime,
+                        description["checkpoint_seconds"], _progress_file(scratch))  # fmt: skip
+    config = description["config"]
+    planned = Planned(
+        description["name"], config, build(config, f"recipe.stages.{description['name']}"),
+        description["model"],
+        Path(description["checkpoint"]) if description["checkpoint"] else None,
+        {}, description["parts"], description["key"],
+    )  # fmt: skip
+    parents = {
+        role: artifacts.load(_entry_folder(store, key), build_model, key)
+        for role, key in description["parents"].items()
+    }
+    execute(planned, parents, make_context(planned, workshop, scratch), Path(description["folder"]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _entry_folder(store: Any, key: str) -> Path:
+    entry = store.read(key)
+    if entry is None:
+        raise CheckFailedError(f"the store lost entry {key[:12]} while the recipe ran")
+    return Path(entry.folder)
+
+
+def _progress_file(scratch: Path) -> Any:
+    def progress(done: int, total: int, text: str) -> None:
+        if os.environ["RANK"] == "0":
+            temporary = scratch / "progress.tmp"
+            temporary.write_text(json.dumps([done, total, text]))
+            temporary.replace(scratch / "progress.json")
+
+    return progress
+
+
+def main() -> None:
+    try:
+        _rank_main(Path(sys.argv[1]))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_USER)  # the other ranks may wait in a collective: do not join them
+    except CheckFailedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_CHECK)
+
+
+if __name__ == "__main__":
+    main()

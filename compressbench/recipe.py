@@ -1,0 +1,222 @@
+"""The run loop: for each stage, take it from the store or run it; then export and measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressbench import artifact as artifacts
+from compressbench.collectives import assert_same_on_ranks, rank
+from compressbench.core import (
+    TRAINED,
+    Artifact,
+    Context,
+    Coverage,
+    Data,
+    Measurement,
+    Outcome,
+    Runtime,
+    Step,
+    UserError,
+)
+from compressbench.plan import SCHEMA, Planned, require_same_checkpoint
+from compressbench.report import shrink_warning
+from compressbench.store.entries import Entry, Store
+from compressbench.store.sources import source_digest, versions
+from compressbench.targets import build
+
+OUTCOME = "outcome.json"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the stages of one run share. `dataset` is the config that `data` was built from."""
+
+    store: Store
+    data: Data
+    dataset: Mapping[str, Any]
+    runtime: Runtime
+    checkpoint_seconds: float = 15.0
+    progress: Progress = lambda done, total, text: None
+
+
+def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
+    """Yield a Step after each stage. The first stage is the float baseline.
+
+    Test data are read for the baseline and for the last stage only.
+    """
+    done: dict[str, Step] = {}
+    for index, planned in enumerate(plan):
+        started = time.monotonic()
+        entry, hit = workshop.store.get_or_build(
+            planned.parts,
+            lambda folder, p=planned: _build(p, done, workshop, folder),  # type: ignore[misc]
+            on_wait=lambda: workshop.progress(0, 1, "waiting for another process"),
+        )
+        artifact = artifacts.load(entry.folder, build_model, planned.key)
+        outcome = json.loads((entry.folder / OUTCOME).read_text())
+        baseline = next(iter(done.values()), None)
+        files, measurement = _measured(
+            artifact, baseline, workshop, test=index in (0, len(plan) - 1)
+        )
+        previous = next(reversed(done.values()), None)
+        step = Step(
+            index, planned.name, planned.kind, planned.key, hit, time.monotonic() - started,
+            artifact, measurement,
+            tuple(Coverage(**row) for row in outcome["coverage"]),
+            outcome["history"],
+            tuple(outcome["warnings"]) + measurement.warnings,
+            files, baseline is None, index == len(plan) - 1,
+        )  # fmt: skip
+        warning = shrink_warning(previous, step) if previous else None
+        done[planned.name] = replace(step, warnings=(*step.warnings, *([warning] * bool(warning))))
+        yield done[planned.name]
+
+
+def build_model(config: Mapping[str, Any]) -> Any:
+    """A fresh architecture, on the CPU, in eval mode."""
+    return build(config, "model").eval()
+
+
+def _build(
+    planned: Planned, done: Mapping[str, Step], workshop: Workshop, folder: Path
+) -> dict[str, Any]:
+    """Run one stage into `folder`, in this process or on several ranks."""
+    scratch = workshop.store.scratch(planned.key)
+    parents = {role: done[name].artifact for role, name in planned.parents.items()}
+    if workshop.runtime.devices > 1:
+        from compressbench.ranks import run_on_ranks
+
+        keys = {role: artifact.key for role, artifact in parents.items()}
+        run_on_ranks(planned, keys, workshop, folder, scratch)
+    else:
+        context = make_context(planned, workshop, scratch)
+        execute(planned, parents, context, folder)
+    return {"name": planned.name}
+
+
+def make_context(planned: Planned, workshop: Workshop, scratch: Path) -> Context:
+    return Context(
+        data=workshop.data,
+        runtime=workshop.runtime,
+        seed=planned.parts["seed"],
+        folder=scratch,
+        build=build,
+        progress=workshop.progress,
+        checkpoint_seconds=workshop.checkpoint_seconds,
+    )
+
+
+def execute(
+    planned: Planned, parents: Mapping[str, Artifact], context: Context, folder: Path
+) -> None:
+    """Run one stage, check that earlier work survived, and write the result into `folder`.
+
+    On several ranks every rank comes here; all must arrive at the same tensors, and the first
+    one writes.
+    """
+    torch.set_num_threads(context.runtime.threads)
+    inputs = dict(parents)
+    if planned.model is not None:
+        inputs["model"] = _fresh(planned, context)
+    before = inputs["model"].properties
+    outcome = planned.stage.run(inputs, context)
+    result = replace(outcome.artifact, properties=before | planned.stage.adds, key=planned.key)
+    artifacts.check(result)
+    assert_same_on_ranks(artifacts.digest(result), f"the model after {planned.name}")
+    require_same_checkpoint(planned)
+    context.data.verify()
+    if rank() == 0:
+        artifacts.save(result, folder)
+        (folder / OUTCOME).write_text(json.dumps(_plain(outcome)) + "\n")
+
+
+def _fresh(planned: Planned, context: Context) -> Artifact:
+    """The initial model of a stage: seeded weights, or those of its checkpoint."""
+    if planned.model is None:
+        raise UserError(f"{planned.name} has no model to start from")
+    with torch.random.fork_rng():
+        torch.manual_seed(context.seed)
+        model = build_model(planned.model)
+    if planned.checkpoint is None:
+        return Artifact(model, planned.model, (), frozenset())
+    from compressbench.models.checkpoint import load_checkpoint_
+
+    load_checkpoint_(model, planned.checkpoint)
+    return Artifact(model, planned.model, (), frozenset({TRAINED}))
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "coverage": [asdict(row) for row in outcome.coverage],
+        "history": dict(outcome.history),
+        "warnings": list(outcome.warnings),
+    }
+
+
+def _measured(
+    artifact: Artifact, baseline: Step | None, workshop: Workshop, test: bool
+) -> tuple[Path, Measurement]:
+    """Export, measure the file beside the float baseline's, and read test data where allowed."""
+    from compressbench.export.onnx import export_onnx
+    from compressbench.measure.measure import measure_model, test_figures
+
+    data, store = workshop.data, workshop.store
+    torch.set_num_threads(workshop.runtime.threads)
+    exported = _export(artifact, workshop, export_onnx)
+    file = exported.folder / "model.onnx"
+    reference = baseline.files / "model.onnx" if baseline else file
+    shared = {
+        "parents": {"export": exported.key},
+        "data": data.manifest(),
+        "runtime": asdict(workshop.runtime),
+        "environment": {**versions(["torch", "onnx", "onnxruntime", "zstandard"]), **_machine()},
+    }
+
+    def measure(folder: Path) -> dict[str, Any]:
+        workshop.progress(0, 1, "measuring the exported file")
+        return asdict(measure_model(artifact, file, reference, data))
+
+    parts = _parts("measure", shared, "compressbench.measure.measure.measure_model")
+    parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
+    entry, _ = store.get_or_build(parts, measure)
+    figures = dict(entry.meta["figures"])
+    if test:
+        parts = _parts("test", shared, "compressbench.measure.measure.test_figures")
+        tested, _ = store.get_or_build(parts, lambda folder: test_figures(file, data))
+        figures |= tested.meta
+    return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
+
+
+def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., Any]) -> Entry:
+    def export(folder: Path) -> dict[str, Any]:
+        workshop.progress(0, 1, "exporting to ONNX")
+        report: dict[str, Any] = export_onnx(artifact, workshop.data, folder / "model.onnx")
+        (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
+        return {}
+
+    shared = {
+        "parents": {"model": artifact.key},
+        "data": asdict(workshop.data.spec),
+        "environment": versions(["torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"]),
+    }
+    parts = _parts("export", shared, "compressbench.export.onnx.export_onnx")
+    return workshop.store.get_or_build(parts, export)[0]
+
+
+def _parts(kind: str, shared: Mapping[str, Any], target: str) -> dict[str, Any]:
+    return {**shared, "schema": SCHEMA, "kind": kind, "code": source_digest([target])}
+
+
+def _machine() -> dict[str, str]:
+    """A latency holds for the machine it was taken on."""
+    return {"machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"}

@@ -1,0 +1,258 @@
+"""Gradient descent on a model as a Lightning fit: one process or many, resumable, NaN-safe."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from compressbench.artifact import apply_mask_, masked_layers
+from compressbench.collectives import mean_over_ranks, rank, world_size
+from compressbench.core import CheckFailedError, Context, UserError
+from compressbench.data.batches import batches
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+BatchLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> (loss, logits)
+CHECK_EVERY = 20  # steps between looks at the loss: a look stalls an accelerator
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. `epochs` may be a fraction; the learning rate follows a cosine
+    (Loshchilov & Hutter 2017, arXiv 1608.03983) after a linear warm-up of `warmup` of the steps.
+    """
+
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float)):
+            raise UserError(f"epochs must be a number above 0, got {self.epochs!r}")
+        if not (math.isfinite(self.epochs) and self.epochs > 0):
+            raise UserError(f"epochs must be a number above 0, got {self.epochs}")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
+            raise UserError(f"batch_size must be an integer of at least 2, got {self.batch_size!r}")
+        if self.batch_size < 2:
+            raise UserError(f"batch_size must be at least 2, got {self.batch_size}")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup must be in [0, 1), got {self.warmup}")
+
+    def steps_per_epoch(self, images: int, ranks: int = 1) -> int:
+        return max(1, images // (self.batch_size * ranks))
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate over its peak at `step` of `steps`."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class _Module(pl.LightningModule):
+    """Connects a model, a loss and a schedule with the Trainer."""
+
+    sums: Tensor  # loss, correct predictions and images of the epoch so far
+    bad_step: Tensor  # the first step whose loss was not finite, or -1
+
+    def __init__(
+        self, model: nn.Module, loss: BatchLoss, schedule: Schedule, context: Context
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.schedule, self.context = model, loss, schedule, context
+        self.masked = list(masked_layers(model).values())
+        images = len(context.data.split("train"))
+        self.per_epoch = schedule.steps_per_epoch(images, world_size())
+        if context.runtime.max_batches is not None:
+            self.per_epoch = min(self.per_epoch, context.runtime.max_batches)
+        self.steps = max(1, round(schedule.epochs * self.per_epoch))
+        self.history: dict[str, list[float]] = {"train/loss": [], "train/accuracy": []}
+        self.register_buffer("sums", torch.zeros(3), persistent=False)
+        self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
+
+    def train_dataloader(self) -> _Epoch:
+        return _Epoch(self)
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = self.schedule.optimizer(trained)
+        factor = partial(self.schedule.factor, steps=self.steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        inputs, targets = batch
+        loss, logits = self.loss(self.model, inputs, targets)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == targets).sum()
+            count = torch.tensor(float(len(targets)), device=loss.device)
+            self.sums += torch.stack([loss.detach().float() * count, correct.float(), count])
+            new = torch.where(torch.isfinite(loss), self.bad_step, self.global_step)
+            self.bad_step.copy_(torch.where(self.bad_step >= 0, self.bad_step, new))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        for layer in self.masked:
+            apply_mask_(layer)
+        if self.global_step % CHECK_EVERY == 0 or self.global_step == self.steps:
+            self._refuse_nan()
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            text = f"loss {self.sums[0].item() / max(1.0, self.sums[2].item()):.3f}, lr {rate:.2g}"
+            self.context.progress(self.global_step, self.steps, text)
+
+    def _refuse_nan(self) -> None:
+        step = int(self.bad_step)
+        if step >= 0:
+            peak = self.trainer.optimizers[0].param_groups[0]["initial_lr"]
+            rate = peak * self.schedule.factor(step, self.steps)
+            raise CheckFailedError(
+                f"the loss is not finite at step {step} of {self.steps}, learning rate {rate:.3g} "
+                f"(peak {peak:.3g}): try a lower one"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(_mix(self.context.seed, self.current_epoch, rank()))  # dropout
+
+    def on_train_epoch_end(self) -> None:
+        self._refuse_nan()
+        loss, correct, images = self.sums.tolist()
+        self.history["train/loss"].append(loss / images)
+        self.history["train/accuracy"].append(correct / images)
+        self.sums.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+
+class _Epoch:
+    """The batches of the epoch that the Trainer is in, the same ones after a resume."""
+
+    def __init__(self, module: _Module) -> None:
+        self.module = module
+
+    def __len__(self) -> int:
+        return self.module.per_epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        module = self.module
+        context = module.context
+        epoch = batches(
+            context.data, "train", module.schedule.batch_size,
+            device=context.runtime.device, augment=True, drop_last=True,
+            shuffle_seed=_mix(context.seed, module.current_epoch),
+            rank=rank(), world_size=world_size(),
+        )  # fmt: skip
+        return (batch for batch, _ in zip(epoch, range(module.per_epoch), strict=False))
+
+
+def _mix(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return mixed
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that a kill or a full disk cannot destroy: temp file beside, fsync, replace."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        temporary = target.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            target.replace(target.with_suffix(".previous"))
+        temporary.replace(target)
+
+
+class _Checkpoints(pl.Callback):
+    """Saves at the end of an epoch, when the last save is long enough ago."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self.last = path, seconds, time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        due = trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds)
+        if due and trainer.global_step < trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+            self.last = time.monotonic()
+
+
+def fit_(
+    model: nn.Module, loss: BatchLoss, schedule: Schedule, context: Context
+) -> dict[str, list[float]]:
+    """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
+
+    `loss(model, inputs, targets)` returns the scalar loss and the logits. Masked weights are
+    exactly zero after every step. Raises CheckFailedError when the loss is not finite.
+    """
+    context.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = context.folder / "fit.ckpt"
+    with torch.random.fork_rng():
+        module = _Module(model.train(), loss, schedule, context)
+        trainer = pl.Trainer(
+            **_placement(context),
+            precision=context.runtime.precision,  # type: ignore[arg-type]
+            max_steps=module.steps, max_epochs=-1, reload_dataloaders_every_n_epochs=1,
+            callbacks=[_Checkpoints(checkpoint, context.checkpoint_seconds)],
+            logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=context.folder,
+        )  # fmt: skip
+        trainer.fit(module, ckpt_path=_resumable(checkpoint), weights_only=True)
+    model.cpu().eval()
+    _average_statistics_(model)
+    return module.history
+
+
+def _average_statistics_(model: nn.Module) -> None:
+    """BatchNorm statistics of the last batches differ from rank to rank: take their mean."""
+    for buffer in model.buffers():
+        if world_size() > 1 and buffer.is_floating_point():
+            buffer.copy_(mean_over_ranks(buffer))
+
+
+def _resumable(checkpoint: Path) -> Path | None:
+    """The newest checkpoint that can be read, if any: a kill may have torn the last one."""
+    for path in (checkpoint, checkpoint.with_suffix(".previous")):
+        if path.exists():
+            try:
+                torch.load(path, weights_only=True, map_location="cpu")
+            except (RuntimeError, EOFError, OSError):
+                continue
+            return path
+    return None
+
+
+def _placement(context: Context) -> dict[str, Any]:
+    runtime = context.runtime
+    base: dict[str, Any] = {"accelerator": runtime.accelerator, "num_sanity_val_steps": 0}
+    if world_size() == 1:
+        return {**base, "devices": 1}
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from pytorch_lightning.strategies import DDPStrategy
+
+    backend = "nccl" if runtime.accelerator == "gpu" else "gloo"
+    strategy = DDPStrategy(
+        process_group_backend=backend, cluster_environment=LightningEnvironment()
+    )
+    return {**base, "devices": runtime.devices, "strategy": strategy}

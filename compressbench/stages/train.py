@@ -1,0 +1,89 @@
+"""Train a model from its initial weights, or take those of a checkpoint as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressbench.core import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    Coverage,
+    Outcome,
+)
+from compressbench.stages.fit import BatchLoss, Optimizer, Schedule, fit_
+
+GRIDS = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # float training would leave them
+
+
+@dataclass(frozen=True)
+class Train:
+    """Cross-entropy training. On a model that is trained already (a checkpoint) it does nothing.
+
+    `label_smoothing` in [0, 1) (Szegedy et al. 2016, arXiv 1512.00567); the rest: `Schedule`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    adds: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    destroys: ClassVar[frozenset[str]] = GRIDS
+    starts_fresh: ClassVar[bool] = True
+
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        return round(self.epochs * train_images), 0
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        if TRAINED in start.properties:
+            return Outcome(start, touched(start.model, "taken from the checkpoint"))
+        return descend(start, cross_entropy(self.label_smoothing), self.schedule(), context)
+
+
+def cross_entropy(label_smoothing: float) -> BatchLoss:
+    """The loss of `fit_` against the labels."""
+
+    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(inputs)
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing), logits
+
+    return loss
+
+
+def descend(start: Artifact, loss: BatchLoss, schedule: Schedule, context: Context) -> Outcome:
+    """Fit a copy of `start` and hand it back as a trained artifact."""
+    model = deepcopy(start.model)
+    history = fit_(model, loss, schedule, context)
+    trained = replace(start, model=model, properties=start.properties | {TRAINED})
+    return Outcome(trained, touched(model, "trained"), history)
+
+
+def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
+    """Coverage of a stage that moves every weight that is not masked."""
+    rows = []
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1:
+            mask = getattr(layer, "weight_mask", None)
+            free = int(mask.sum()) if isinstance(mask, torch.Tensor) else weight.numel()
+            rows.append(Coverage(name, type(layer).__name__, weight.numel(), free, detail))
+    return tuple(rows)

@@ -1,0 +1,112 @@
+"""From a `_target_` config to the object: only allowed targets, only known options.
+
+What may be named is this package's plug-ins, torch's optimizers, and what the user adds by
+`--allow mymodule.*` or COMPRESSBENCH_ALLOW; a YAML file cannot widen the list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compressbench.errors import UserError
+
+ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
+_PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "stages", "tracking")
+_HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+def allowed() -> list[str]:
+    """The patterns a `_target_` must match, in Hydra's execution_whitelist syntax."""
+    extra = os.environ.get(ALLOW_VARIABLE, "").replace(",", " ").split()
+    return [f"compressbench.{name}.*" for name in _PACKAGES] + ["torch.optim.*", *extra]
+
+
+def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
+    """Call the `_target_` of `config` with its options and `keywords`, nested targets first.
+
+    `where` is the config path for error messages. Raises UserError for a target that is not
+    allowed or not there, an unknown or missing option, and a value that the target refuses.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    check(config, where, set(keywords))
+    try:
+        return instantiate(
+            dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
+        )
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(f"{where}: {cause}") from None
+        if cause is None or isinstance(cause, ImportError):
+            raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+        raise cause from None
+
+
+def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> None:
+    """Refuse targets outside the list (before importing them) and options they do not take."""
+    target = config.get("_target_")
+    if target is not None:
+        _check_options(config, _locate(str(target), where), where, set(given))
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check(value, f"{where}.{name}")
+        elif isinstance(value, (list, tuple)):
+            for position, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    check(item, f"{where}.{name}[{position}]")
+
+
+def is_allowed(target: str) -> bool:
+    return any(
+        target == pattern or (pattern.endswith(".*") and target.startswith(pattern[:-1]))
+        for pattern in allowed()
+    )
+
+
+def _locate(target: str, where: str) -> Any:
+    if not is_allowed(target):
+        raise UserError(
+            f"{where}._target_={target} is not allowed; to run code of your own, pass "
+            f"--allow={target.rpartition('.')[0]}.* or set {ALLOW_VARIABLE}"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise
+        raise UserError(f"{where}._target_={target}: there is no module {module}") from None
+    if not callable(found) or inspect.ismodule(found):
+        raise UserError(f"{where}._target_={target}: {module} has no class or function {name}")
+    return found
+
+
+def _check_options(config: Mapping[str, Any], target: Any, where: str, given: set[str]) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    options = {str(name) for name in config} - _HYDRA_KEYS
+    unknown = sorted(options - set(parameters))
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]}: no such option{nearest(unknown[0], parameters)}")
+    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in (
+        p.VAR_POSITIONAL, p.POSITIONAL_ONLY)}  # fmt: skip
+    missing = sorted(required - options - given)
+    if missing and not config.get("_partial_"):
+        raise UserError(f"{where}.{missing[0]} is required by {config['_target_']}")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """What to add to a message about an unknown `name`: the closest choice, or all of them."""
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; choose from {', '.join(known)}" if known else ""
