@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.groups import config_folder, help_page
@@ -135,7 +135,6 @@ def _compose(arguments: list[str]) -> int:
     entry = hydra.main(
         config_path=str(config_folder()),
         config_name="config",
-        version_base="1.3",
         execution_whitelist=allowed(),
     )(task)
     try:
@@ -159,4 +158,4 @@ def _run_job(config: Any, arguments: list[str]) -> int:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return run_recipe(plain, folder, ["python", "run.py", *arguments])
+    return run_recipe(cast(dict[str, Any], plain), folder, ["python", "run.py", *arguments])

@@ -54,7 +54,7 @@ def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) ->
     rest = [a for a in rest if a.partition("=")[0].lstrip("+") != key and "," not in a]
     search = [f"hydra.searchpath=[{','.join('file://' + str(f) for f in folders[1:])}]"]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+    with initialize_config_dir(str(folders[0])):
         config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
     known = set(_keys(OmegaConf.to_container(config, resolve=False)))
     return f"{key}: no such key{nearest_key(key, known)}"

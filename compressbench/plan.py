@@ -184,7 +184,7 @@ def _targets(tree: Any) -> Iterator[str]:
 
 def stage_seed(seed: int, name: str) -> int:
     """The seed of a stage: of the run's seed and the stage's name, of nothing else."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
 
 
 def _sha256(path: Path) -> str:

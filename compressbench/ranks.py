@@ -1,7 +1,7 @@
 """One stage on several processes: the parent decides and publishes, the ranks compute.
 
-The ranks are Hydra-free processes of this module, started from a JSON file. When one dies the
-others are stopped, with its last words as the reason.
+The ranks are Hydra-free processes (rank.py) that start from a JSON file. When one dies the others
+are stopped, with its last words as the reason.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from compressbench.core import CheckFailedError, Runtime, UserError
+from compressbench.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
     from compressbench.plan import Planned
@@ -73,7 +73,7 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
     log = (job.parent / f"rank{rank}.log").open("wb")
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "compressbench.ranks", str(job)],
+            [sys.executable, "-m", "compressbench.rank", str(job)],
             env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
@@ -124,73 +124,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _rank_main(job: Path) -> None:
-    """What one rank does: join the group, load the parents, run the stage."""
-    import torch
-    import torch.distributed as dist
-
-    from compressbench import artifact as artifacts
-    from compressbench.plan import Planned
-    from compressbench.recipe import Workshop, build_model, execute, make_context
-    from compressbench.store.entries import Store
-    from compressbench.targets import build
-
-    description = json.loads(job.read_text())
-    runtime = Runtime(**description["runtime"])
-    torch.set_num_threads(runtime.threads)
-    if runtime.accelerator == "gpu":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if runtime.accelerator == "gpu" else "gloo")
-    store = Store(Path(description["store"]))
-    data = build(description["dataset"], "dataset")
-    scratch = Path(description["scratch"])
-    workshop = Workshop(store, data, description["dataset"], runtime,
-                        description["checkpoint_seconds"], _progress_file(scratch))  # fmt: skip
-    config = description["config"]
-    planned = Planned(
-        description["name"], config, build(config, f"recipe.stages.{description['name']}"),
-        description["model"],
-        Path(description["checkpoint"]) if description["checkpoint"] else None,
-        {}, description["parts"], description["key"],
-    )  # fmt: skip
-    parents = {
-        role: artifacts.load(_entry_folder(store, key), build_model, key)
-        for role, key in description["parents"].items()
-    }
-    execute(planned, parents, make_context(planned, workshop, scratch), Path(description["folder"]))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _entry_folder(store: Any, key: str) -> Path:
-    entry = store.read(key)
-    if entry is None:
-        raise CheckFailedError(f"the store lost entry {key[:12]} while the recipe ran")
-    return Path(entry.folder)
-
-
-def _progress_file(scratch: Path) -> Any:
-    def progress(done: int, total: int, text: str) -> None:
-        if os.environ["RANK"] == "0":
-            temporary = scratch / "progress.tmp"
-            temporary.write_text(json.dumps([done, total, text]))
-            temporary.replace(scratch / "progress.json")
-
-    return progress
-
-
-def main() -> None:
-    try:
-        _rank_main(Path(sys.argv[1]))
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(EXIT_USER)  # the other ranks may wait in a collective: do not join them
-    except CheckFailedError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(EXIT_CHECK)
-
-
-if __name__ == "__main__":
-    main()

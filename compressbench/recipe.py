@@ -78,7 +78,7 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
             files, baseline is None, index == len(plan) - 1,
         )  # fmt: skip
         warning = shrink_warning(previous, step) if previous else None
-        done[planned.name] = replace(step, warnings=(*step.warnings, *([warning] * bool(warning))))
+        done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))
         yield done[planned.name]
 
 

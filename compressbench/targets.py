@@ -16,7 +16,7 @@ from typing import Any
 from compressbench.errors import UserError
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
-_PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "stages", "tracking")
+_PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "stages", "trackers")
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
@@ -40,13 +40,10 @@ def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> 
         return instantiate(
             dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
         )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise UserError(f"{where}: {cause}") from None
-        if cause is None or isinstance(cause, ImportError):
-            raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
-        raise cause from None
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
 
 
 def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> None:

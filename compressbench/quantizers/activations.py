@@ -8,7 +8,7 @@ input can be quantized; the parameter names stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
     "add", "radd", "sub", "mul", "rmul", "div", "cat", "concat", "concatenate", "batch_norm",
     "layer_norm", "group_norm", "mean", "avg_pool2d", "adaptive_avg_pool2d", "matmul", "bmm",
     "sigmoid", "silu", "hardsigmoid", "hardswish", "gelu", "tanh", "softmax", "leaky_relu", "elu",
-    "prelu", "scaled_dot_product_attention", "interpolate",
+    "prelu", "rsub", "rdiv", "scaled_dot_product_attention", "interpolate",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class Call:
     index: int
     layer: str
     sources: list[int]
-    output: Tensor
+    output: Any  # kept, so that no later tensor gets the id of one of these
     consumers: list[int] = field(default_factory=list)
 
 
@@ -63,25 +63,27 @@ class _Recorder(TorchFunctionMode):
         name = function_name(func)
         index = self.counts.get(name, 0)
         self.counts[name] = index + 1
-        if isinstance(output, Tensor) and output.is_floating_point():
-            tensors = _tensors([*args, *(kwargs or {}).values()])
+        results = [t for t in tensors_in([output]) if t.is_floating_point()]
+        if results:
+            tensors = tensors_in([*args, *(kwargs or {}).values()])
             sources = [self.producer[id(t)] for t in tensors if id(t) in self.producer]
             if sources:
                 position = len(self.calls)
                 for source in sources:
                     self.calls[source].consumers.append(position)
                 self.calls.append(Call(name, index, self.layers[-1], sources, output))
-                self.producer[id(output)] = position
+                self.producer.update((id(t), position) for t in results)
         return output
 
 
-def _tensors(values: list[Any]) -> list[Tensor]:
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among `values` and in the lists and tuples among them."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(_tensors(list(value)))
+            found.extend(tensors_in(value))
     return found
 
 
@@ -162,10 +164,15 @@ class SiteQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
 
     def set_range_(self, low: float, high: float) -> None:
-        """Asymmetric grid over [low, high], widened to hold zero exactly."""
+        """Asymmetric grid over [low, high], widened to hold zero exactly.
+
+        A site that was always zero gets [0, 1]: a tiny scale would overflow the integer biases.
+        """
         low, high = min(low, 0.0), max(high, 0.0)
+        if high - low < torch.finfo(torch.float32).tiny * 2**self.bits:
+            low, high = 0.0, 1.0
         levels = 2**self.bits - 1
-        scale = max((high - low) / levels, torch.finfo(torch.float32).tiny * levels)
+        scale = (high - low) / levels
         self.scale.fill_(scale)
         self.zero_point.fill_(max(0, min(levels, round(-low / scale))))
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from compressbench.artifact import apply_mask_, masked_layers
 from compressbench.collectives import mean_over_ranks, rank, world_size
 from compressbench.core import CheckFailedError, Context, UserError
 from compressbench.data.batches import batches
+from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 BatchLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> (loss, logits)
+CHECKPOINT = "fit.ckpt"
 CHECK_EVERY = 20  # steps between looks at the loss: a look stalls an accelerator
 
 
@@ -48,6 +50,10 @@ class Schedule:
             raise UserError(f"batch_size must be at least 2, got {self.batch_size}")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup must be in [0, 1), got {self.warmup}")
+        try:
+            self.optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer: {error}") from None
 
     def steps_per_epoch(self, images: int, ranks: int = 1) -> int:
         return max(1, images // (self.batch_size * ranks))
@@ -78,8 +84,37 @@ class _Module(pl.LightningModule):
             self.per_epoch = min(self.per_epoch, context.runtime.max_batches)
         self.steps = max(1, round(schedule.epochs * self.per_epoch))
         self.history: dict[str, list[float]] = {"train/loss": [], "train/accuracy": []}
+        self.resumed: dict[str, Any] | None = None  # what `save_` wrote before a restart
+        self.first_epoch = self.first_step = 0
+        self.saved = time.monotonic()
         self.register_buffer("sums", torch.zeros(3), persistent=False)
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
+
+    @property
+    def epoch(self) -> int:
+        return self.first_epoch + self.current_epoch
+
+    @property
+    def step(self) -> int:
+        return self.first_step + self.global_step
+
+    def resume_(self, state: dict[str, Any]) -> None:
+        """Take up a fit at the end of the epoch in which `save` wrote its state."""
+        self.resumed = state
+        self.first_epoch, self.first_step = state["epoch"], state["step"]
+        self.history = state["history"]
+        self.model.load_state_dict(state["model"])
+
+    def checkpoint(self) -> dict[str, Any]:
+        optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
+        return {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),  # type: ignore[union-attr]
+        }
 
     def train_dataloader(self) -> _Epoch:
         return _Epoch(self)
@@ -89,6 +124,9 @@ class _Module(pl.LightningModule):
         optimizer = self.schedule.optimizer(trained)
         factor = partial(self.schedule.factor, steps=self.steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        if self.resumed is not None:
+            optimizer.load_state_dict(self.resumed["optimizer"])
+            scheduler.load_state_dict(self.resumed["scheduler"])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -101,18 +139,18 @@ class _Module(pl.LightningModule):
             correct = (logits.argmax(1) == targets).sum()
             count = torch.tensor(float(len(targets)), device=loss.device)
             self.sums += torch.stack([loss.detach().float() * count, correct.float(), count])
-            new = torch.where(torch.isfinite(loss), self.bad_step, self.global_step)
+            new = torch.where(torch.isfinite(loss), self.bad_step, self.step)
             self.bad_step.copy_(torch.where(self.bad_step >= 0, self.bad_step, new))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         for layer in self.masked:
             apply_mask_(layer)
-        if self.global_step % CHECK_EVERY == 0 or self.global_step == self.steps:
+        if self.step % CHECK_EVERY == 0 or self.step == self.steps:
             self._refuse_nan()
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             text = f"loss {self.sums[0].item() / max(1.0, self.sums[2].item()):.3f}, lr {rate:.2g}"
-            self.context.progress(self.global_step, self.steps, text)
+            self.context.progress(self.step, self.steps, text)
 
     def _refuse_nan(self) -> None:
         step = int(self.bad_step)
@@ -125,7 +163,7 @@ class _Module(pl.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(_mix(self.context.seed, self.current_epoch, rank()))  # dropout
+        torch.manual_seed(_mix(self.context.seed, self.epoch, rank()))  # dropout
 
     def on_train_epoch_end(self) -> None:
         self._refuse_nan()
@@ -133,12 +171,10 @@ class _Module(pl.LightningModule):
         self.history["train/loss"].append(loss / images)
         self.history["train/accuracy"].append(correct / images)
         self.sums.zero_()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        due = time.monotonic() - self.saved >= self.context.checkpoint_seconds
+        if due and rank() == 0 and self.step < self.steps:
+            save_checkpoint(self.checkpoint(), self.context.folder / CHECKPOINT)
+            self.saved = time.monotonic()
 
 
 class _Epoch:
@@ -156,7 +192,7 @@ class _Epoch:
         epoch = batches(
             context.data, "train", module.schedule.batch_size,
             device=context.runtime.device, augment=True, drop_last=True,
-            shuffle_seed=_mix(context.seed, module.current_epoch),
+            shuffle_seed=_mix(context.seed, module.epoch),
             rank=rank(), world_size=world_size(),
         )  # fmt: skip
         return (batch for batch, _ in zip(epoch, range(module.per_epoch), strict=False))
@@ -170,34 +206,6 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that a kill or a full disk cannot destroy: temp file beside, fsync, replace."""
-
-    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        temporary = target.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            target.replace(target.with_suffix(".previous"))
-        temporary.replace(target)
-
-
-class _Checkpoints(pl.Callback):
-    """Saves at the end of an epoch, when the last save is long enough ago."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds, self.last = path, seconds, time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        due = trainer.strategy.broadcast(time.monotonic() - self.last >= self.seconds)
-        if due and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.path)
-            self.last = time.monotonic()
-
-
 def fit_(
     model: nn.Module, loss: BatchLoss, schedule: Schedule, context: Context
 ) -> dict[str, list[float]]:
@@ -207,18 +215,20 @@ def fit_(
     exactly zero after every step. Raises CheckFailedError when the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = context.folder / "fit.ckpt"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _quiet_lightning():
         module = _Module(model.train(), loss, schedule, context)
+        state = load_checkpoint(context.folder / CHECKPOINT)
+        if state is not None:
+            module.resume_(state)
         trainer = pl.Trainer(
             **_placement(context),
             precision=context.runtime.precision,  # type: ignore[arg-type]
-            max_steps=module.steps, max_epochs=-1, reload_dataloaders_every_n_epochs=1,
-            callbacks=[_Checkpoints(checkpoint, context.checkpoint_seconds)],
+            max_steps=module.steps - module.first_step, max_epochs=-1,
+            reload_dataloaders_every_n_epochs=1,
             logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=context.folder,
         )  # fmt: skip
-        trainer.fit(module, ckpt_path=_resumable(checkpoint), weights_only=True)
+        trainer.fit(module)
     model.cpu().eval()
     _average_statistics_(model)
     return module.history
@@ -228,19 +238,23 @@ def _average_statistics_(model: nn.Module) -> None:
     """BatchNorm statistics of the last batches differ from rank to rank: take their mean."""
     for buffer in model.buffers():
         if world_size() > 1 and buffer.is_floating_point():
-            buffer.copy_(mean_over_ranks(buffer))
+            buffer.data = mean_over_ranks(buffer)
 
 
-def _resumable(checkpoint: Path) -> Path | None:
-    """The newest checkpoint that can be read, if any: a kill may have torn the last one."""
-    for path in (checkpoint, checkpoint.with_suffix(".previous")):
-        if path.exists():
-            try:
-                torch.load(path, weights_only=True, map_location="cpu")
-            except (RuntimeError, EOFError, OSError):
-                continue
-            return path
-    return None
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's tips are about loaders and loggers that we do not use."""
+    loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _placement(context: Context) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""CIFAR-10 from `train.parquet` and `test.parquet`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressbench.core import DataSpec, Split, SplitName, UserError
+from compressbench.data import splits, transforms
+from compressbench.data.decode import Form
+from compressbench.data.labels import class_numbers, targets
+from compressbench.data.partition import Partition
+from compressbench.data.sources import Parquet
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+MEAN = (0.4914, 0.4822, 0.4465)  # RGB in [0, 1], over the training images
+STD = (0.2470, 0.2435, 0.2616)
+FORM = Form(channels=3, height=32, width=32)
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """50,000 + 10,000 colour images of 32x32 pixels in ten classes (Krizhevsky 2009).
+
+    `root` is the folder with the two files; an image is a struct with `bytes` (PNG or JPEG), a
+    label an integer in [0, 9]. Validation: the rows of `train.parquet` whose numbers stand in the
+    text file `validation_rows`, else `validation_fraction` of each class by `split_seed`.
+    Training images are padded by `crop_padding` pixels and cropped, and mirrored if `flip`.
+    """
+
+    root: str | None = None
+    validation_rows: str | None = None
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    image_column: str = "img"
+    label_column: str = "label"
+    crop_padding: int = 4
+    flip: bool = True
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise UserError(
+                "dataset.root is not set: add dataset.root=<the folder with train.parquet and "
+                "test.parquet>"
+            )
+        for name in ("train.parquet", "test.parquet"):
+            if not (self._folder / name).is_file():
+                raise UserError(
+                    f"dataset.root={self.root}: no {name} there; train.parquet and test.parquet "
+                    f"are needed, with the columns {self.image_column} and {self.label_column}"
+                )
+        transforms.check_padding(self.crop_padding, FORM.height, FORM.width)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root or "").expanduser()
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("cifar10", FORM.shape, CLASSES, MEAN, STD, self.metric)
+
+    @cached_property
+    def _partition(self) -> Partition:
+        columns = (self.image_column, self.label_column)
+        train = Parquet((self._folder / "train.parquet",), *columns)
+        test = Parquet((self._folder / "test.parquet",), *columns)
+        labels = train.labels()
+        numbers = class_numbers(labels, CLASSES)
+        found = targets(labels, numbers, train.name)
+        return Partition({"train": train, "test": test}, self._rows(found), numbers)
+
+    def _rows(self, found: Tensor) -> dict[SplitName, Tensor]:
+        if self.validation_rows:
+            return splits.by_rows(Path(self.validation_rows).expanduser(), len(found))
+        return splits.stratified(found, {"validation": self.validation_fraction}, self.split_seed)
+
+    @cached_property
+    def _splits(self) -> dict[SplitName, Split]:
+        return {}
+
+    def split(self, name: SplitName) -> Split:
+        if name not in self._splits:
+            self._splits[name] = self._partition.split(name, FORM)
+        return self._splits[name]
+
+    def manifest(self) -> dict[str, Any]:
+        return self._partition.manifest(
+            {
+                "name": "cifar10",
+                "image_column": self.image_column,
+                "label_column": self.label_column,
+                "crop_padding": self.crop_padding,
+                "flip": self.flip,
+                "metric": self.metric,
+            }
+        )
+
+    def verify(self) -> None:
+        self._partition.verify()
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return transforms.normalise(inputs, MEAN, STD)
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return transforms.crop_and_flip(inputs, self.crop_padding, self.flip, generator)

@@ -1,0 +1,200 @@
+"""PNG and JPEG -> uint8 tensors, decoded once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compressbench.core import CheckFailedError, UserError
+from compressbench.data import files
+from compressbench.data.sources import Source
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Item = TypeVar("Item")
+SCHEMA = 1
+IMAGES_AT_ONCE = 256  # by one thread
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La",
+                   "RGBa", "LAB")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every decoded image is made into: `channels` 1 (luma) or 3 (RGB), size in pixels."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+
+def decoder() -> str:
+    """The library that decodes; another version may give other pixels."""
+    from importlib.metadata import version
+
+    return f"pillow {version('pillow')}"
+
+
+def first_form(source: Source, channels: int | None, size: tuple[int, int] | None) -> Form:
+    """The form asked for, filled in from the first image of `source` where it is None."""
+    if channels is not None and size is not None:
+        return Form(channels, *size)
+    first = next(source.images(), None)
+    if first is None:
+        raise UserError(f"{source.name}: holds no images")
+    image = _open(*first)
+    height, width = size or (image.height, image.width)
+    return Form(channels or (1 if image.mode in ("1", "L", "LA") else 3), height, width)
+
+
+def decoded(source: Source, form: Form) -> Tensor:
+    """All images of `source`, uint8 [N, C, H, W]: from the disk, else decoded and put there."""
+    lines = files.describe(source.files)
+    contents = [[line["path"], line["sha256"]] for line in lines]
+    options = {"form": asdict(form), "by": decoder(), "column": source.image_column}
+    identity = {"schema": SCHEMA, "files": contents, **options}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path = files.decoded_folder() / f"{key}.safetensors"
+    kept = _read(path, form)
+    if kept is not None:
+        return kept
+    with _locked(path):  # several processes decode once
+        kept = _read(path, form)
+        if kept is not None:
+            return kept
+        inputs = _decode_all(source, form)
+        # What was decoded must be what the key says, also where the file's times were restored.
+        files.verify(source.files, lines)
+        _write(path, inputs)
+        return inputs
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock beside `path`; it is released when its holder dies."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {lock.lock_file}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(path: Path, form: Form) -> Tensor | None:
+    """The kept tensor, or None where there is none; a damaged one is deleted."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            inputs: Tensor = file.get_tensor("inputs")
+            expected = (file.metadata() or {}).get("sha256")
+        form_kept = inputs.dtype == torch.uint8 and tuple(inputs.shape[1:]) == form.shape
+        if form_kept and _digest(inputs) == expected:
+            return inputs
+        reason = "another digest"
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    logging.getLogger(__name__).warning("%s is damaged (%s): decoding again", path, reason)
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _write(path: Path, inputs: Tensor) -> None:
+    metadata = {"sha256": _digest(inputs)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file({"inputs": inputs}, temporary, metadata)
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path} ({inputs.nbytes} bytes): {error}") from error
+
+    files.write_atomically(path, write)
+
+
+def _digest(inputs: Tensor) -> str:
+    return hashlib.sha256(inputs.numpy().data).hexdigest()
+
+
+def _decode_all(source: Source, form: Form) -> Tensor:
+    count = len(source.labels())
+    inputs = torch.empty((count, *form.shape), dtype=torch.uint8)
+    done = resized = 0
+    with ThreadPoolExecutor(files.workers()) as pool:
+        for group in _chunks(source.images(), IMAGES_AT_ONCE * files.workers()):
+            if done + len(group) > count:
+                raise CheckFailedError(f"{source.name}: changed while it was read")
+            parts = _chunks(iter(group), IMAGES_AT_ONCE)
+            places = _chunks(iter(range(done, done + len(group))), IMAGES_AT_ONCE)
+            resized += sum(
+                pool.map(lambda part, rows: _decode_into_(inputs, rows, part), parts, places)
+            )
+            done += len(group)
+    if done != count:
+        raise CheckFailedError(f"{source.name}: {done} images for {count} labels")
+    if resized:
+        logging.getLogger(__name__).warning(
+            "%s: resized %d of %d images to %dx%d (bilinear)",
+            *(source.name, resized, count, form.height, form.width),
+        )
+    return inputs
+
+
+def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _decode_into_(inputs: Tensor, rows: list[int], encoded: list[tuple[str, bytes]]) -> int:
+    """Fill `inputs[rows]` from (place, bytes) pairs; return how many had to be resized."""
+    from PIL import Image
+
+    _, channels, height, width = inputs.shape
+    resized = 0
+    for row, item in zip(rows, encoded, strict=True):
+        image = _open(*item).convert("L" if channels == 1 else "RGB")
+        if (image.height, image.width) != (height, width):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            resized += 1
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        inputs[row] = pixels.view(height, width, channels).permute(2, 0, 1)
+    return resized
+
+
+def _open(place: str, data: bytes) -> Image.Image:
+    """The image, wholly read; UserError says where one cannot be decoded."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place}: not a PNG or JPEG image ({reason})") from error
+    if image.mode not in EIGHT_BIT_MODES:
+        raise UserError(f"{place}: images must have 8 bits a channel, got mode {image.mode}")
+    return image

@@ -1,0 +1,88 @@
+"""Handwritten digits of scikit-learn, 8x8 pixels, which need no download."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressbench.core import CheckFailedError, DataSpec, Split, SplitName, UserError
+from compressbench.data import splits, transforms
+
+GREY_LEVELS = 16  # pixels are 0 ... 16
+MEAN, STD = (0.3061,), (0.3761,)  # of the default training split, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """1,797 grey images, split by class and seed (Alpaydin and Kaynak 1998, UCI).
+
+    `max_shift`: training images are moved by up to that many pixels, in [0, 7].
+    """
+
+    validation_fraction: float = 0.2
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    max_shift: int = 1
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_shift <= 7:
+            raise UserError(f"dataset.max_shift must be an integer in [0, 7], got {self.max_shift}")
+
+    @property
+    def spec(self) -> DataSpec:
+        names = tuple(str(digit) for digit in range(10))
+        return DataSpec("digits", (1, 8, 8), names, MEAN, STD, self.metric)
+
+    @cached_property
+    def _all(self) -> Split:
+        return _load()
+
+    @cached_property
+    def _rows(self) -> dict[SplitName, Tensor]:
+        fractions: dict[SplitName, float] = {
+            "validation": self.validation_fraction,
+            "test": self.test_fraction,
+        }
+        return splits.stratified(self._all.targets, fractions, self.split_seed)
+
+    def split(self, name: SplitName) -> Split:
+        rows = self._rows[name]
+        return Split(self._all.inputs[rows], self._all.targets[rows])
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "sha256": _digest(self._all),
+            "rows": {name: splits.digest(rows) for name, rows in self._rows.items()},
+            "options": {"name": "digits", "max_shift": self.max_shift, "metric": self.metric},
+        }
+
+    def verify(self) -> None:
+        if _digest(_load()) != _digest(self._all):
+            raise CheckFailedError("dataset: scikit-learn's digits changed while they were in use")
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return transforms.normalise(inputs, MEAN, STD)
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return transforms.random_crop(inputs, self.max_shift, generator)
+
+
+def _load() -> Split:
+    """All digits with the pixels spread over 0 ... 255."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(images).mul(255 / GREY_LEVELS).round().to(torch.uint8)
+    return Split(pixels.view(-1, 1, 8, 8), torch.from_numpy(labels).to(torch.int64))
+
+
+def _digest(split: Split) -> str:
+    sha = hashlib.sha256(split.inputs.numpy().tobytes())
+    sha.update(split.targets.numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,156 @@
+"""The user's own images: parquet files, or a folder with one subfolder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressbench.core import DataSpec, Split, SplitName, UserError
+from compressbench.data import splits, transforms
+from compressbench.data.decode import Form, first_form
+from compressbench.data.labels import class_numbers, targets
+from compressbench.data.partition import SPLITS, Partition
+from compressbench.data.sources import Folder, Parquet, Source, subfolders
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of any size, with 1 or 3 channels, in two or more classes.
+
+    Either parquet: `train`, and if there are any `validation` and `test`, each one file or a list.
+    Or a folder `root` that holds `train/<class>/*.png|jpg` and perhaps `validation/` and `test/`,
+    or just `<class>/*.png|jpg`. A split without files of its own is its fraction of each class of
+    the training images, by `split_seed`.
+
+    `image_size` (one number or [height, width]) and `channels` are those of the first training
+    image when null; images of another size are resized. `class_names` is only needed where integer
+    labels should have names. Mean and deviation are those of the training split.
+    """
+
+    root: str | None = None
+    train: str | Sequence[str] | None = None
+    validation: str | Sequence[str] | None = None
+    test: str | Sequence[str] | None = None
+    image_column: str = "img"
+    label_column: str = "label"
+    class_names: Sequence[str] | None = None
+    image_size: int | Sequence[int] | None = None
+    channels: int | None = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    crop_padding: int = 4
+    flip: bool = True
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        if bool(self.root) == bool(self.train):
+            which = "both are" if self.root else "none is"
+            raise UserError(
+                "set either dataset.train=<parquet file> or dataset.root=<folder of "
+                f"images>; {which} set"
+            )
+        if self.root and (self.validation or self.test):
+            raise UserError("dataset.validation and dataset.test go with dataset.train, not root")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"dataset.channels must be 1, 3 or null, got {self.channels}")
+        size = self._size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise UserError(
+                "dataset.image_size must be null, one number of pixels or [height, width], got "
+                f"{self.image_size}"
+            )
+
+    @property
+    def _size(self) -> tuple[int, ...] | None:
+        if self.image_size is None or isinstance(self.image_size, int):
+            return None if self.image_size is None else (self.image_size, self.image_size)
+        return tuple(self.image_size)
+
+    @cached_property
+    def _sources(self) -> dict[SplitName, Source]:
+        if self.root:
+            return _folders(Path(self.root).expanduser())
+        named = zip(SPLITS, (self.train, self.validation, self.test), strict=True)
+        columns = (self.image_column, self.label_column)
+        return {name: Parquet(_paths(given), *columns) for name, given in named if given}
+
+    @cached_property
+    def _partition(self) -> Partition:
+        train = self._sources["train"]
+        labels = train.labels()
+        if not labels:
+            raise UserError(f"{train.name}: holds no images")
+        declared = None if self.class_names is None else tuple(self.class_names)
+        numbers = class_numbers(labels, declared)
+        found = targets(labels, numbers, train.name)
+        fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
+        wanted: dict[SplitName, float] = {
+            name: fractions[name] for name in SPLITS[1:] if name not in self._sources
+        }
+        rows = splits.stratified(found, wanted, self.split_seed) if wanted else {}
+        return Partition(self._sources, rows, numbers)
+
+    @cached_property
+    def _form(self) -> Form:
+        size = None if self._size is None else (self._size[0], self._size[1])
+        form = first_form(self._sources["train"], self.channels, size)
+        transforms.check_padding(self.crop_padding, form.height, form.width)
+        return form
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        names = tuple(str(name) for name in self.class_names or self._partition.numbers)
+        mean, std = transforms.channel_statistics(self.split("train").inputs)
+        return DataSpec("images", self._form.shape, names, mean, std, self.metric)
+
+    @cached_property
+    def _splits(self) -> dict[SplitName, Split]:
+        return {}
+
+    def split(self, name: SplitName) -> Split:
+        if name not in self._splits:
+            self._splits[name] = self._partition.split(name, self._form)
+        return self._splits[name]
+
+    def manifest(self) -> dict[str, Any]:
+        return self._partition.manifest(
+            {
+                "name": "images",
+                "image_column": self.image_column,
+                "label_column": self.label_column,
+                "class_names": None if self.class_names is None else list(self.class_names),
+                "image_size": None if self._size is None else list(self._size),
+                "channels": self.channels,
+                "crop_padding": self.crop_padding,
+                "flip": self.flip,
+                "metric": self.metric,
+            }
+        )
+
+    def verify(self) -> None:
+        self._partition.verify()
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return transforms.normalise(inputs, self.spec.mean, self.spec.std)
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return transforms.crop_and_flip(inputs, self.crop_padding, self.flip, generator)
+
+
+def _paths(given: str | Sequence[str]) -> tuple[Path, ...]:
+    return tuple(Path(p).expanduser() for p in ([given] if isinstance(given, str) else given))
+
+
+def _folders(root: Path) -> dict[SplitName, Source]:
+    """`root/train`, ... where there is a `train`; else `root` itself holds the classes."""
+    names = {path.name for path in subfolders(root)}
+    if "train" not in names:
+        return {"train": Folder(root)}
+    return {name: Folder(root / name) for name in SPLITS if name in names}

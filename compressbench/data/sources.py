@@ -1,0 +1,179 @@
+"""Where encoded images come from: parquet files, folders with one subfolder a class."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from compressbench.core import UserError
+from compressbench.data.labels import Label
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+ROWS_AT_ONCE = 1024
+
+
+class Source(Protocol):
+    """Encoded images with labels, always in the same order."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Name within the dataset -> file; their bytes and the column decide what comes."""
+        ...
+
+    @property
+    def image_column(self) -> str | None: ...
+
+    def labels(self) -> list[Label]: ...
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        """(place for messages, PNG or JPEG bytes) of every image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Rows of parquet files; an image is raw bytes or a struct with a field `bytes`."""
+
+    paths: tuple[Path, ...]
+    image_column: str = "img"
+    label_column: str = "label"
+
+    def __post_init__(self) -> None:
+        for path in self.paths:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; a parquet file of images is needed there")
+        if len({path.name for path in self.paths}) < len(self.paths):
+            raise UserError(f"parquet files need different names, got {_listed(self.paths)}")
+
+    @property
+    def name(self) -> str:
+        return _listed(self.paths)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        return {path.name: path for path in self.paths}
+
+    def labels(self) -> list[Label]:
+        found: list[Label] = []
+        for path in self.paths:
+            for column in _read(path, self.label_column):
+                found.extend(_labels(column, path, self.label_column))
+        return found
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        for path in self.paths:
+            row = 0
+            for column in _read(path, self.image_column):
+                for data in _encoded(column, path, self.image_column):
+                    if data is None:
+                        raise UserError(f"{path} row {row}: no image bytes there")
+                    yield f"{path} row {row}", data
+                    row += 1
+
+
+def _listed(paths: tuple[Path, ...]) -> str:
+    return ", ".join(str(path) for path in paths)
+
+
+def _read(path: Path, column: str) -> Iterator[Any]:
+    """One column in pieces of at most ROWS_AT_ONCE rows, as arrow arrays."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_column(path, column, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+                yield batch.column(0)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a whole parquet file: {reason}") from error
+
+
+def _check_column(path: Path, column: str, names: list[str]) -> None:
+    if column in names:
+        return
+    near = difflib.get_close_matches(column, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{path}: no column {column!r} among {', '.join(names)}{hint}")
+
+
+def _labels(column: Any, path: Path, name: str) -> list[Label]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
+        raise UserError(f"{path}: labels must be integers or text, {name!r} holds {column.type}")
+    if column.null_count:
+        raise UserError(f"{path}: column {name!r} has rows without a label")
+    labels: list[Label] = column.to_pylist()
+    return labels
+
+
+def _encoded(column: Any, path: Path, name: str) -> Iterator[bytes | None]:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = column.flatten()[kind.get_field_index("bytes")]
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise UserError(
+            f"{path}: images must be PNG or JPEG bytes, or a struct with `bytes`; "
+            f"column {name!r} holds {kind}"
+        )
+    for value in column:
+        yield value.as_py()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`root/<class>/*.png|jpg|jpeg`; the labels are the names of the subfolders."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    @property
+    def image_column(self) -> None:
+        return None
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        found: dict[str, Path] = {}
+        for folder in subfolders(self.root):
+            images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not images:
+                raise UserError(f"{folder}: no {', '.join(SUFFIXES)} files in this class")
+            found |= {f"{folder.name}/{path.name}": path for path in images}
+        if not found:
+            raise UserError(f"{self.root}: no folders there; one folder a class is needed")
+        return found
+
+    def labels(self) -> list[Label]:
+        return [path.parent.name for path in self.files.values()]
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        for path in self.files.values():
+            try:
+                yield str(path), path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The visible folders in `root`, by name; UserError where there is no such folder."""
+    if not root.is_dir():
+        raise UserError(f"dataset: {root} is no folder")
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -1,0 +1,86 @@
+"""Splits fixed by a seed or by a file of row numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressbench.core import SplitName, UserError
+
+
+def stratified(
+    targets: Tensor, fractions: Mapping[SplitName, float], seed: int
+) -> dict[SplitName, Tensor]:
+    """Row numbers of each named part and of "train", the rest: sorted, disjoint, complete.
+
+    Every part gets its fraction of each class, rounded, at least one image and at most what
+    leaves one for training. `targets` int64 [N].
+    """
+    _check_fractions(fractions)
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[SplitName, list[Tensor]] = {name: [] for name in ("train", *fractions)}
+    for label in sorted(set(targets.tolist())):
+        rows = (targets == label).nonzero().view(-1)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        start = 0
+        for name, fraction in fractions.items():
+            wanted = max(1, round(len(rows) * fraction))
+            taken = min(wanted, max(0, len(rows) - start - 1))
+            parts[name].append(rows[start : start + taken])
+            start += taken
+        parts["train"].append(rows[start:])
+    return {name: torch.cat(rows).sort().values for name, rows in parts.items()}
+
+
+def _check_fractions(fractions: Mapping[SplitName, float]) -> None:
+    for name, fraction in fractions.items():
+        if not 0.0 < fraction < 1.0:
+            raise UserError(f"dataset.{name}_fraction must be in (0, 1), got {fraction}")
+    if sum(fractions.values()) >= 1.0:
+        raise UserError(
+            f"dataset: the fractions of {' and '.join(fractions)} must leave images for "
+            f"training, got {' + '.join(str(f) for f in fractions.values())}"
+        )
+
+
+def by_rows(path: Path, count: int) -> dict[SplitName, Tensor]:
+    """Validation = the row numbers in a text file, one a line from 0 on; train = the others."""
+    rows = _read_rows(path)
+    seen: set[int] = set()
+    for line, row in enumerate(rows, start=1):
+        if not 0 <= row < count:
+            raise UserError(f"{path} line {line}: row must be in [0, {count - 1}], got {row}")
+        if row in seen:
+            raise UserError(f"{path} line {line}: row {row} is named twice")
+        seen.add(row)
+    if not rows or len(rows) == count:
+        left = "no row for validation" if not rows else "no row for training"
+        raise UserError(f"{path}: names {len(rows)} of {count} rows, which leaves {left}")
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[torch.tensor(rows)] = True
+    return {"train": (~chosen).nonzero().view(-1), "validation": chosen.nonzero().view(-1)}
+
+
+def _read_rows(path: Path) -> list[int]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"dataset.validation_rows={path}: cannot be read: {error}") from error
+    rows = []
+    for line, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            rows.append(int(text))
+        except ValueError:
+            raise UserError(f"{path} line {line}: must be a row number, got {text!r}") from None
+    return rows
+
+
+def digest(rows: Tensor) -> str:
+    """SHA-256 of the row numbers, int64 little endian."""
+    return hashlib.sha256(rows.to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,70 @@
+"""How long a plan will take: images of its stages times the measured speed of its models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compressbench.core import Data, Runtime
+from compressbench.plan import Planned
+from compressbench.recipe import build_model
+
+MEASURING_SECONDS = 7.0  # export, agreement and latency of one stage, as measured on two cores
+PROBE_IMAGES, PROBE_SECONDS = 32, 0.3
+
+
+def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict[str, float]:
+    """Stage name -> estimated seconds, by running a few batches of noise through each model.
+
+    A pruned model is taken to be as slow as the one it came from.
+    """
+    torch.set_num_threads(runtime.threads)
+    images = len(data.split("train"))
+    speeds: dict[str, tuple[float, float]] = {}
+    seconds: dict[str, float] = {}
+    for planned in plan:
+        speeds[planned.name] = _speed_of(planned, speeds, runtime)
+        trained, forwarded = planned.stage.passes(images)
+        if planned.checkpoint is not None:
+            trained = 0
+        train, forward = speeds[planned.name]
+        work = (trained * train + forwarded * forward) / runtime.devices
+        seconds[planned.name] = work + MEASURING_SECONDS
+    return seconds
+
+
+def _speed_of(
+    planned: Planned, speeds: Mapping[str, tuple[float, float]], runtime: Runtime
+) -> tuple[float, float]:
+    if planned.model is None:
+        return speeds[planned.parents["model"]]
+    shape = planned.model["input_shape"]
+    model = build_model(planned.model).to(runtime.device)
+    inputs = torch.rand(PROBE_IMAGES, *shape, device=runtime.device)
+    return _seconds_per_image(model, inputs)
+
+
+def _seconds_per_image(model: nn.Module, inputs: torch.Tensor) -> tuple[float, float]:
+    """(one training step, one forward pass), in seconds per image, after a warm-up."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.eval()(inputs).sum().item()
+
+    def train() -> None:
+        logits = model.train()(inputs)
+        F.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
+
+    found = []
+    for action in (train, forward):
+        action()
+        rounds, started = 0, time.perf_counter()
+        while time.perf_counter() - started < PROBE_SECONDS:
+            action()
+            rounds += 1
+        found.append((time.perf_counter() - started) / rounds / len(inputs))
+    return found[0], found[1]

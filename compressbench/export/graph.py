@@ -1,0 +1,64 @@
+"""Reading and rewriting small patterns of an onnx_ir graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind a value that does not depend on the input, else None."""
+    tensor = None if value is None else value.const_value
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
+    """The first `count` inputs, None where the node leaves one out."""
+    return [*node.inputs[:count], *[None] * (count - len(node.inputs))]
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads `value`, None when there are more or the graph returns it."""
+    nodes = [usage.node for usage in value.uses()]
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: NDArray[Any]) -> ir.Value:
+    """Register `tensor` under `name`, replacing the initializer of that name."""
+    value = ir.Value(name=name, const_value=ir.tensor(tensor, name=name))
+    graph.initializers.pop(name, None)
+    graph.initializers[name] = value
+    return value
+
+
+def insert_before(
+    anchor: ir.Node,
+    operator: str,
+    operands: Sequence[ir.Value | None],
+    attributes: Mapping[str, int | float | str] | None = None,
+) -> ir.Value:
+    """Add a node in front of `anchor`; its single output."""
+    node = ir.node(operator, operands, attributes or {})
+    assert anchor.graph is not None
+    anchor.graph.insert_before(anchor, node)
+    return node.outputs[0]
+
+
+def replace(node: ir.Node, value: ir.Value) -> None:
+    """Let everyone who read the output of `node` read `value`, and drop the node."""
+    ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+    drop(node)
+
+
+def drop(node: ir.Node) -> None:
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)

@@ -1,0 +1,92 @@
+"""int32 biases: in units of (activation scale * weight scale), as integer kernels add them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compressbench.export.graph import add_initializer, constant, inputs, insert_before
+from compressbench.export.grids import Grids, WeightGrid
+from compressbench.export.lowering.batchnorm import is_layer
+from compressbench.export.lowering.integer import integer_grid
+
+LARGEST = 2.0**30  # half of int32 is left to the sum of products
+FREE = 2.0**24  # precision of a float32, for channels whose weights are all zero
+
+
+@dataclass(frozen=True)
+class Biases:
+    """What became of the biases. `widened` counts channels per weight (see `_fit`)."""
+
+    int32: int
+    float32: int
+    widened: Mapping[str, int]
+
+
+def quantize_biases(graph: ir.Graph, grids: Grids) -> tuple[dict[str, WeightGrid], Biases]:
+    """Store the bias of each layer with quantized input and weight as int32; the new grids."""
+    fitted = dict(grids)
+    widened: dict[str, int] = {}
+    integer = total = 0
+    for node in list(graph):
+        weight, bias = inputs(node, 3)[1:]
+        values = constant(bias)
+        if not is_layer(node) or weight is None or weight.name is None or values is None:
+            continue
+        total += 1
+        activations = integer_grid(node)
+        if activations is None or weight.name not in fitted:
+            continue
+        step = activations.scale
+        grid, changed = _fit(fitted[weight.name], values, step)
+        if grid is not fitted[weight.name] and len(weight.uses()) > 1:
+            continue  # another node needs the grid as it is
+        fitted[weight.name] = grid
+        widened |= {weight.name: changed} if changed else {}
+        _quantize(graph, node, values, step * grid.scale)
+        integer += 1
+    return fitted, Biases(integer, total - integer, widened)
+
+
+def _fit(grid: WeightGrid, bias: NDArray[Any], step: float) -> tuple[WeightGrid, int]:
+    """Choose scales under which the bias fits into int32; (grid, channels moved off their grid).
+
+    Where all integers of a channel are zero its scale is free, and is set so that the bias keeps
+    float32 precision. Where a bias is over 2**30 times its unit, the scale grows until it fits
+    and the channel is rounded anew: its products are then far below one part of the bias.
+    """
+    size = np.abs(bias.astype(np.float64)) / step
+    empty = ~grid.integers.reshape(len(grid.integers), -1).any(axis=1)
+    scale = grid.per_channel().scale
+    free = empty & (bias != 0) & (grid.scale.ndim > 0)
+    over = ~free & (size > LARGEST * scale)
+    if not free.any() and not over.any():
+        return grid, 0
+    wide = np.where(free, size / FREE, np.where(over, size / LARGEST, scale))
+    ratio = np.where(over, scale / wide, 1.0).reshape(-1, *[1] * (grid.integers.ndim - 1))
+    integers = np.rint(grid.integers * ratio).astype(np.int8)
+    return replace(grid, integers=integers, scale=wide), int((over & ~empty).sum())
+
+
+def _quantize(
+    graph: ir.Graph, node: ir.Node, bias: NDArray[Any], scale: NDArray[np.float64]
+) -> None:
+    unit = scale.astype(np.float32)
+    assert node.inputs[2] is not None
+    name = f"{node.inputs[2].name}.{_suffix(graph)}"
+    integers = np.rint(bias.astype(np.float64) / unit).astype(np.int32)
+    stored = add_initializer(graph, name, integers)
+    units = add_initializer(graph, f"{name}.scale", unit)
+    attributes = {"axis": 0} if unit.ndim else {}
+    value = insert_before(node, "DequantizeLinear", [stored, units], attributes)
+    node.replace_input_with(2, value)
+
+
+def _suffix(graph: ir.Graph) -> str:
+    """A suffix that no initializer has yet: a bias may be shared by nodes of other units."""
+    return f"int32.{len(graph.initializers)}"

@@ -1,0 +1,42 @@
+"""Which nodes a runtime computes with integers: quantized input, and an output that can be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from compressbench.export.graph import constant, inputs
+
+_MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"}
+
+
+class ActivationGrid(NamedTuple):
+    scale: float
+    zero_point: int
+
+
+def input_grid(node: ir.Node) -> ActivationGrid | None:
+    """The uint8 grid that the first input of a node is on, else None."""
+    value = node.inputs[0]
+    source = value.producer() if value is not None else None
+    while source is not None and source.op_type in _MOVES and source.inputs[0] is not None:
+        source = source.inputs[0].producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return None
+    scale, zero_point = (constant(v) for v in inputs(source, 3)[1:])
+    if scale is None or zero_point is None or scale.ndim or zero_point.dtype != "uint8":
+        return None
+    return ActivationGrid(float(scale), int(zero_point))
+
+
+def integer_grid(node: ir.Node) -> ActivationGrid | None:
+    """The grid of the input where the node runs on an integer kernel, else None.
+
+    A Conv must be quantized again right after; Gemm and MatMul may also return floats.
+    """
+    readers = [usage.node.op_type for usage in node.outputs[0].uses()]
+    quantized = set(readers) == {"QuantizeLinear"} and not node.outputs[0].is_graph_output()
+    if node.op_type in {"Gemm", "MatMul"} or (node.op_type == "Conv" and quantized):
+        return input_grid(node)
+    return None

@@ -1,0 +1,69 @@
+"""PyTorch model -> onnx_ir graph, fake quantizers as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+
+
+def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
+    """Trace a copy of `model` in eval mode on `example` [B, ...], B >= 2 so that B stays free.
+
+    Initializers carry the parameter names of the model. Nothing is optimized yet.
+    """
+    traced = copy.deepcopy(model).eval().cpu()
+    operator = torch.ops.compressbench.fake_quantize.default
+    with _quiet():
+        program = torch.onnx.export(
+            traced,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+            custom_translation_table={operator: _quantize_dequantize},
+            optimize=False,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    assert program is not None
+    return program.model
+
+
+def _quantize_dequantize(values: Any, scale: Any, zero_point: Any, bits: int) -> Any:
+    import onnx
+    from onnxscript import opset21 as op
+
+    integers = op.QuantizeLinear(values, scale, zero_point)
+    if bits < 8:  # saturate at the smaller range, among the integers: exact
+        low, high = (
+            op.Constant(value=onnx.helper.make_tensor("limit", onnx.TensorProto.UINT8, [], [v]))
+            for v in (0, 2**bits - 1)
+        )
+        integers = op.Clip(integers, low, high)
+    return op.DequantizeLinear(integers, scale, zero_point)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs about packages that nobody asked for."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

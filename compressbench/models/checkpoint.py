@@ -1,0 +1,117 @@
+"""Foreign checkpoints: safetensors, or torch files read without running what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core import UserError
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+PREFIXES = ("module.", "model.")  # of DataParallel, of common wrappers
+SHOWN = 3  # names in a message
+
+
+def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
+    """Load the tensors of `path` into `model`, all of them or none.
+
+    `.safetensors`, or `.pt`, `.pth`, `.bin` with plain tensors (torch's weights-only reader: no
+    code of the file runs), perhaps under the key `state_dict`, perhaps all named with the prefix
+    `module.` or `model.`. UserError unless names and shapes are the model's and all values finite.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file")
+    state = _without_prefix(_tensors(_read(path), path), model)
+    _check(state, model, path)
+    model.load_state_dict(state)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    suffixes = ", ".join((".safetensors", *TORCH_SUFFIXES))
+    raise UserError(f"checkpoint {path}: the name must end in {suffixes}")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path}: not a whole safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    from pickle import UnpicklingError
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path}: holds more than tensors, which would run code to load; save "
+            "model.state_dict() alone, or a safetensors file"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path}: not a whole torch file: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path}: must hold a dict, got {type(content).__name__}")
+    return content
+
+
+def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"checkpoint {path}: holds no tensors")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"checkpoint {path}: {name!r} must be a tensor, got {type(value).__name__}"
+            )
+    return {str(name): value for name, value in state.items()}
+
+
+def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Take off a prefix that all names have, unless the model's own names have it, too."""
+    own = list(model.state_dict())
+    for prefix in PREFIXES:
+        shared = all(name.startswith(prefix) for name in state)
+        if shared and not all(name.startswith(prefix) for name in own):
+            shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            return _without_prefix(shorter, model)
+    return state
+
+
+def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if missing or unexpected:
+        parts = [_some("missing", missing), _some("not in the model", unexpected)]
+        raise UserError(f"checkpoint {path}: {'; '.join(part for part in parts if part)}")
+    other = [
+        f"{name} is {list(state[name].shape)}, the model's {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if state[name].shape != tensor.shape
+    ]
+    if other:
+        raise UserError(f"checkpoint {path}: {_some('other shapes', other)}")
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"checkpoint {path}: {name} holds NaN or infinity")
+
+
+def _some(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN])}{more}"

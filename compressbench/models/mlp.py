@@ -1,0 +1,34 @@
+"""Fully connected network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from compressbench.core import UserError
+
+
+class Mlp(nn.Module):
+    """Linear layers of the widths `hidden` with ReLU between, then the classifier.
+
+    Maps [B, *input_shape] to logits [B, num_classes].
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (64, 32)
+    ) -> None:
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise UserError(f"hidden must hold widths of at least 1, got {list(hidden)}")
+        widths = [math.prod(input_shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inner, outer in itertools.pairwise(widths):
+            layers += [nn.Linear(inner, outer), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layers(inputs)
+        return logits

@@ -1,0 +1,58 @@
+"""Small residual convolutional network for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressbench.core import UserError
+
+
+def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution with BatchNorm: [B, inner, H, W] -> [B, outer, H/stride, W/stride]."""
+    conv = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outer))
+
+
+class ResidualBlock(nn.Module):
+    """relu(x + f(x)) with f two 3x3 convolutions, widths unchanged (He et al., 1512.03385)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = convolution(width, width)
+        self.second = convolution(width, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.relu(inputs + self.second(F.relu(self.first(inputs))))
+
+
+class SmallCnn(nn.Module):
+    """Three resolutions of widths `width`, 2 `width`, 4 `width`, each `depth` residual blocks.
+
+    A convolution of stride 2 leads to the next resolution; the mean over the pixels goes to the
+    classifier, so any image size will do. Maps [B, C, H, W] to logits [B, num_classes].
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, width: int = 16, depth: int = 1
+    ) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise UserError(f"width and depth must be at least 1, got {width}, {depth}")
+        self.entries = nn.ModuleList()
+        self.blocks = nn.ModuleList()
+        inner = input_shape[0]
+        for stride, outer in ((1, width), (2, 2 * width), (2, 4 * width)):
+            self.entries.append(convolution(inner, outer, stride))
+            self.blocks.append(nn.Sequential(*[ResidualBlock(outer) for _ in range(depth)]))
+            inner = outer
+        self.classifier = nn.Linear(inner, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = inputs
+        for entry, blocks in zip(self.entries, self.blocks, strict=True):
+            features = blocks(F.relu(entry(features)))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
+        return logits

@@ -1,0 +1,115 @@
+"""Pictures of a run, from its report alone; they work without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressbench.units import bytes_text, metric_text, milliseconds_text, times_text
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_SIZES = (
+    ("size/onnx_bytes", "onnx file", "#2a6fbb", "top center"),
+    ("size/download_bytes", "download (zstd 19)", "#d1652a", "bottom center"),
+)
+
+
+def accuracy_against_size(report: Mapping[str, Any]) -> Figure:
+    """Metric of the exported files over their bytes (log), one arrow from stage to stage.
+
+    Filled marks are on validation data; open diamonds on test data, where those were read.
+    """
+    from plotly.graph_objects import Figure
+
+    metric = report["metric"]
+    figure = Figure()
+    tested = any(f"test/{metric}" in s["figures"] for s in report["stages"])
+    for size, label, colour, position in _SIZES:
+        figure.add_trace(_path(report, size, label, colour) | {"textposition": position})
+        figure.add_trace(_points(report, "val", size, colour) | {"showlegend": False})
+        if tested:
+            figure.add_trace(_points(report, "test", size, colour) | {"name": f"{label}, test"})
+    figure.update_xaxes(type="log", title="bytes (log scale; left is smaller)", tickformat="~s")
+    percent = metric == "accuracy"
+    figure.update_yaxes(title=metric, tickformat=".1%" if percent else None)
+    figure.update_layout(
+        title=f"{report['recipe']}: {metric} against size, stage by stage",
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.2},
+    )
+    return figure
+
+
+def _path(report: Mapping[str, Any], size: str, label: str, colour: str) -> dict[str, Any]:
+    """Arrows from stage to stage, with their names."""
+    points = _points(report, "val", size, colour)
+    return points | {
+        "name": label,
+        "mode": "lines+markers+text",
+        "text": [s["name"] for s in _taken(report, "val", size)],
+        "marker": {"size": 16, "color": colour, "symbol": "arrow", "angleref": "previous"},
+        "line": {"color": colour, "width": 1.5},
+    }
+
+
+def _points(report: Mapping[str, Any], split: str, size: str, colour: str) -> dict[str, Any]:
+    stages = _taken(report, split, size)
+    symbol = "circle" if split == "val" else "diamond-open"
+    return {
+        "type": "scatter",
+        "x": [s["figures"][size] for s in stages],
+        "y": [s["figures"][f"{split}/{report['metric']}"] for s in stages],
+        "hovertext": [_hover(s, report["metric"]) for s in stages],
+        "hoverinfo": "text",
+        "mode": "markers",
+        "marker": {"size": 8, "color": colour, "symbol": symbol},
+    }
+
+
+def _taken(report: Mapping[str, Any], split: str, size: str) -> list[Mapping[str, Any]]:
+    """The stages that have both figures."""
+    names = {size, f"{split}/{report['metric']}"}
+    return [s for s in report["stages"] if names <= {k for k, v in s["figures"].items() if v}]
+
+
+def _hover(stage: Mapping[str, Any], metric: str) -> str:
+    figures = stage["figures"]
+    lines = [
+        stage["kind"],
+        f"val {metric_text(figures.get(f'val/{metric}'), metric)}, "
+        f"test {metric_text(figures.get(f'test/{metric}'), metric)}",
+        f"onnx {bytes_text(figures.get('size/onnx_bytes'))}, "
+        f"download {bytes_text(figures.get('size/download_bytes'))}",
+        f"latency {milliseconds_text(figures.get('latency/p50_ms'))}, "
+        f"{times_text(figures.get('latency/speedup'))} as fast",
+        *(f"{k} = {v}" for k, v in _settings(stage["settings"])),
+    ]
+    return f"<b>{escape(stage['name'])}</b>: " + "<br>".join(map(escape, lines))
+
+
+def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The options of a stage, nested ones dotted; of a `_target_` its last word."""
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found.extend(_settings(value, f"{prefix}{name}."))
+        elif name == "_target_":
+            found.append((prefix.rstrip(".") or "stage", str(value).rpartition(".")[2]))
+        else:
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def write_html(figure: Figure, path: Path) -> None:
+    """Write a page with the plotly script inside (about 5 MB): it opens offline, and in MLflow."""
+    figure.write_html(
+        path,
+        include_plotlyjs=True,
+        full_html=True,
+        default_height="85vh",
+        config={"responsive": True, "displaylogo": False},
+    )

@@ -1,0 +1,80 @@
+"""One of several processes of a stage: join the group, load the parents, run the stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from compressbench import artifact as artifacts
+from compressbench.core import Runtime
+from compressbench.errors import CheckFailedError, UserError
+from compressbench.plan import Planned
+from compressbench.ranks import EXIT_CHECK, EXIT_USER
+from compressbench.recipe import Progress, Workshop, build_model, execute, make_context
+from compressbench.store.entries import Store
+from compressbench.targets import build
+
+
+def _run(job: Path) -> None:
+    description = json.loads(job.read_text())
+    runtime = Runtime(**description["runtime"])
+    torch.set_num_threads(runtime.threads)
+    if runtime.accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if runtime.accelerator == "gpu" else "gloo")
+    store = Store(Path(description["store"]))
+    data = build(description["dataset"], "dataset")
+    scratch = Path(description["scratch"])
+    workshop = Workshop(store, data, description["dataset"], runtime,
+                        description["checkpoint_seconds"], _progress_file(scratch))  # fmt: skip
+    config = description["config"]
+    planned = Planned(
+        description["name"], config, build(config, f"recipe.stages.{description['name']}"),
+        description["model"],
+        Path(description["checkpoint"]) if description["checkpoint"] else None,
+        {}, description["parts"], description["key"],
+    )  # fmt: skip
+    parents = {
+        role: artifacts.load(_entry_folder(store, key), build_model, key)
+        for role, key in description["parents"].items()
+    }
+    execute(planned, parents, make_context(planned, workshop, scratch), Path(description["folder"]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _entry_folder(store: Store, key: str) -> Path:
+    entry = store.read(key)
+    if entry is None:
+        raise CheckFailedError(f"the store lost entry {key[:12]} while the recipe ran")
+    return entry.folder
+
+
+def _progress_file(scratch: Path) -> Progress:
+    def progress(done: int, total: int, text: str) -> None:
+        if os.environ["RANK"] == "0":
+            temporary = scratch / "progress.tmp"
+            temporary.write_text(json.dumps([done, total, text]))
+            temporary.replace(scratch / "progress.json")
+
+    return progress
+
+
+def main() -> None:
+    try:
+        _run(Path(sys.argv[1]))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_USER)  # the other ranks may wait in a collective: do not join them
+    except CheckFailedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_CHECK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""One run of a recipe from a resolved config: lay it out, run it, report and track it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compressbench.core import Data, Step
+from compressbench.errors import UserError
+from compressbench.plan import Planned, make_plan
+from compressbench.recipe import Workshop, run
+from compressbench.report import (
+    RunInfo,
+    build_report,
+    environment,
+    headline,
+    markdown,
+    table,
+    write_json_atomic,
+    write_tables,
+)
+from compressbench.runtime import resolve
+from compressbench.store.entries import Store
+from compressbench.targets import build, nearest
+from compressbench.terminal import Terminal, make_console
+from compressbench.trackers import Session
+from compressbench.units import seconds_text
+
+RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
+KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "name",
+        "checkpoint_seconds"}  # fmt: skip
+MAX_RECIPE_BYTES = 1_000_000
+
+
+def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> int:
+    """Run what `config` says; everything that is left behind is in `folder`."""
+    try:
+        plan, workshop = prepare(config)
+        if config["plan"]:
+            show_plan(plan, workshop)
+    except UserError:
+        _remove_if_empty(folder)
+        raise
+    if config["plan"]:
+        _remove_if_empty(folder)
+        return 0
+    tracker = build(config["tracking"], "tracking")
+    info = _begin(config, folder, command, workshop.data)
+    session = tracker.start(folder, _run_name(config), _tags(config, workshop.data), config)
+    _run_all(plan, workshop, info, session)
+    return 0
+
+
+def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
+    """Check the whole config and lay out its recipe; nothing is trained or written yet."""
+    for name in sorted(set(config) ^ KEYS):
+        problem = "is required" if name in KEYS else f"no such key{nearest(name, KEYS)}"
+        raise UserError(f"{name}: {problem}")
+    if not isinstance(config["plan"], bool):
+        raise UserError(f"plan must be true or false, got {config['plan']!r}")
+    seconds = config["checkpoint_seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+        raise UserError(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}")
+    recipe = config["recipe"]
+    for name in sorted(set(recipe) - {"stages"}):
+        raise UserError(f"recipe.{name}: no such key; a recipe has stages")
+    runtime = resolve(config["trainer"])
+    build(config["tracking"], "tracking")
+    data: Data = build(config["dataset"], "dataset")
+    plan = make_plan(
+        recipe["stages"], config["model"], config["dataset"], data, runtime, config["seed"]
+    )
+    return plan, Workshop(Store.default(), data, config["dataset"], runtime, seconds)
+
+
+def show_plan(plan: list[Planned], workshop: Workshop) -> None:
+    """Print the stages, what the store has of them, why it lacks the rest, and the time."""
+    from compressbench.estimate import stage_seconds
+    from compressbench.store.explain import explain
+
+    terminal = Terminal([], console=make_console())
+    seconds = stage_seconds(plan, workshop.data, workshop.runtime)
+    total, rows, reasons = 0.0, [], []
+    for planned in plan:
+        stored = workshop.store.read(planned.key) is not None
+        total += 0.0 if stored else seconds[planned.name]
+        rows.append(
+            {
+                "stage": planned.name,
+                "kind": planned.kind,
+                "starts from": planned.parents.get("model", "a fresh model"),
+                "teacher": planned.parents.get("teacher", ""),
+                "key": planned.key[:12],
+                "store": "hit" if stored else "miss",
+                "estimate": seconds_text(0.0 if stored else seconds[planned.name]),
+            }
+        )
+        if not stored:
+            reasons.append(f"{planned.name}: {explain(workshop.store, planned.parts)}")
+    terminal.table(rows, optional=("key", "teacher"))
+    for reason in reasons:
+        terminal.console.print(reason, markup=False, soft_wrap=True)
+    terminal.console.print(f"about {seconds_text(total)} on this machine; nothing was run")
+
+
+def _begin(config: Mapping[str, Any], folder: Path, command: list[str], data: Data) -> RunInfo:
+    """Write the recipe into the run folder and note what is known before the run."""
+    import yaml
+
+    info = RunInfo(
+        name=_run_name(config),
+        recipe=config["name"],
+        folder=folder,
+        config=config,
+        environment=environment(),
+        command=command,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        metric=data.spec.metric,
+    )
+    text = f"# {shlex.join(command)}\n" + yaml.safe_dump({**config, "plan": False}, sort_keys=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
+    return info
+
+
+def _run_all(plan: list[Planned], workshop: Workshop, info: RunInfo, session: Session) -> None:
+    """Drain the recipe into terminal, tracking and report, whatever ends it."""
+    steps: list[Step] = []
+    status = "killed"
+    try:
+        with Terminal([p.name for p in plan], info.metric) as terminal:
+            for step in run(plan, replace(workshop, progress=terminal.progress)):
+                steps.append(step)
+                session.log_step(step)
+                terminal.step(step)
+        _ship(steps[-1], workshop, info.folder)
+        status = "finished"
+    except Exception:
+        status = "failed"
+        raise
+    finally:
+        _close(info, steps, status, session)
+
+
+def _ship(last: Step, workshop: Workshop, folder: Path) -> None:
+    """Put the file to ship into the run folder, with what explains and rebuilds it."""
+    import json
+
+    from compressbench.export.bundle import write_bundle
+
+    report = json.loads((last.files / "export.json").read_text())
+    write_bundle(last.files / "model.onnx", workshop.data.spec, report, folder)
+    entry = workshop.store.read(last.key)
+    if entry is None:
+        raise UserError(f"the store lost entry {last.key[:12]} while the recipe ran: run it again")
+    (folder / "artifact").mkdir(exist_ok=True)
+    for name in ("model.safetensors", "artifact.json"):
+        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+
+
+def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
+    """Write the report and its pictures, hand everything to tracking, show the end."""
+    from compressbench.plots import accuracy_against_size, write_html
+
+    folder = info.folder
+    report = build_report(info, steps, status)
+    write_json_atomic(folder / REPORT_FILE, report)
+    write_json_atomic(folder / "environment.json", info.environment)
+    files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
+    if steps:
+        files += write_tables(report, folder)
+        write_html(accuracy_against_size(report), folder / "accuracy_size.html")
+        files.append(folder / "accuracy_size.html")
+    shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "artifact")
+    files += [folder / name for name in shipped if (folder / name).exists()]
+    tracked = session.finish(status.upper(), markdown(report), files)
+    terminal = Terminal([], info.metric)
+    if status == "finished":
+        terminal.summary(
+            table(report), str(folder / "model.onnx"), tracked.command, tracked.link,
+            tracked.problem,
+        )  # fmt: skip
+        terminal.console.print(headline(report), markup=False, soft_wrap=True)
+        again = f"compressbench replay {shlex.quote(str(folder / RECIPE_FILE))}"
+        terminal.console.print(f"the same again: {again}", markup=False, soft_wrap=True)
+    elif tracked.problem:
+        terminal.warn(tracked.problem)
+
+
+def replay(path: Path) -> int:
+    """Run a `recipe.yaml` again; say whether the file to ship has the same bytes as before."""
+    import json
+
+    config = read_recipe(path)
+    stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
+    folder = Path("runs").absolute() / stamp
+    run_recipe(config, folder, ["compressbench", "replay", str(path)])
+    before = path.with_name(REPORT_FILE)
+    if before.is_file():
+        old = json.loads(before.read_text())["files"]["model.onnx"]["sha256"]
+        new = json.loads((folder / REPORT_FILE).read_text())["files"]["model.onnx"]["sha256"]
+        same = "the same bytes as" if old == new else "NOT the same bytes as"
+        print(f"model.onnx has {same} the one beside {path}")
+    return 0
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A resolved config from a file; raises UserError for anything but plain YAML of our size."""
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so no recipe of ours")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UserError(f"{path}: YAML aliases are not allowed in a recipe")
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: no recipe: a mapping is expected")
+    return config
+
+
+def _run_name(config: Mapping[str, Any]) -> str:
+    stamp = datetime.now().strftime("%m-%d %H:%M:%S")
+    return f"{config['name']} {_class_name(config['model'])} {stamp}"
+
+
+def _tags(config: Mapping[str, Any], data: Data) -> dict[str, str]:
+    return {
+        "recipe": config["name"],
+        "model": _class_name(config["model"]),
+        "dataset": data.spec.name,
+    }
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    return str(config["_target_"]).rpartition(".")[2]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the run folder before anything is known to be right."""
+    for path in (folder, *folder.parents[:2]):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -1,0 +1,34 @@
+"""Training images for what only runs a model forward: calibration and BatchNorm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from compressbench.collectives import rank, world_size
+from compressbench.core import Context, UserError
+from compressbench.data.batches import batches
+
+
+def training_images(context: Context, images: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches of `images` training images, prepared, not augmented, on the runtime's device.
+
+    `context.seed` chooses them; each rank gets its share.
+    """
+    cap = context.runtime.max_batches
+    ranks = world_size()
+    if images < ranks:
+        raise UserError(f"{images} training images cannot be shared by {ranks} processes")
+    limit = images if cap is None else min(images, cap * batch_size * ranks)
+    for inputs, _ in batches(
+        context.data,
+        "train",
+        batch_size,
+        device=context.runtime.device,
+        limit=limit,
+        shuffle_seed=context.seed,
+        rank=rank(),
+        world_size=ranks,
+    ):
+        yield inputs

@@ -1,0 +1,293 @@
+"""The store: entries under content keys, built once, published whole, verified on read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from compressbench.errors import UserError
+from compressbench.store import manifest as manifests
+from compressbench.store import pins
+from compressbench.store.keys import content_key, is_key
+from compressbench.store.manifest import DamagedError, Fingerprint
+from compressbench.store.processes import is_alive, process_token
+from compressbench.store.publish import disk_full, is_disk_full, publish, writing
+
+STORE_VARIABLE = "COMPRESSBENCH_STORE"
+_POLL_SECONDS = 0.1
+_log = logging.getLogger("compressbench.store")
+
+Build = Callable[[Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored result: its files in `folder`, and what is known of them in `manifest`."""
+
+    key: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What the key was made of, credentials left out."""
+        parts: dict[str, Any] = self.manifest["parts"]
+        return parts
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The plain JSON that the build returned."""
+        meta: dict[str, Any] = self.manifest["meta"]
+        return meta
+
+    @property
+    def seconds(self) -> float:
+        """How long the build took."""
+        return float(self.manifest["seconds"])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file["size"] for file in self.manifest["files"].values())
+
+    @property
+    def last_use(self) -> float:
+        """Seconds since the epoch."""
+        return (self.folder / manifests.MANIFEST).stat().st_mtime
+
+
+class Store:
+    """A folder of entries that any number of processes may use at once.
+
+    `entries/ab/<key>/` holds what is published, `tmp/` what is being built, `locks/` one lock a
+    key, `quarantine/` what was found damaged, `pins/` what may not be collected. Folders appear
+    at the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._verified: dict[str, Fingerprint] = {}
+
+    @classmethod
+    def default(cls) -> Store:
+        """Where COMPRESSBENCH_STORE says, else `.compressbench` of the current folder."""
+        return cls(Path(os.environ.get(STORE_VARIABLE) or ".compressbench"))
+
+    def folder(self, key: str) -> Path:
+        if not is_key(key):
+            raise UserError(f"a key has 64 hexadecimal digits, got {key!r}")
+        return self.root / "entries" / key[:2] / key
+
+    def all_keys(self) -> Iterator[str]:
+        """The keys of all entries, sorted; nothing is verified."""
+        for folder in sorted(self.root.glob("entries/??/*")):
+            if is_key(folder.name):
+                yield folder.name
+
+    def peek(self, key: str) -> Entry | None:
+        """The entry, its manifest checked but not its files; None when absent or damaged."""
+        folder = self.folder(key)
+        try:
+            return Entry(key, folder, manifests.parse(folder, key))
+        except DamagedError:
+            return None
+
+    def read(self, key: str) -> Entry | None:
+        """The entry of a key, or None when there is none.
+
+        The first read in a process checks every digest, later ones size and time of the files.
+        A damaged entry is moved to quarantine/ with a warning, and counts as absent.
+        """
+        folder = self.folder(key)
+        if (identity := self._identity(folder)) is None:
+            return None
+        if key not in self._verified:
+            self._hold(key)  # before looking: a collector looks for holds after taking away
+        try:
+            manifest = manifests.parse(folder, key)
+            current = manifests.fingerprint(folder, manifest)
+            if self._verified.get(key) != current:
+                manifests.check_digests(folder, manifest)
+        except DamagedError as damage:
+            self._quarantine(key, identity, damage)
+            return None
+        self._verified[key] = current
+        with suppress(OSError):  # a store that we may only read serves as well
+            os.utime(folder / manifests.MANIFEST)
+        return Entry(key, folder, manifest)
+
+    def get_or_build(
+        self, parts: Mapping[str, Any], build: Build, *, on_wait: Callable[[], None] | None = None
+    ) -> tuple[Entry, bool]:
+        """The entry of `parts` and whether it was there (or another process just made it).
+
+        `build(folder)` writes files into an empty folder and returns plain JSON. Of several
+        processes one builds; the others wait, after calling `on_wait` once. When the builder dies
+        the next one takes over. Nothing is stored when `build` raises. Raises UserError when the
+        store cannot be written or is full.
+        """
+        key = content_key(parts)
+        entry = self.read(key)
+        if entry is not None:
+            return entry, True
+        self._make_folders()
+        with self._building(key, on_wait) as entry:
+            if entry is not None:
+                return entry, True
+            return self._build(key, parts, build), False
+
+    def scratch(self, key: str) -> Path:
+        """A working folder for the build of a key; outlives a crash, removed on publication."""
+        folder = self._scratch_path(key)
+        with writing(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def pin(self, key: str, reason: str) -> None:
+        """Keep an entry from collection. Raises UserError when there is none of that key."""
+        if not self.folder(key).is_dir():
+            raise UserError(f"no entry {key[:12]} to pin in {self.root}")
+        with writing(self.root):
+            pins.pin(self.root, key, reason)
+
+    def unpin(self, key: str, reason: str | None = None) -> None:
+        """Remove one reason to keep an entry, or all of them."""
+        with writing(self.root):
+            pins.unpin(self.root, key, reason)
+
+    def lock(self, key: str) -> FileLock:
+        """The lock that a builder of `key` holds; the kernel releases it when the holder dies."""
+        return FileLock(self._lock_path(key))
+
+    def try_lock(self, lock: FileLock) -> bool:
+        """Take a lock if it is free; False when another process has it."""
+        with writing(self.root):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return False
+        return True
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """Taking an entry out of entries/ happens in one process at a time."""
+        with writing(self.root), FileLock(self._lock_path("removal")):
+            yield
+
+    def _lock_path(self, name: str) -> Path:
+        path = self.root / "locks" / f"{name}.lock"
+        with writing(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _scratch_path(self, key: str) -> Path:
+        return self.root / "tmp" / f"work-{key}"
+
+    def _identity(self, folder: Path) -> int | None:
+        with writing(self.root), suppress(FileNotFoundError, NotADirectoryError):
+            return folder.lstat().st_ino
+        return None
+
+    def _make_folders(self) -> None:
+        with writing(self.root):
+            for name in ("entries", "tmp", "quarantine"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def _hold(self, key: str) -> None:
+        with suppress(OSError):  # in a store that we may only read, nobody of ours collects
+            pins.hold(self.root, key)
+
+    @contextmanager
+    def _building(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[Entry | None]:
+        """Wait until the entry is there (yield it) or until it is ours to build (yield None)."""
+        lock = self.lock(key)
+        while not self.try_lock(lock):
+            if on_wait is not None:
+                on_wait()
+                on_wait = None
+            time.sleep(_POLL_SECONDS)
+            if (entry := self.read(key)) is not None:
+                yield entry
+                return
+        try:
+            yield self.read(key)
+        finally:
+            lock.release()
+
+    def _build(self, key: str, parts: Mapping[str, Any], build: Build) -> Entry:
+        self._clear_builds(key)
+        temporary = self.root / "tmp" / f"build-{key}-{process_token()}-{uuid.uuid4().hex[:8]}"
+        with writing(self.root):
+            temporary.mkdir()
+        started = time.monotonic()
+        try:
+            meta = build(temporary)
+            seconds = time.monotonic() - started
+            with writing(self.root, temporary):
+                entry = self._publish(key, parts, meta, seconds, temporary)
+        except Exception as error:
+            if is_disk_full(error):
+                raise disk_full(self.root, temporary, error) from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self._scratch_path(key), ignore_errors=True)
+        return entry
+
+    def _publish(
+        self, key: str, parts: Mapping[str, Any], meta: Mapping[str, Any], seconds: float,
+        temporary: Path,
+    ) -> Entry:  # fmt: skip
+        files = manifests.file_digests(temporary)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        text = manifests.compose(key, parts, meta, seconds, created, files)
+        folder = self.folder(key)
+        self._hold(key)
+        while not publish(temporary, folder, text):
+            theirs = self.read(key)
+            if theirs is not None:
+                return theirs
+            (temporary / manifests.MANIFEST).unlink()
+        manifest = manifests.parse(folder, key)
+        self._verified[key] = manifests.fingerprint(folder, manifest)
+        return Entry(key, folder, manifest)
+
+    def _clear_builds(self, key: str) -> None:
+        """Remove what builders of this key left when they were killed."""
+        for path in self.root.glob(f"tmp/build-{key}-*"):
+            if is_abandoned(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _quarantine(self, key: str, identity: int, damage: DamagedError) -> None:
+        """Set an entry aside, unless another process did so already and built it again."""
+        folder = self.folder(key)
+        target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
+        self._verified.pop(key, None)
+        with self.removing():
+            if self._identity(folder) != identity:
+                return
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
+            os.utime(target, follow_symlinks=False)  # its age counts from now
+        _log.warning("entry %s is damaged: %s; set aside in %s, to be computed again",
+                     key[:12], damage, target)  # fmt: skip
+
+
+def is_abandoned(build: Path) -> bool:
+    """Whether the process that made a `tmp/build-<key>-<process>-<random>` folder is gone."""
+    token = build.name.split("-", 2)[-1].rpartition("-")[0]
+    try:
+        age = time.time() - build.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return not is_alive(token, age)

@@ -1,0 +1,86 @@
+"""Why a stage is not stored: the nearest entry, and in what it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressbench.redact import redact
+from compressbench.store.entries import Entry, Store
+from compressbench.store.keys import content_key
+
+_SHOWN = 8
+_LONGEST = 40  # characters of a value that are worth a place in the line
+_ABSENT = object()
+
+
+def explain(store: Store, parts: Mapping[str, Any]) -> str:
+    """One line: that `parts` is stored, or how the nearest entry of its kind and stage differs.
+
+    The nearest has the fewest differing leaves; of several, the one used last.
+    """
+    key = content_key(parts)
+    if store.folder(key).is_dir():
+        return f"stored as {key[:12]}"
+    wanted = _leaves(redact(parts))
+    near = [
+        (len(_differing(_leaves(entry.parts), wanted)), -entry.last_use, entry.key, entry)
+        for other in store.all_keys()
+        if (entry := store.peek(other)) is not None and _is_alike(entry, parts)
+    ]
+    if not near:
+        what = parts.get("stage") or parts.get("kind") or "this kind"
+        return f"nothing of {what} is stored yet"
+    return difference(min(near)[-1], wanted)
+
+
+def difference(entry: Entry, wanted: Mapping[str, Any]) -> str:
+    """`differs from 3fa9... in: config.sparsity 0.5 → 0.6; code`: stored → wanted."""
+    stored = _leaves(entry.parts)
+    wanted = _leaves(wanted)
+    names = _differing(stored, wanted)
+    told = [_told(name, stored, wanted) for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        told.append(f"{len(names) - _SHOWN} more")
+    return f"differs from {entry.key[:12]} in: " + ("; ".join(told) or "credentials alone")
+
+
+def _is_alike(entry: Entry, parts: Mapping[str, Any]) -> bool:
+    return all(entry.parts.get(name) == parts.get(name) for name in ("kind", "stage"))
+
+
+def _leaves(tree: Any, where: str = "") -> dict[str, Any]:
+    """Dotted name -> leaf of a plain tree. An empty mapping or list is a leaf."""
+    if isinstance(tree, Mapping) and tree:
+        items = list(tree.items())
+    elif isinstance(tree, (list, tuple)) and tree:
+        items = [(str(index), value) for index, value in enumerate(tree)]
+    else:
+        return {where: tree}
+    return {
+        name: leaf
+        for key, value in items
+        for name, leaf in _leaves(value, f"{where}.{key}" if where else key).items()
+    }
+
+
+def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The names whose leaves differ, what the user set himself (config) first."""
+    names = {n for n in stored.keys() | wanted.keys() if _differs(n, stored, wanted)}
+    return sorted(names, key=lambda name: (not name.startswith("config."), name))
+
+
+def _differs(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    a, b = stored.get(name, _ABSENT), wanted.get(name, _ABSENT)
+    return a != b or isinstance(a, bool) != isinstance(b, bool)
+
+
+def _told(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    values = [_shown(side.get(name, _ABSENT)) for side in (stored, wanted)]
+    if any(len(value) > _LONGEST for value in values):
+        return name
+    return f"{name} {values[0]} → {values[1]}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else str(value)

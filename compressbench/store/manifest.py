@@ -1,0 +1,126 @@
+"""The manifest of an entry: what went in, what came out, and a digest of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compressbench.errors import CheckFailedError
+from compressbench.redact import redact
+
+MANIFEST = "manifest.json"
+_SCHEMA = 1
+_FIELDS = {"schema", "key", "parts", "meta", "seconds", "created", "files", "sha256"}
+Fingerprint = tuple[tuple[str, int, int, int], ...]
+
+
+class DamagedError(Exception):
+    """An entry is not what was stored; the text says in what."""
+
+
+def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """`{name: {"size", "sha256"}}` of every file below a folder, names relative with `/`."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "size": path.lstat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in regular_files(folder)
+    }
+
+
+def regular_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder. Raises CheckFailedError for links and other special files."""
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            yield path
+        elif not stat.S_ISDIR(mode):
+            raise CheckFailedError(f"{path.relative_to(folder)} is no plain file: not stored")
+
+
+def compose(
+    key: str, parts: Mapping[str, Any], meta: Mapping[str, Any], seconds: float, created: str,
+    files: Mapping[str, Any],
+) -> bytes:  # fmt: skip
+    """The manifest's bytes, credentials left out, with a digest of itself in `sha256`."""
+    content = {
+        "schema": _SCHEMA,
+        "key": key,
+        "parts": redact(parts),
+        "meta": redact(meta),
+        "seconds": seconds,
+        "created": created,
+        "files": dict(files),
+    }
+    text = json.dumps({**content, "sha256": _own_digest(content)}, indent=1, sort_keys=True)
+    return (text + "\n").encode()
+
+
+def parse(folder: Path, key: str) -> dict[str, Any]:
+    """The manifest in `folder`, without its own digest.
+
+    Raises DamagedError unless it is whole and belongs to `key`.
+    """
+    path = folder / MANIFEST
+    if folder.is_symlink() or path.is_symlink():
+        raise DamagedError("a link in place of the entry")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        whole = isinstance(manifest, dict) and set(manifest) == _FIELDS
+        if not whole or manifest.pop("sha256") != _own_digest(manifest):
+            raise DamagedError(f"{MANIFEST} was changed")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
+    if manifest["schema"] != _SCHEMA or manifest["key"] != key:
+        raise DamagedError(f"{MANIFEST} belongs to another entry or version")
+    for name in manifest["files"]:
+        _check_name(name)
+    return manifest
+
+
+def fingerprint(folder: Path, manifest: Mapping[str, Any]) -> Fingerprint:
+    """What changes when a file is replaced, cheaper than its digest. Checks kinds and sizes."""
+    root = folder.resolve()
+    found = []
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if path.resolve() != path or not path.is_file():
+            raise DamagedError(f"{name} is missing or a link")
+        status = path.lstat()
+        if status.st_size != expected["size"]:
+            raise DamagedError(f"{name} has {status.st_size} bytes, not {expected['size']}")
+        found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def check_digests(folder: Path, manifest: Mapping[str, Any]) -> None:
+    for name, expected in manifest["files"].items():
+        try:
+            actual = _sha256(folder / name)
+        except OSError as error:
+            raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+        if actual != expected["sha256"]:
+            raise DamagedError(f"{name} was changed")
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or path.as_posix() != name:
+        raise DamagedError(f"{MANIFEST} names a file outside its entry: {name!r}")
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    # O_NOFOLLOW: between the check of the name and this open, a link may have taken its place.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,81 @@
+"""What must stay in the store: entries pinned for a reason, entries that a live process uses.
+
+`pins/<key>/` holds one file a reason: `pin-<digest>` with the reason in it, and an empty
+`process-<token>` of each process that read the entry; the latter counts while that process lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from compressbench.store.processes import is_alive, process_token
+
+_PINS = "pins"
+
+
+def pin(root: Path, key: str, reason: str) -> None:
+    _write(root, key, _name(reason), reason)
+
+
+def hold(root: Path, key: str) -> None:
+    """Keep an entry from collection for as long as this process lives."""
+    _write(root, key, f"process-{process_token()}", "")
+
+
+def unpin(root: Path, key: str, reason: str | None = None) -> None:
+    """Remove one reason, or all of them."""
+    pattern = "pin-*" if reason is None else _name(reason)
+    for path in (root / _PINS / key).glob(pattern):
+        path.unlink(missing_ok=True)
+
+
+def reasons(root: Path, key: str) -> list[str]:
+    """Why an entry stays; empty when it may be collected."""
+    found = []
+    for path in sorted((root / _PINS / key).glob("*")):
+        if path.name.startswith("pin-"):
+            found.append(path.read_text(encoding="utf-8"))
+        elif _is_held(path):
+            found.append(f"in use by process {path.name.split('-')[2]}")
+    return found
+
+
+def prune(root: Path, key: str) -> None:
+    """Drop the marks of processes that are gone."""
+    folder = root / _PINS / key
+    for path in folder.glob("process-*"):
+        if not _is_held(path):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or somebody else was here
+        folder.rmdir()
+
+
+def marked(root: Path) -> list[str]:
+    """The keys that have marks of any kind, of live processes or dead ones."""
+    return sorted(path.name for path in (root / _PINS).glob("*"))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        age_seconds = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return is_alive(path.name.partition("-")[2], age_seconds)
+
+
+def _write(root: Path, key: str, name: str, text: str) -> None:
+    path = root / _PINS / key / name
+    for last in (False, True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except FileNotFoundError:  # a collector pruned the empty folder in this moment
+            if last:
+                raise
+
+
+def _name(reason: str) -> str:
+    return f"pin-{hashlib.sha256(reason.encode()).hexdigest()[:32]}"

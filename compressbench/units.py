@@ -1,0 +1,57 @@
+"""Figures as people read them: 312 kB, 40.8 M, 1.93 ms, 3.8×. A missing figure is a dash."""
+
+from __future__ import annotations
+
+MISSING = "–"
+
+
+def bytes_text(size_bytes: float | None) -> str:
+    """Decimal units: 1 kB is 1000 bytes."""
+    return _scaled(size_bytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count_text(count: float | None) -> str:
+    return _scaled(count, ("", "k", "M", "G", "T"))
+
+
+def milliseconds_text(latency_ms: float | None) -> str:
+    return MISSING if latency_ms is None else f"{_digits(latency_ms)} ms"
+
+
+def seconds_text(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def times_text(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{_digits(ratio)}×"
+
+
+def metric_text(value: float | None, metric: str) -> str:
+    """Accuracy in percent; any other metric as it is."""
+    if value is None:
+        return MISSING
+    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+
+
+def _scaled(value: float | None, units: tuple[str, ...]) -> str:
+    if value is None:
+        return MISSING
+    for unit in units[:-1]:
+        if abs(value) < 999.5:
+            text = str(int(value)) if unit == units[0] else _digits(value)
+            return f"{text} {unit}".rstrip()
+        value /= 1000
+    return f"{_digits(value)} {units[-1]}"
+
+
+def _digits(value: float) -> str:
+    """About three significant digits, without an exponent."""
+    limits = (0.9995, 9.995, 99.95)
+    decimals = 3 - sum(abs(value) >= limit for limit in limits)
+    return f"{value:.{decimals}f}"

@@ -1,0 +1,245 @@
+"""Where activations are quantized in models of many shapes, and that hooks change nothing else."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compressbench import artifact
+from compressbench.core import Artifact, CheckFailedError
+from compressbench.quantizers.activations import CHILD, SiteQuantizer, attach_, find_sites
+
+
+class Residual(nn.Module):
+    """conv-bn-relu, in place, and an addition written as an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(x))
+        out += x
+        out = self.relu(out)
+        return self.fc(out.mean((2, 3)))
+
+
+class DepthwiseSqueezeExcite(nn.Module):
+    """Depthwise, hard-swish, sigmoid gates, dropout, view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.bn = nn.BatchNorm2d(4)
+        self.act = nn.Hardswish()
+        self.squeeze = nn.Conv2d(4, 2, 1)
+        self.excite = nn.Conv2d(2, 4, 1)
+        nn.init.ones_(self.squeeze.bias)  # a live gate
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(4 * 64, 3)
+
+    def forward(self, x):
+        x = self.act(self.bn(self.depthwise(F.relu6(self.stem(x)))))
+        gate = F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
+        x = torch.sigmoid(self.excite(gate)) * x
+        return self.fc(self.dropout(x.view(x.shape[0], -1)))
+
+
+class Concatenation(nn.Module):
+    """Channels split in two, one half convolved, joined again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 1)
+        self.branch = nn.Conv2d(2, 2, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        left, right = self.stem(x).chunk(2, dim=1)
+        x = self.pool(torch.cat([left, torch.relu_(self.branch(right))], 1))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+class Mlp(nn.Module):
+    """No BatchNorm, a normalisation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * 64, 16)
+        self.norm = nn.LayerNorm(16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(F.gelu(self.norm(self.hidden(x.flatten(1)) / 2)))
+
+
+EXPECTED = {
+    Residual: [
+        ("input", 0, ""),
+        ("relu", 0, "relu"),
+        ("batch_norm", 1, "bn2"),
+        ("relu", 1, "relu"),
+        ("mean", 0, ""),
+    ],
+    DepthwiseSqueezeExcite: [
+        ("input", 0, ""),
+        ("relu6", 0, ""),
+        ("batch_norm", 0, "bn"),
+        ("hardswish", 0, "act"),
+        ("adaptive_avg_pool2d", 0, ""),
+        ("relu", 0, ""),
+        ("conv2d", 3, "excite"),
+        ("sigmoid", 0, ""),
+        ("mul", 0, ""),
+    ],
+    Concatenation: [
+        ("input", 0, ""),
+        ("conv2d", 0, "stem"),
+        ("relu", 0, ""),
+        ("cat", 0, ""),
+        ("adaptive_avg_pool2d", 0, ""),
+    ],
+    Mlp: [
+        ("input", 0, ""),
+        ("linear", 0, "hidden"),
+        ("div", 0, ""),
+        ("layer_norm", 0, "norm"),
+        ("gelu", 0, ""),
+    ],
+}
+
+
+def images(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def built(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(2)
+    model = kind()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def quantized(kind: type[nn.Module]) -> tuple[nn.Module, dict]:
+    model = built(kind)
+    edit = {"kind": "activation_grid", "sites": find_sites(model, images()), "bits": 8}
+    for number, grid in enumerate(attach_(model, edit)):
+        grid.set_range_(-0.1 * number, 2.0 + number)
+    return model, edit
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_sites_are_where_an_integer_runtime_rounds(kind):
+    sites = find_sites(built(kind), images())
+    assert [(s["function"], s["index"], s["layer"]) for s in sites] == EXPECTED[kind]
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_observing_changes_no_bit_and_sees_every_site(kind):
+    model = built(kind)
+    expected = model(images().clone())
+    edit = {"kind": "activation_grid", "sites": find_sites(model, images()), "bits": 8}
+    quantizers = attach_(model, edit)
+    seen = []
+    quantizers.observe = lambda number, values: seen.append(number)
+    assert torch.equal(model(images().clone()), expected)
+    assert seen == list(range(len(edit["sites"])))
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_every_site_counts_towards_the_output(kind):
+    """Clipping everything away at any single site changes what comes out."""
+    model, _ = quantized(kind)
+    quantizers = model.get_submodule(CHILD)
+    ranges = {}
+    quantizers.observe = lambda n, values: ranges.update({n: [v.item() for v in values.aminmax()]})
+    exact = model(images())
+    quantizers.observe = None
+    for number, grid in enumerate(quantizers):
+        grid.set_range_(*ranges[number])
+    fine = model(images())
+    torch.testing.assert_close(fine, exact, atol=0.1, rtol=0)
+    for number, grid in enumerate(quantizers):
+        grid.set_range_(0.0, 1e-4)
+        assert not torch.allclose(model(images()), fine, atol=1e-6, rtol=0)
+        grid.set_range_(*ranges[number])
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_a_copy_has_quantizers_of_its_own(kind):
+    model, _ = quantized(kind)
+    before = model(images())
+    copy = deepcopy(model)
+    assert torch.equal(copy(images()), before)
+    for grid in copy.get_submodule(CHILD):
+        grid.set_range_(0.0, 1e-3)
+    assert torch.equal(model(images()), before)
+    assert not torch.equal(copy(images()), before)
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_stored_and_loaded_gives_the_same_bits(kind, tmp_path):
+    model, edit = quantized(kind)
+    stored = Artifact(model, {"_target_": kind.__name__}, (edit,), frozenset())
+    digest = artifact.save(stored, tmp_path)
+    loaded = artifact.load(tmp_path, lambda config: kind(), "")
+    assert artifact.digest(loaded) == digest
+    assert torch.equal(loaded.model(images(7)), model(images(7)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-1.0, 3.0), (2.0, 3.0), (-4.0, -1.0)])
+def test_a_grid_has_256_levels_zero_is_one_and_the_range_is_met(low, high):
+    grid = SiteQuantizer(8)
+    grid.set_range_(low, high)
+    values = torch.linspace(min(low, 0) - 1, max(high, 0) + 1, 10_001)
+    result = grid(values)
+    step = (max(high, 0) - min(low, 0)) / 255
+    assert len(result.unique()) == 256
+    assert grid(torch.zeros(1)).item() == 0.0
+    inside = (values >= low) & (values <= high)
+    assert (result - values)[inside].abs().max() <= step  # half, and half for the zero point
+    assert result.min() == pytest.approx(min(low, 0), abs=step)
+    assert result.max() == pytest.approx(max(high, 0), abs=step)
+
+
+def test_an_always_zero_site_keeps_zero_and_a_usable_scale():
+    grid = SiteQuantizer(8)
+    grid.set_range_(0.0, 0.0)
+    assert grid.scale.item() == pytest.approx(1 / 255)
+    assert not grid(torch.zeros(3)).any()
+
+
+def test_a_model_that_makes_other_calls_than_when_calibrated_is_refused():
+    class Fickle(nn.Module):
+        skip = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.fc(x)
+            return self.fc(x if self.skip else F.relu(x) * 2)
+
+    model = Fickle().eval()
+    edit = {"sites": find_sites(model, torch.zeros(2, 4)), "bits": 8}
+    attach_(model, edit)
+    model(torch.zeros(2, 4))
+    model.skip = True
+    with pytest.raises(CheckFailedError, match="2 activation quantizers were reached"):
+        model(torch.zeros(2, 4))

@@ -1,0 +1,367 @@
+"""The quantize stage: what it does to weights and activations, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn import functional as F
+
+from compressbench import artifact
+from compressbench.core import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    CheckFailedError,
+    Context,
+    DataSpec,
+    Runtime,
+    Split,
+    Stage,
+    UserError,
+)
+from compressbench.quantizers.activations import CHILD
+from compressbench.quantizers.grid import Grid, GridWeight
+from compressbench.quantizers.minmax import MinMax
+from compressbench.quantizers.nearest import Nearest
+from compressbench.quantizers.percentile import Percentile
+from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.quantize import Quantize
+
+
+@dataclass(frozen=True)
+class Noise:
+    images: int = 96
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("noise", (2, 8, 8), ("a", "b", "c"), (0.5, 0.5), (0.25, 0.25))
+
+    def split(self, name: str) -> Split:
+        assert name == "train", "only training images may be seen"
+        generator = torch.Generator().manual_seed(1)
+        inputs = torch.randint(0, 256, (self.images, 2, 8, 8), generator=generator)
+        return Split(inputs.to(torch.uint8), torch.arange(self.images) % 3)
+
+    def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs.float() / 255 - 0.5) / 0.25
+
+    def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        raise AssertionError("calibration images are not augmented")
+
+
+class Net(nn.Module):
+    """Grouped and depthwise convolutions, an addition, BatchNorm, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.stem(x)))
+        x = F.relu(self.bn2(self.grouped(self.depthwise(x))) + x)
+        return self.fc(x.mean((2, 3)))
+
+
+def build(config) -> object:
+    module, _, name = config["_target_"].rpartition(".")
+    options = {k: v for k, v in config.items() if k != "_target_"}
+    return getattr(importlib.import_module(module), name)(**options)
+
+
+def context(**runtime) -> Context:
+    return Context(Noise(), Runtime(**runtime), 3, Path(), build)
+
+
+def start(model: nn.Module | None = None) -> Artifact:
+    torch.manual_seed(0)
+    net = Net() if model is None else model
+    return Artifact(net.eval(), {"_target_": "Net"}, (), frozenset({TRAINED}))
+
+
+def stage(activation=None, **options) -> Quantize:
+    sizes = {"batchnorm_images": 64, "calibration_images": 48, "batch_size": 16}
+    return Quantize(Nearest(), activation, **(sizes | options))
+
+
+def images() -> torch.Tensor:
+    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_at_most_two_to_the_bits_values_in_a_channel_and_the_checks_hold(bits, granularity):
+    result = stage(bits=bits, granularity=granularity).run({"model": start()}, context())
+    artifact.check(result.artifact)
+    layers = artifact.quantized_layers(result.artifact.model)
+    assert set(layers) == {"stem", "depthwise", "grouped", "fc"}
+    for layer in layers.values():
+        groups = layer.weight if granularity == "channel" else [layer.weight]
+        assert all(len(group.unique()) <= 2**bits - 1 for group in groups)
+        assert torch.equal(layer.weight, layer.weight_scale * artifact.integer_weight(layer))
+    assert artifact.weight_bits(result.artifact.edits) == dict.fromkeys(layers, bits)
+    assert result.artifact.properties == {TRAINED, WEIGHT_QUANTIZED}
+    assert artifact.activation_grid(result.artifact.edits) is None
+
+
+def test_the_incoming_model_is_left_as_it_was():
+    before = start()
+    digest = artifact.digest(before)
+    stage(MinMax()).run({"model": before}, context())
+    assert artifact.digest(before) == digest
+    assert not hasattr(before.model, CHILD)
+
+
+def test_masked_weights_stay_zero_and_an_empty_channel_too():
+    given = start()
+    mask = torch.rand(8, 2, 3, 3) < 0.5
+    mask[3] = False
+    artifact.set_mask_(given.model.stem, mask)
+    given = replace(given, edits=({"kind": "mask", "layers": ["stem"]},))
+    result = stage(bits=3).run({"model": given}, context()).artifact
+    artifact.check(result)
+    assert not result.model.stem.weight[~mask].any()
+    assert torch.equal(result.model.stem.weight_mask, mask)
+    assert [e["kind"] for e in result.edits] == ["mask", "weight_grid"]
+
+
+def test_batchnorm_is_measured_on_the_quantized_weights():
+    result = stage(bits=2, batchnorm_images=96).run({"model": start()}, context()).artifact
+    inputs = Noise().prepare(Noise().split("train").inputs)
+    outputs = result.model.stem(inputs)
+    torch.testing.assert_close(result.model.bn1.running_mean, outputs.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("observer", [MinMax(), Percentile(99.5)])
+def test_activations_are_on_uint8_grids_that_follow_the_calibration_images(observer, tmp_path):
+    given = start()
+    result = stage(observer).run({"model": given}, context())
+    made = result.artifact
+    assert made.properties == {TRAINED, WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED}
+    artifact.check(made)
+    edit = artifact.activation_grid(made.edits)
+    assert edit["bits"] == 8
+    assert len(edit["sites"]) == 6
+    first = made.model.get_submodule(CHILD)[0]
+    if isinstance(observer, MinMax):
+        inputs = Noise().prepare(Noise().split("train").inputs)
+        low, high = inputs.min().item(), inputs.max().item()
+        assert first.scale.item() == pytest.approx((high - low) / 255)
+        assert first.zero_point.item() == round(-low * 255 / (high - low))
+    assert len(first(images()).unique()) <= 256
+    weights_only = stage().run({"model": given}, context()).artifact.model
+    error = (made.model(images()) - weights_only(images())).abs().max()
+    assert 0 < error < 0.1
+    artifact.save(made, tmp_path)
+    loaded = artifact.load(tmp_path, lambda config: Net(), "")
+    assert torch.equal(loaded.model(images()), made.model(images()))
+
+
+def test_two_runs_give_the_same_digest_and_another_seed_another():
+    def digest(seed: int) -> str:
+        seeded = replace(context(), seed=seed)
+        return artifact.digest(stage(MinMax()).run({"model": start()}, seeded).artifact)
+
+    assert digest(3) == digest(3) != digest(4)
+
+
+def test_calibrating_again_after_weights_change_moves_the_ranges():
+    made = stage(Percentile(99)).run({"model": start()}, context()).artifact
+    edit = artifact.activation_grid(made.edits)
+    model = deepcopy(made.model)
+    before = [g.scale.item() for g in model.get_submodule(CHILD)]
+    calibrate_(model, edit, context())
+    assert [g.scale.item() for g in model.get_submodule(CHILD)] == before
+    with torch.no_grad():
+        model.bn1.weight.mul_(3)
+        model.bn1.bias.mul_(3)
+    calibrate_(model, edit, context())
+    after = [g.scale.item() for g in model.get_submodule(CHILD)]
+    assert after[0] == before[0]
+    assert after[1] == pytest.approx(3 * before[1], rel=1e-3)
+
+
+def test_a_range_that_is_not_finite_names_its_site():
+    given = start()
+    given.model.fc.bias.data.fill_(0.0)
+    given.model.bn2.weight.data.fill_(math.inf)
+    with pytest.raises(CheckFailedError, match=r"activation range of batch_norm 1 of bn2 is"):
+        stage(MinMax()).run({"model": given}, context())
+
+
+def test_an_observer_that_saw_no_data_names_its_site():
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 3)
+
+        def forward(self, x):
+            rest = F.relu(x[:, :0])
+            return self.fc(x.mean((2, 3))) + rest.sum()
+
+    with pytest.raises(CheckFailedError, match=r"relu 0 of the model: its observer saw no data"):
+        stage(MinMax()).run({"model": start(Empty())}, context())
+
+
+class Mixed(nn.Module):
+    """Layers of every fate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.up = nn.ConvTranspose2d(4, 4, 2)
+        self.standardised = nn.Conv2d(4, 4, 1)
+        self.embedding = nn.Embedding(3, 4)
+        self.unused = nn.Linear(4, 4)
+        self.position = nn.Parameter(torch.randn(1, 4, 1, 1))
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+        self.right.weight = self.left.weight
+        self.out = nn.Linear(4, 3)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = F.relu(self.up(self.conv(x))) + self.position
+        weight = self.standardised.weight
+        x = F.conv2d(x, weight - weight.mean(), self.standardised.bias)
+        x = x.mean((2, 3)) + self.embedding(torch.zeros(len(x), dtype=torch.long))
+        return self.out(self.right(torch.tanh(self.left(x))))
+
+
+def test_coverage_names_every_layer_and_why_it_stayed_in_float(tmp_path):
+    given = start(Mixed())
+    result = stage(MinMax(), bits=4).run({"model": given}, context())
+    rows = {row.layer: row for row in result.coverage}
+    assert {name: row.detail for name, row in rows.items()} == {
+        "model": "left float: only convolutions and linear layers are quantized",
+        "conv": "4-bit per channel",
+        "up": "left float: only convolutions and linear layers are quantized",
+        "standardised": "left float: its weight also goes through mean, sub",
+        "embedding": "left float: only convolutions and linear layers are quantized",
+        "unused": "left float: not used in the forward pass",
+        "left": "4-bit per channel",
+        "right": "4-bit per channel",
+        "out": "left float: its weight also goes through embedding",
+    }
+    assert rows["conv"].touched == rows["conv"].total == 72
+    assert rows["up"].touched == 0
+    assert rows["up"].total == 64
+    model = result.artifact.model
+    for name in ("up", "standardised", "embedding", "unused", "out"):
+        old, new = (m.get_parameter(f"{name}.weight") for m in (given.model, model))
+        assert torch.equal(old, new)
+    assert model.left.weight is model.right.weight
+    artifact.check(result.artifact)
+    artifact.save(result.artifact, tmp_path)
+    loaded = artifact.load(tmp_path, lambda config: Mixed(), "").model
+    assert torch.equal(loaded.right.weight_scale, model.left.weight_scale)
+    assert torch.equal(loaded(images()), model(images()))
+
+
+def test_a_model_without_such_layers_is_the_users_mistake():
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 3))
+
+        def forward(self, x):
+            return x.mean((2, 3)) @ self.weight
+
+    with pytest.raises(UserError, match="quantize found no layer it can quantize"):
+        stage().run({"model": start(Plain())}, context())
+
+
+def test_weights_that_are_not_finite_are_refused_by_name():
+    given = start()
+    given.model.grouped.weight.data[0] = math.nan
+    with pytest.raises(CheckFailedError, match=r"grouped\.weight holds NaN or infinity"):
+        stage().run({"model": given}, context())
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A method that returns `integer` everywhere."""
+
+    integer: int
+
+    def __call__(self, model, grids: dict[str, Grid], context) -> dict[str, GridWeight]:
+        weights = {name: model.get_parameter(f"{name}.weight") for name in grids}
+        return {
+            name: GridWeight(
+                torch.ones(len(w), *[1] * (w.ndim - 1)),
+                torch.full_like(w, self.integer, dtype=torch.int8),
+            )
+            for name, w in weights.items()
+        }
+
+
+def test_a_method_that_leaves_the_grid_or_revives_zeros_is_caught():
+    with pytest.raises(CheckFailedError, match="stem: integers beyond 4 bits"):
+        Quantize(Wrong(8), bits=4).run({"model": start()}, context())
+    given = start()
+    given.model.depthwise.weight.data[0, 0, 0] = 0
+    with pytest.raises(CheckFailedError, match="depthwise: a weight that was zero is not zero"):
+        Quantize(Wrong(7), bits=4).run({"model": given}, context())
+
+
+def test_order_words_and_passes():
+    weights, both = stage(), stage(MinMax())
+    assert isinstance(both, Stage)
+    assert weights.needs == {TRAINED}
+    assert weights.adds == {WEIGHT_QUANTIZED}
+    assert both.adds == {WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED}
+    assert both.destroys == weights.destroys == both.adds
+    assert weights.passes(1000) == (0, 64)
+    assert both.passes(1000) == (0, 64 + 48)
+    assert both.passes(50) == (0, 50 + 48)
+
+
+@pytest.mark.parametrize("value", ["abc", 4.5, 0, -3, True, None, math.nan])
+@pytest.mark.parametrize("name", ["bits", "batchnorm_images", "calibration_images", "batch_size"])
+def test_bad_numbers_are_refused_in_one_line_with_the_value(name, value):
+    with pytest.raises(UserError, match=f"^{name} must be an integer ") as error:
+        stage(**{name: value})
+    assert str(error.value).endswith(f"got {value!r}")
+    assert "\n" not in str(error.value)
+
+
+def test_33_bits_bad_granularity_and_things_that_are_no_methods():
+    with pytest.raises(UserError, match=r"bits must be an integer in \[2, 8\], got 33"):
+        stage(bits=33)
+    with pytest.raises(UserError, match="granularity must be tensor or channel, got 'row'"):
+        stage(granularity="row")
+    with pytest.raises(UserError, match="activation must be an observer or null, got Nearest"):
+        stage(Nearest())
+    with pytest.raises(UserError, match="weight must be a weight quantizer, got MinMax"):
+        Quantize(MinMax())
+
+
+def one_rank(rank: int, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    made = [stage(o).run({"model": start()}, context()).artifact for o in (MinMax(), Percentile())]
+    results[rank] = [(artifact.digest(a), a.model(images()).tolist()) for a in made]
+    dist.destroy_process_group()
+
+
+def test_two_ranks_end_with_identical_tensors_close_to_those_of_one(tmp_path):
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
+        assert results[0] == results[1]
+        alone = stage(MinMax()).run({"model": start()}, context()).artifact.model(images())
+        torch.testing.assert_close(torch.tensor(results[0][0][1]), alone, atol=0.05, rtol=0)

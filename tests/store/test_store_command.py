@@ -1,0 +1,117 @@
+"""`compressbench store`, as the command line calls it."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from compressbench.cli import guard
+from compressbench.store.command import main, parse_size
+from compressbench.store.entries import Store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSBENCH_STORE", str(tmp_path / "mein Spëicher"))
+    store = Store.default()
+    for sparsity in (0.5, 0.6):
+        parts = {"kind": "stage", "stage": "Prune", "config": {"sparsity": sparsity}}
+        store.get_or_build(parts, lambda folder: (folder / "x").write_bytes(b"x" * 1500) and {})
+    for path in (store.root / "pins").glob("*/process-*"):
+        path.unlink()
+    return store
+
+
+def run(*argv):
+    return guard(lambda: main(list(argv)))
+
+
+def test_list(store, capsys):
+    key = next(store.all_keys())
+    store.pin(key, "front of a sweep")
+    assert run("list") == 0
+    said = capsys.readouterr().out
+    for key in store.all_keys():
+        assert key[:12] in said
+    assert "2 entries" in said
+    assert "front of a sweep" in said
+    assert "1.50 kB" in said
+    assert "Prune" in said
+
+
+def test_list_of_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPRESSBENCH_STORE", str(tmp_path / "none"))
+    assert run("list") == 0
+    assert "0 entries" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_explain(store, capsys):
+    a, b = store.all_keys()
+    assert run("explain", a[:10], b[:10]) == 0
+    said = capsys.readouterr().out
+    assert "config.sparsity" in said
+    assert "0.5" in said and "0.6" in said
+
+
+def test_collect_pin_unpin(store, capsys):
+    a, _ = store.all_keys()
+    assert run("pin", a[:8].upper()) == 0
+    assert run("collect", "--max-size", "1kB", "--dry-run") == 0
+    assert "would remove 1 entries" in capsys.readouterr().out
+    assert run("collect", "--max-size", "1kB") == 0
+    assert "1 that are pinned" in capsys.readouterr().out
+    assert list(store.all_keys()) == [a]
+    assert run("unpin", a) == 0
+    assert run("collect", "--max-size", "0") == 0
+    assert list(store.all_keys()) == []
+
+
+def test_verify(store, capsys):
+    assert run("verify") == 0
+    assert "2 entries, all whole" in capsys.readouterr().out
+    key = next(store.all_keys())
+    (store.folder(key) / "x").write_bytes(b"y" * 1500)
+    assert run("verify") == 3
+    assert key[:12] in capsys.readouterr().err
+    assert run("verify") == 0
+
+
+@pytest.mark.parametrize("argv", [["pin", "zzz"], ["pin", ""], ["explain", "zz", "yy"]])
+def test_a_users_mistake_is_one_line(store, capsys, argv):
+    assert run(*argv) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["collect", "--max-size", "huge"], ["pin"], ["list", "--bad"]]
+)
+def test_wrong_usage(store, capsys, argv):
+    assert run(*argv) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1000", 1000), ("5GB", 5 * 10**9), ("1.5 GiB", 3 * 2**29), ("300kB", 300_000),
+     ("2KiB", 2048), ("7m", 7 * 10**6), ("1TB", 10**12), ("12B", 12)],
+)  # fmt: skip
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "5 XB", "nan", "1 2"])
+def test_no_sizes(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="a size looks like"):
+        parse_size(text)
+
+
+def test_the_command_loads_no_torch():
+    code = (
+        "import sys; from compressbench.store.command import main; main(['list']); "
+        "assert not {'torch', 'mlflow', 'hydra'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
