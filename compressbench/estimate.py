@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressbench.core import Data, Runtime
+from compressbench.execute import build_model
 from compressbench.plan import Planned
-from compressbench.recipe import build_model
 
 MEASURING_SECONDS = 7.0  # export, agreement and latency of one stage, as measured on two cores
 PROBE_IMAGES, PROBE_SECONDS = 32, 0.3
@@ -29,7 +29,7 @@ def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict
     for planned in plan:
         speeds[planned.name] = _speed_of(planned, speeds, runtime)
         trained, forwarded = planned.stage.passes(images)
-        if planned.checkpoint is not None:
+        if planned.job.checkpoint is not None:
             trained = 0
         train, forward = speeds[planned.name]
         work = (trained * train + forwarded * forward) / runtime.devices
@@ -40,10 +40,10 @@ def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict
 def _speed_of(
     planned: Planned, speeds: Mapping[str, tuple[float, float]], runtime: Runtime
 ) -> tuple[float, float]:
-    if planned.model is None:
+    if planned.job.model is None:
         return speeds[planned.parents["model"]]
-    shape = planned.model["input_shape"]
-    model = build_model(planned.model).to(runtime.device)
+    shape = planned.job.model["input_shape"]
+    model = build_model(planned.job.model).to(runtime.device)
     inputs = torch.rand(PROBE_IMAGES, *shape, device=runtime.device)
     return _seconds_per_image(model, inputs)
 

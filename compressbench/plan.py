@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compressbench.core import CheckFailedError, Data, Runtime, Stage, UserError
+from compressbench.core import Data, Runtime, Stage, UserError
+from compressbench.execute import Job, sha256_of
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
@@ -16,21 +17,28 @@ from compressbench.targets import build, check, nearest
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
-_ALWAYS_RUNS = ("compressbench.recipe.run", "compressbench.artifact.save")
+_ALWAYS_RUNS = ("compressbench.execute.execute",)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of a plan. `model` is set where the stage starts from a fresh architecture."""
+    """One stage of a plan: what its processes need, where it comes from, what its key is made of.
 
-    name: str
-    config: dict[str, Any]
+    `parents` maps roles ("model", "teacher") to names of earlier stages.
+    """
+
+    job: Job
     stage: Stage
-    model: dict[str, Any] | None
-    checkpoint: Path | None
-    parents: dict[str, str]  # role ("model", "teacher") -> name of an earlier stage
+    parents: dict[str, str]
     parts: dict[str, Any]
-    key: str
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+    @property
+    def key(self) -> str:
+        return self.job.key
 
     @property
     def kind(self) -> str:
@@ -113,23 +121,30 @@ def _plan_stage(
     if teacher is not None:
         parents["teacher"] = teacher
     config = _own_options(stages[name])
-    parts = {
+    parts: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "stage",
         "stage": type(stage).__name__,
         "config": config,
         "parents": {role: before[parent].key for role, parent in parents.items()},
         "model": architecture,
-        "checkpoint": _sha256(checkpoint) if checkpoint else None,
+        "checkpoint": sha256_of(checkpoint) if checkpoint else None,
         "data": data.manifest(),
         "code": source_digest(sorted({*_ALWAYS_RUNS, *_targets([config, architecture, dataset])})),
         "environment": versions(_FIT_LIBRARIES),
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
     }
-    return Planned(
-        name, config, stage, architecture, checkpoint, parents, parts, content_key(parts)
+    job = Job(
+        name,
+        config,
+        architecture,
+        str(checkpoint) if checkpoint else None,
+        parts["checkpoint"],
+        parts["seed"],
+        content_key(parts),
     )
+    return Planned(job, stage, parents, parts)
 
 
 def _architecture(
@@ -185,14 +200,3 @@ def _targets(tree: Any) -> Iterator[str]:
 def stage_seed(seed: int, name: str) -> int:
     """The seed of a stage: of the run's seed and the stage's name, of nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_same_checkpoint(planned: Planned) -> None:
-    """Raise CheckFailedError when the checkpoint changed since the plan was made."""
-    if planned.checkpoint and _sha256(planned.checkpoint) != planned.parts["checkpoint"]:
-        raise CheckFailedError(f"{planned.checkpoint} changed while the recipe ran")

@@ -73,7 +73,11 @@ def _points(report: Mapping[str, Any], split: str, size: str, colour: str) -> di
 def _taken(report: Mapping[str, Any], split: str, size: str) -> list[Mapping[str, Any]]:
     """The stages that have both figures."""
     names = {size, f"{split}/{report['metric']}"}
-    return [s for s in report["stages"] if names <= {k for k, v in s["figures"].items() if v}]
+    return [
+        s
+        for s in report["stages"]
+        if names <= {k for k, v in s["figures"].items() if v is not None}
+    ]
 
 
 def _hover(stage: Mapping[str, Any], metric: str) -> str:

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from compressbench import artifact as artifacts
 from compressbench.core import Runtime
 from compressbench.errors import CheckFailedError, UserError
-from compressbench.plan import Planned
+from compressbench.execute import Job, build_model, execute
 from compressbench.ranks import EXIT_CHECK, EXIT_USER
-from compressbench.recipe import Progress, Workshop, build_model, execute, make_context
+from compressbench.recipe import Progress, Workshop
 from compressbench.store.entries import Store
 from compressbench.targets import build
 
 
-def _run(job: Path) -> None:
-    description = json.loads(job.read_text())
+def _run(path: Path) -> None:
+    description = json.loads(path.read_text())
     runtime = Runtime(**description["runtime"])
     torch.set_num_threads(runtime.threads)
     if runtime.accelerator == "gpu":
@@ -32,18 +32,12 @@ def _run(job: Path) -> None:
     scratch = Path(description["scratch"])
     workshop = Workshop(store, data, description["dataset"], runtime,
                         description["checkpoint_seconds"], _progress_file(scratch))  # fmt: skip
-    config = description["config"]
-    planned = Planned(
-        description["name"], config, build(config, f"recipe.stages.{description['name']}"),
-        description["model"],
-        Path(description["checkpoint"]) if description["checkpoint"] else None,
-        {}, description["parts"], description["key"],
-    )  # fmt: skip
+    job = Job(**description["job"])
     parents = {
         role: artifacts.load(_entry_folder(store, key), build_model, key)
         for role, key in description["parents"].items()
     }
-    execute(planned, parents, make_context(planned, workshop, scratch), Path(description["folder"]))
+    execute(job, parents, workshop.context(job, scratch), Path(description["folder"]))
     dist.barrier()
     dist.destroy_process_group()
 

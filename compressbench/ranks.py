@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from compressbench.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
-    from compressbench.plan import Planned
+    from compressbench.execute import Job
     from compressbench.recipe import Workshop
 
 EXIT_USER, EXIT_CHECK = 1, 3
@@ -29,7 +29,7 @@ POLL_SECONDS, GRACE_SECONDS = 0.2, 5.0
 
 
 def run_on_ranks(
-    planned: Planned, parents: Mapping[str, str], workshop: Workshop, folder: Path, scratch: Path
+    stage: Job, parents: Mapping[str, str], workshop: Workshop, folder: Path, scratch: Path
 ) -> None:
     """Run a stage on `runtime.devices` ranks; the first one writes the artifact into `folder`.
 
@@ -38,12 +38,7 @@ def run_on_ranks(
     scratch.mkdir(parents=True, exist_ok=True)
     job = scratch / "job.json"
     description = {
-        "name": planned.name,
-        "config": planned.config,
-        "model": planned.model,
-        "checkpoint": str(planned.checkpoint) if planned.checkpoint else None,
-        "parts": planned.parts,
-        "key": planned.key,
+        "job": asdict(stage),
         "parents": dict(parents),
         "dataset": dict(workshop.dataset),
         "runtime": asdict(workshop.runtime),

@@ -14,26 +14,22 @@ from typing import Any
 import torch
 
 from compressbench import artifact as artifacts
-from compressbench.collectives import assert_same_on_ranks, rank
 from compressbench.core import (
-    TRAINED,
     Artifact,
     Context,
     Coverage,
     Data,
     Measurement,
-    Outcome,
     Runtime,
     Step,
-    UserError,
 )
-from compressbench.plan import SCHEMA, Planned, require_same_checkpoint
+from compressbench.execute import OUTCOME, Job, build_model, execute
+from compressbench.plan import SCHEMA, Planned
 from compressbench.report import shrink_warning
 from compressbench.store.entries import Entry, Store
 from compressbench.store.sources import source_digest, versions
 from compressbench.targets import build
 
-OUTCOME = "outcome.json"
 Progress = Callable[[int, int, str], None]
 
 
@@ -47,6 +43,17 @@ class Workshop:
     runtime: Runtime
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
+
+    def context(self, job: Job, scratch: Path) -> Context:
+        return Context(
+            data=self.data,
+            runtime=self.runtime,
+            seed=job.seed,
+            folder=scratch,
+            build=build,
+            progress=self.progress,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
 
 
 def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
@@ -82,11 +89,6 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
         yield done[planned.name]
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
-    """A fresh architecture, on the CPU, in eval mode."""
-    return build(config, "model").eval()
-
-
 def _build(
     planned: Planned, done: Mapping[str, Step], workshop: Workshop, folder: Path
 ) -> dict[str, Any]:
@@ -97,70 +99,10 @@ def _build(
         from compressbench.ranks import run_on_ranks
 
         keys = {role: artifact.key for role, artifact in parents.items()}
-        run_on_ranks(planned, keys, workshop, folder, scratch)
+        run_on_ranks(planned.job, keys, workshop, folder, scratch)
     else:
-        context = make_context(planned, workshop, scratch)
-        execute(planned, parents, context, folder)
+        execute(planned.job, parents, workshop.context(planned.job, scratch), folder)
     return {"name": planned.name}
-
-
-def make_context(planned: Planned, workshop: Workshop, scratch: Path) -> Context:
-    return Context(
-        data=workshop.data,
-        runtime=workshop.runtime,
-        seed=planned.parts["seed"],
-        folder=scratch,
-        build=build,
-        progress=workshop.progress,
-        checkpoint_seconds=workshop.checkpoint_seconds,
-    )
-
-
-def execute(
-    planned: Planned, parents: Mapping[str, Artifact], context: Context, folder: Path
-) -> None:
-    """Run one stage, check that earlier work survived, and write the result into `folder`.
-
-    On several ranks every rank comes here; all must arrive at the same tensors, and the first
-    one writes.
-    """
-    torch.set_num_threads(context.runtime.threads)
-    inputs = dict(parents)
-    if planned.model is not None:
-        inputs["model"] = _fresh(planned, context)
-    before = inputs["model"].properties
-    outcome = planned.stage.run(inputs, context)
-    result = replace(outcome.artifact, properties=before | planned.stage.adds, key=planned.key)
-    artifacts.check(result)
-    assert_same_on_ranks(artifacts.digest(result), f"the model after {planned.name}")
-    require_same_checkpoint(planned)
-    context.data.verify()
-    if rank() == 0:
-        artifacts.save(result, folder)
-        (folder / OUTCOME).write_text(json.dumps(_plain(outcome)) + "\n")
-
-
-def _fresh(planned: Planned, context: Context) -> Artifact:
-    """The initial model of a stage: seeded weights, or those of its checkpoint."""
-    if planned.model is None:
-        raise UserError(f"{planned.name} has no model to start from")
-    with torch.random.fork_rng():
-        torch.manual_seed(context.seed)
-        model = build_model(planned.model)
-    if planned.checkpoint is None:
-        return Artifact(model, planned.model, (), frozenset())
-    from compressbench.models.checkpoint import load_checkpoint_
-
-    load_checkpoint_(model, planned.checkpoint)
-    return Artifact(model, planned.model, (), frozenset({TRAINED}))
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "coverage": [asdict(row) for row in outcome.coverage],
-        "history": dict(outcome.history),
-        "warnings": list(outcome.warnings),
-    }
 
 
 def _measured(

@@ -33,7 +33,7 @@ from compressbench.units import (
 
 SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
-CHANCE = "chance"
+CHANCE = "no better than guessing"
 LIBRARIES = (
     "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
     "compressbench",

@@ -123,10 +123,10 @@ class Logged:
         now = _now()
         taken = {**step.measurement.figures, "stage/seconds": step.seconds}
         figures: list[list[Any]] = [
-            [_metric_name(k), float(v), now, step.index] for k, v in taken.items()
+            [_allowed(k), float(v), now, step.index] for k, v in taken.items()
         ]
         history: list[list[Any]] = [
-            [_metric_name(f"history/{step.name}/{name}"), float(value), now, epoch]
+            [_allowed(f"history/{step.name}/{name}"), float(value), now, epoch]
             for name, values in step.history.items()
             for epoch, value in enumerate(values)
         ]
@@ -200,7 +200,7 @@ def _start(
 
 
 def _stop(worker: subprocess.Popen[bytes], kill: bool) -> None:
-    """Ask the worker to log what is left, and wait. One that is late goes on without us, or dies."""
+    """Ask the worker to log what is left, and wait; a late one goes on alone, or is killed."""
     try:
         worker.communicate(b"\n", timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -214,12 +214,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(config, Mapping) and config:
         parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items()]
         return {name: text for part in parts for name, text in part.items()}
+    if not prefix:
+        return {}
     text = config if isinstance(config, str) else json.dumps(config, default=str)
-    return {re.sub(r"[^\w.\-/ :]", "_", prefix)[:250]: text[:_TEXT_LIMIT]}
+    return {_allowed(prefix): text[:_TEXT_LIMIT]}
 
 
-def _metric_name(name: str) -> str:
-    return re.sub(r"[^\w.\-/ ]", "_", name)[:250]
+def _allowed(name: str) -> str:
+    """The name as MLflow takes it: few characters, and no way out of a folder."""
+    return re.sub(r"/+", "/", re.sub(r"[^\w.\-/ :]", "_", name)).strip("./")[:250]
 
 
 def _now() -> int:

@@ -52,8 +52,10 @@ class Digits:
         return splits.stratified(self._all.targets, fractions, self.split_seed)
 
     def split(self, name: SplitName) -> Split:
-        rows = self._rows[name]
-        return Split(self._all.inputs[rows], self._all.targets[rows])
+        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        with torch.inference_mode(False):
+            rows = self._rows[name]
+            return Split(self._all.inputs[rows], self._all.targets[rows])
 
     def manifest(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compressbench.core import Split, SplitName, UserError
@@ -36,10 +37,12 @@ class Partition:
     def split(self, name: SplitName, form: Form) -> Split:
         """Decode what the split needs, or read it where it was decoded before."""
         source = self.sources.get(name, self.sources["train"])
-        found = targets(source.labels(), self.numbers, source.name)
-        inputs = decoded(source, form)
         rows = self.rows.get(name)
-        return Split(inputs, found) if rows is None else Split(inputs[rows], found[rows])
+        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        with torch.inference_mode(False):
+            found = targets(source.labels(), self.numbers, source.name)
+            inputs = decoded(source, form)
+            return Split(inputs, found) if rows is None else Split(inputs[rows], found[rows])
 
     @cached_property
     def files(self) -> Mapping[SplitName, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core import TRAINED, Artifact, Context, DistillationLoss, Outcome
-from compressbench.stages.fit import BatchLoss, Optimizer, Schedule
+from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
 from compressbench.stages.train import GRIDS, descend
 
 

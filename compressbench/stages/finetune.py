@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compressbench.core import TRAINED, Artifact, Context, Outcome
-from compressbench.stages.fit import Optimizer, Schedule
+from compressbench.stages.schedule import Optimizer, Schedule
 from compressbench.stages.train import GRIDS, cross_entropy, descend
 
 

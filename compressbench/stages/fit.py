@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,52 +16,13 @@ from torch import Tensor, nn
 
 from compressbench.artifact import apply_mask_, masked_layers
 from compressbench.collectives import mean_over_ranks, rank, world_size
-from compressbench.core import CheckFailedError, Context, UserError
+from compressbench.core import CheckFailedError, Context
 from compressbench.data.batches import batches
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
+from compressbench.stages.schedule import BatchLoss, Schedule
 
-Optimizer = Callable[..., torch.optim.Optimizer]
-BatchLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> (loss, logits)
 CHECKPOINT = "fit.ckpt"
 CHECK_EVERY = 20  # steps between looks at the loss: a look stalls an accelerator
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast. `epochs` may be a fraction; the learning rate follows a cosine
-    (Loshchilov & Hutter 2017, arXiv 1608.03983) after a linear warm-up of `warmup` of the steps.
-    """
-
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float)):
-            raise UserError(f"epochs must be a number above 0, got {self.epochs!r}")
-        if not (math.isfinite(self.epochs) and self.epochs > 0):
-            raise UserError(f"epochs must be a number above 0, got {self.epochs}")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise UserError(f"batch_size must be an integer of at least 2, got {self.batch_size!r}")
-        if self.batch_size < 2:
-            raise UserError(f"batch_size must be at least 2, got {self.batch_size}")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"warmup must be in [0, 1), got {self.warmup}")
-        try:
-            self.optimizer([nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {error}") from None
-
-    def steps_per_epoch(self, images: int, ranks: int = 1) -> int:
-        return max(1, images // (self.batch_size * ranks))
-
-    def factor(self, step: int, steps: int) -> float:
-        """Learning rate over its peak at `step` of `steps`."""
-        warm = round(self.warmup * steps)
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 class _Module(pl.LightningModule):
@@ -79,7 +38,8 @@ class _Module(pl.LightningModule):
         self.model, self.loss, self.schedule, self.context = model, loss, schedule, context
         self.masked = list(masked_layers(model).values())
         images = len(context.data.split("train"))
-        self.per_epoch = schedule.steps_per_epoch(images, world_size())
+        self.share = schedule.share(world_size())
+        self.per_epoch = max(1, images // world_size() // self.share)
         if context.runtime.max_batches is not None:
             self.per_epoch = min(self.per_epoch, context.runtime.max_batches)
         self.steps = max(1, round(schedule.epochs * self.per_epoch))
@@ -190,7 +150,7 @@ class _Epoch:
         module = self.module
         context = module.context
         epoch = batches(
-            context.data, "train", module.schedule.batch_size,
+            context.data, "train", module.share,
             device=context.runtime.device, augment=True, drop_last=True,
             shuffle_seed=_mix(context.seed, module.epoch),
             rank=rank(), world_size=world_size(),

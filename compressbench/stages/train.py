@@ -20,7 +20,7 @@ from compressbench.core import (
     Coverage,
     Outcome,
 )
-from compressbench.stages.fit import BatchLoss, Optimizer, Schedule, fit_
+from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
 
 GRIDS = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # float training would leave them
 
@@ -71,6 +71,8 @@ def cross_entropy(label_smoothing: float) -> BatchLoss:
 
 def descend(start: Artifact, loss: BatchLoss, schedule: Schedule, context: Context) -> Outcome:
     """Fit a copy of `start` and hand it back as a trained artifact."""
+    from compressbench.stages.fit import fit_  # Lightning takes seconds to import
+
     model = deepcopy(start.model)
     history = fit_(model, loss, schedule, context)
     trained = replace(start, model=model, properties=start.properties | {TRAINED})

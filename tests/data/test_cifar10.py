@@ -25,6 +25,12 @@ def test_the_splits_hold_the_rows_of_the_files(cifar_root, tmp_path, pixels):
     assert data.spec.input_shape == (3, 32, 32) and data.spec.num_classes == 10
 
 
+def test_splits_read_in_inference_mode_can_be_trained_on(cifar_root):
+    with torch.inference_mode():
+        split = Cifar10(str(cifar_root)).split("train")
+    assert not split.inputs.is_inference() and not split.targets.is_inference()
+
+
 def test_without_rows_a_fraction_of_each_class_validates(cifar_root):
     data = Cifar10(str(cifar_root), validation_fraction=0.25)
     assert data.split("validation").targets.bincount().tolist() == [1] * 10

@@ -12,7 +12,8 @@ from compressbench.artifact import set_mask_
 from compressbench.core import Context, DataSpec, Runtime, Split
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
-from compressbench.stages.fit import Schedule, fit_
+from compressbench.stages.fit import fit_
+from compressbench.stages.schedule import Schedule
 from compressbench.stages.train import cross_entropy
 from compressbench.targets import build
 

@@ -16,7 +16,7 @@ from compressbench.store.keys import content_key
 PARTS = {"kind": "stage", "stage": "Train", "config": {"epochs": 3}}
 KEY = content_key(PARTS)
 PRELUDE = """
-import os, signal, sys, time
+import io, os, signal, sys, time
 from pathlib import Path
 from compressbench.store.entries import Store
 PARTS = {"kind": "stage", "stage": "Train", "config": {"epochs": 3}}
@@ -97,8 +97,9 @@ def test_a_waiter_gets_the_entry_of_the_builder(tmp_path):
     say(store.get_or_build(PARTS, slow)[1])
     """
     code = PRELUDE + textwrap.dedent(body)
-    builder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    builder = subprocess.Popen(command, **pipes, text=True)
     assert builder.stdout.readline() == "building\n"
     waiter = start(tmp_path, WAITING)
     assert waiter.stdout.readline() == "waiting\n"
@@ -134,8 +135,9 @@ def counted(function):
     return call
 def hooked(folder):
     meta = build(folder)
-    for name in ("fsync", "rename", "open", "rmdir", "unlink"):
+    for name in ("fsync", "rename", "open", "rmdir", "unlink", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
+    io.open = counted(io.open)  # what Path.open calls
     return meta
 store.scratch(store_key := sys.argv[3])
 store.get_or_build(PARTS, hooked)
@@ -242,16 +244,26 @@ def test_disk_full_leaves_the_old_state_and_names_path_and_bytes(small_disk, wri
     assert not store.get_or_build(PARTS, build)[1]  # there is room for this one
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
-def test_a_read_only_store_still_serves_what_it_has(tmp_path):
+def serves_what_it_has_and_takes_no_more(root):
+    assert Store(root).get_or_build(PARTS, build)[1]
+    with pytest.raises(UserError, match="cannot be used"):
+        Store(root).get_or_build({"kind": "new"}, build)
+
+
+def test_a_store_on_a_read_only_file_system(small_disk):
+    Store(small_disk).get_or_build(PARTS, build)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    serves_what_it_has_and_takes_no_more(small_disk)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_without_permission_to_write(tmp_path):
     Store(tmp_path).get_or_build(PARTS, build)
     folders = [p for p in (tmp_path, *tmp_path.rglob("*")) if p.is_dir()]
     for folder in folders:
         folder.chmod(0o500)
     try:
-        assert Store(tmp_path).get_or_build(PARTS, build)[1]
-        with pytest.raises(UserError, match="cannot be used"):
-            Store(tmp_path).get_or_build({"kind": "new"}, build)
+        serves_what_it_has_and_takes_no_more(tmp_path)
     finally:
         for folder in folders:
             folder.chmod(0o700)

@@ -1,0 +1,56 @@
+"""The files that ship, side by side: the model, its compressed form, its description, a script."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressbench.core import CheckFailedError, DataSpec
+
+ZSTD_LEVEL = 19
+
+
+def write_bundle(
+    onnx_path: Path, spec: DataSpec, report: Mapping[str, Any], folder: Path
+) -> tuple[Path, ...]:
+    """Write model.onnx, model.onnx.zst, model.json and predict.py into `folder`; their paths.
+
+    `report` is what `export_onnx` returned. Raise CheckFailedError when the compressed file does
+    not give back the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model, script = folder / "model.onnx", folder / "predict.py"
+    if onnx_path.resolve() != model.resolve():
+        shutil.copyfile(onnx_path, model)
+    packed = folder / "model.onnx.zst"
+    packed.write_bytes(_compress(model.read_bytes()))
+    about = folder / "model.json"
+    text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
+    about.write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("predict.py"), script)
+    return model, packed, about, script
+
+
+def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "dataset": spec.name,
+        "input": {**report["input"], "preprocess": "(pixels / 255 - mean) / std per channel"},
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", spec.num_classes]},
+        "classes": list(spec.class_names),
+        "opset": report["opset"],
+        "min_onnxruntime": report["min_onnxruntime"],
+        "layers": report["layers"],
+    }
+
+
+def _compress(content: bytes) -> bytes:
+    import zstandard
+
+    packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
+    if zstandard.ZstdDecompressor().decompress(packed) != content:
+        raise CheckFailedError("model.onnx.zst does not decompress to model.onnx")
+    return packed

@@ -1,0 +1,68 @@
+"""Predictions of an exported file, and metrics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core import CheckFailedError, Data, SplitName, UserError
+
+METRICS = ("accuracy", "balanced_accuracy", "f1")
+
+
+def predict(
+    onnx_path: Path, data: Data, split: SplitName, *, threads: int = 1, batch_size: int = 100
+) -> Tensor:
+    """Logits float32 [N, K] of the exported file for a whole split, in its order."""
+    from compressbench.measure.session import open_session, options
+
+    session = open_session(onnx_path, options(threads))
+    rows = [
+        torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+        for batch in _batches(data, split, batch_size)
+    ]
+    return _finite(torch.cat(rows), onnx_path.name)
+
+
+def predict_torch(model: nn.Module, data: Data, split: SplitName, batch_size: int = 100) -> Tensor:
+    """Logits float32 [N, K] of the PyTorch model, which is on the CPU and in eval mode."""
+    with torch.inference_mode():
+        rows = [model(batch) for batch in _batches(data, split, batch_size)]
+    return _finite(torch.cat(rows), "the PyTorch model")
+
+
+def score(metric: str, logits: Tensor, targets: Tensor) -> float:
+    """`accuracy` (share of right top-1), `balanced_accuracy` (mean recall) or `f1` (mean), [0, 1].
+
+    Raise UserError for another name.
+    """
+    check_metric(metric)
+    from torchmetrics.functional import classification
+
+    chosen, classes = logits.argmax(1), logits.shape[1]
+    if metric == "f1":
+        return float(classification.multiclass_f1_score(chosen, targets, classes, "macro"))
+    average: Literal["micro", "macro"] = "micro" if metric == "accuracy" else "macro"
+    return float(classification.multiclass_accuracy(chosen, targets, classes, average))
+
+
+def check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise UserError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+
+
+def _batches(data: Data, split: SplitName, batch_size: int) -> Iterator[Tensor]:
+    inputs = data.split(split).inputs
+    for start in range(0, len(inputs), batch_size):
+        yield data.prepare(inputs[start : start + batch_size].cpu()).contiguous()
+
+
+def _finite(logits: Tensor, what: str) -> Tensor:
+    bad = (~torch.isfinite(logits)).any(1).nonzero()
+    if len(bad):
+        raise CheckFailedError(f"{what}: logits of image {int(bad[0])} hold NaN or infinity")
+    return logits

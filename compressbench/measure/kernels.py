@@ -1,0 +1,38 @@
+"""Which kernels ONNX Runtime really runs: integer ones, or float ones around conversions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+INTEGER = (
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+)
+INTEGER_ELEMENTWISE = ("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool")
+FLOAT = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+
+
+def integer_kernels(onnx_path: Path) -> dict[str, int]:
+    """Counts by operator in the graph that ONNX Runtime optimized, zeros left out.
+
+    Only the names above are counted. The graph depends on the machine's processor.
+    """
+    import onnx
+
+    from compressbench.measure.session import open_session, options
+
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = options()
+        chosen.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        open_session(onnx_path, chosen)
+        graph = onnx.load(chosen.optimized_model_filepath).graph
+    counts = Counter(node.op_type for node in graph.node)
+    names = (*INTEGER, *INTEGER_ELEMENTWISE, *FLOAT)
+    return {name: counts[name] for name in names if counts[name]}

@@ -1,0 +1,70 @@
+"""Seconds of one call, in interleaved pairs with the float model, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+WARM_UP, MIN_PAIRS, MAX_PAIRS = 3, 5, 2000
+
+
+@dataclass(frozen=True)
+class Latency:
+    """`speedup` is the median over pairs of (float / this file): above 1 is faster."""
+
+    p50_ms: float
+    p95_ms: float
+    speedup: float
+    pairs: int
+
+
+def measure_latency(
+    onnx_path: Path,
+    baseline: Path,
+    sample: NDArray[np.float32],
+    *,
+    threads: int = 1,
+    seconds: float = 1.5,
+) -> Latency:
+    """Time `sample` [B, ...] in both files, alternating which comes first, for about `seconds`.
+
+    The speed of a shared machine drifts by a factor; a pair is taken within milliseconds.
+    """
+    from compressbench.measure.session import open_session, options
+
+    sessions = [open_session(path, options(threads)) for path in (onnx_path, baseline)]
+    calls = [lambda s=s: s.run(None, {"input": sample}) for s in sessions]
+    times = np.array(_alternate(calls[0], calls[1], seconds))
+    same = onnx_path.read_bytes() == baseline.read_bytes()
+    speedup = 1.0 if same else float(np.median(times[:, 1] / times[:, 0]))
+    p50, p95 = np.percentile(times[:, 0] * 1e3, [50, 95])
+    return Latency(float(p50), float(p95), speedup, len(times))
+
+
+def _alternate(
+    first: Callable[[], object], second: Callable[[], object], seconds: float
+) -> list[tuple[float, float]]:
+    """Pairs of seconds (first, second)."""
+    for _ in range(WARM_UP):
+        first()
+        second()
+    pairs: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < MIN_PAIRS or (time.perf_counter() < end and len(pairs) < MAX_PAIRS):
+        if len(pairs) % 2:
+            b, a = _seconds(second), _seconds(first)
+        else:
+            a, b = _seconds(first), _seconds(second)
+        pairs.append((a, b))
+    return pairs
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,34 @@
+"""Opening exported files in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressbench.core import CheckFailedError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+ERRORS_ONLY = 3
+
+
+def options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """As a user would run it: all optimizations on, `threads` within one operator."""
+    import onnxruntime
+
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = threads
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = ERRORS_ONLY
+    return chosen
+
+
+def open_session(onnx_file: Path | bytes, chosen: Any) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(onnx_file, chosen, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        name = onnx_file if isinstance(onnx_file, Path) else "the model"
+        raise CheckFailedError(f"{name}: ONNX Runtime does not load it: {error}") from error

@@ -1,0 +1,65 @@
+"""How large a model is: bytes on disk, bytes over the air, numbers, bits at nominal width."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressbench.artifact import weight_bits
+from compressbench.core import Artifact, CheckFailedError
+
+ZSTD_LEVEL = 19
+
+
+def shipped_files(onnx_path: Path) -> list[Path]:
+    """The .onnx file and the files it keeps tensors in, if any."""
+    import onnx
+
+    tensors = onnx.load(onnx_path, load_external_data=False).graph.initializer
+    external = {e.value for t in tensors for e in t.external_data if e.key == "location"}
+    return [onnx_path, *(onnx_path.parent / name for name in sorted(external))]
+
+
+def onnx_bytes(onnx_path: Path) -> int:
+    """Bytes of all files that ship."""
+    return sum(path.stat().st_size for path in shipped_files(onnx_path))
+
+
+def download_bytes(onnx_path: Path) -> int:
+    """Bytes of the files that ship under zstd level 19, which must give them back exactly."""
+    import zstandard
+
+    total = 0
+    for path in shipped_files(onnx_path):
+        content = path.read_bytes()
+        packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
+        if zstandard.ZstdDecompressor().decompress(packed) != content:
+            raise CheckFailedError(f"{path.name}: zstd does not give back the same bytes")
+        total += len(packed)
+    return total
+
+
+def nonzero(model: nn.Module) -> int:
+    """Parameters of the model that are not zero."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+
+
+def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
+    """Quantized weights at the width of their grid; scales, biases, all else as stored."""
+    import onnx
+    from onnx_ir import DataType
+
+    stored = 0
+    for tensor in onnx.load(onnx_path).graph.initializer:
+        kind = DataType(tensor.data_type)
+        if not (len(tensor.dims) > 1 and kind.is_integer() and kind.bitwidth <= 8):
+            stored += math.prod(tensor.dims) * kind.bitwidth
+    layers = {
+        id(artifact.model.get_submodule(name).weight): (name, bits)
+        for name, bits in weight_bits(artifact.edits).items()
+    }  # a tied weight once
+    sizes = {n: artifact.model.get_parameter(f"{n}.weight").numel() for n, _ in layers.values()}
+    return stored + sum(sizes[name] * bits for name, bits in layers.values())

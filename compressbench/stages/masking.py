@@ -1,0 +1,73 @@
+"""Which weights stay: boolean masks from importance scores."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def by_share(
+    scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], share: float, together: bool
+) -> dict[str, Tensor]:
+    """Masks (True is kept) that drop round(share * n) of n weights, the least important ones.
+
+    n counts all layers (`together`) or each layer alone. What `zeros` marks goes first, all of it,
+    so it counts towards the share; of equal weights, those of lower index go first (layers in
+    their order, weights row by row). The most important weight of a layer stays, unless zero.
+    """
+    if together:
+        return _drop_least(scores, zeros, share)
+    parts = [_drop_least({n: scores[n]}, {n: zeros[n]}, share) for n in scores]
+    return {name: mask for part in parts for name, mask in part.items()}
+
+
+def by_threshold(
+    scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], threshold: float
+) -> dict[str, Tensor]:
+    """Masks that drop `zeros` and every weight whose importance is below `threshold`.
+
+    The most important weight of a layer stays, unless zero.
+    """
+    return {
+        name: (ranked == math.inf) | ((ranked >= threshold) & ~zeros[name])
+        for name, ranked in _ranked(scores, zeros).items()
+    }
+
+
+def digest(masks: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values, the same on every rank when the masks are."""
+    sha = hashlib.sha256()
+    for name, mask in masks.items():
+        sha.update(name.encode())
+        sha.update(mask.contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _ranked(scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores with -inf for what goes in any case, +inf for what stays in any case."""
+    ranked = {}
+    for name, score in scores.items():
+        values = score.masked_fill(zeros[name], -math.inf).flatten()
+        largest = int(values.argmax())
+        if values[largest] > -math.inf:
+            values[largest] = math.inf
+        ranked[name] = values.view_as(score)
+    return ranked
+
+
+def _drop_least(
+    scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    ranked = _ranked(scores, zeros)
+    flat = torch.cat([values.flatten() for values in ranked.values()])
+    gone = int((flat == -math.inf).sum())
+    free = len(flat) - int((flat == math.inf).sum())
+    count = min(max(round(share * len(flat)), gone), free)
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[torch.argsort(flat, stable=True)[:count]] = False
+    parts = kept.split([values.numel() for values in ranked.values()])
+    return {n: p.view_as(v) for p, (n, v) in zip(parts, ranked.items(), strict=True)}

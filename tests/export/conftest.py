@@ -1,0 +1,38 @@
+"""Exported files of the zoo."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from export_zoo import ArrayData, make, quantize
+
+from compressbench.export.onnx import export_onnx
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data():
+    return ArrayData()
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory, data):
+    """(model class, bits, granularity, with activations) -> artifact, path, report; made once."""
+
+    @functools.cache
+    def make_file(kind, bits=32, granularity="channel", static=False):
+        example = data.prepare(data.split("train").inputs) if static else None
+        made = quantize(make(kind), bits, granularity, example)
+        path = tmp_path_factory.mktemp("exported") / "model.onnx"
+        return made, path, export_onnx(made, data, path)
+
+    return make_file
