@@ -27,12 +27,13 @@ def export_onnx(artifact: Artifact, data: Data, path: Path) -> dict[str, Any]:
     """Write `artifact` as one .onnx file; the report (plain JSON) says what became of each layer.
 
     Raise CheckFailedError when a quantized layer is not in the graph or the file does not load.
-    The bytes depend on the artifact and on the dataset's description only.
+    The bytes depend on the artifact, the dataset's description and a few training images only.
     """
     import onnx
 
     from compressbench.export import translate
     from compressbench.export.grids import read_grids
+    from compressbench.export.lowering import constants, weights
     from compressbench.export.lowering.strip import strip
 
     opset = OPSET_INT2 if 2 in weight_bits(artifact.edits).values() else OPSET
@@ -40,7 +41,10 @@ def export_onnx(artifact: Artifact, data: Data, path: Path) -> dict[str, Any]:
     model = translate.to_graph(artifact.model, example, opset)
     model.ir_version = IR_VERSION[opset]
     grids, owners = read_grids(artifact, model.graph)
-    biases, stored = _lower(model, grids)
+    grids, biases = _lower(model, grids)
+    wide = _wide_weights(artifact, data, model.graph, owners)
+    stored = weights.store_integers(model.graph, grids, wide)
+    constants.drop_unused(model)
     report = {
         "opset": opset,
         "min_onnxruntime": MIN_ONNXRUNTIME[opset],
@@ -57,7 +61,9 @@ def export_onnx(artifact: Artifact, data: Data, path: Path) -> dict[str, Any]:
     return report
 
 
-def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> tuple[Biases, dict[str, str]]:
+def _lower(
+    model: ir.Model, grids: Mapping[str, WeightGrid]
+) -> tuple[dict[str, WeightGrid], Biases]:
     """The passes, in the one order that works: what later ones look for, earlier ones clear."""
     from compressbench.export.lowering import (
         batchnorm,
@@ -67,7 +73,6 @@ def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> tuple[Biases, di
         linear,
         pooling,
         reshape,
-        weights,
     )
 
     graph = model.graph
@@ -78,10 +83,27 @@ def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> tuple[Biases, di
     folded = batchnorm.fold_batchnorm(graph, grids)
     constants.drop_zero_biases(graph)
     clamps.drop_clamps(graph)
-    fitted, biases = bias.quantize_biases(graph, folded)
-    stored = weights.store_integers(graph, fitted)
-    constants.drop_unused(model)
-    return biases, stored
+    return bias.quantize_biases(graph, folded)
+
+
+def _wide_weights(
+    artifact: Artifact, data: Data, graph: ir.Graph, owners: Mapping[str, str]
+) -> set[str]:
+    """Initializers of 8-bit weights that saturate as int8 on a few images, spread over train."""
+    import torch
+
+    from compressbench.export.lowering.integer import reading_grids
+    from compressbench.export.saturation import IMAGES, wide_layers
+
+    eight = [layer for layer, bits in weight_bits(artifact.edits).items() if bits == 8]
+    grids = {layer: reading_grids(graph, owners[layer]) for layer in eight}
+    grids = {layer: found for layer, found in grids.items() if found}
+    if not grids:
+        return set()
+    inputs = data.split("train").inputs
+    rows = torch.linspace(0, len(inputs) - 1, min(IMAGES, len(inputs))).long()
+    images = data.prepare(inputs[rows].cpu())
+    return {owners[layer] for layer in wide_layers(artifact.model, images, grids)}
 
 
 def describe_input(spec: DataSpec) -> dict[str, Any]:

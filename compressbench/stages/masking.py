@@ -69,5 +69,5 @@ def _drop_least(
     count = min(max(round(share * len(flat)), gone), free)
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[torch.argsort(flat, stable=True)[:count]] = False
-    parts = kept.split([values.numel() for values in ranked.values()])
+    parts = torch.split(kept, [values.numel() for values in ranked.values()])
     return {n: p.view_as(v) for p, (n, v) in zip(parts, ranked.items(), strict=True)}

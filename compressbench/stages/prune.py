@@ -180,7 +180,7 @@ def _check_grids(start: Artifact, masks: Mapping[str, Tensor]) -> None:
         )
     total = sum(mask.numel() for mask in masks.values())
     share = sum(int((~mask).sum()) for mask in masks.values()) / total
-    if share > GRID_SPARSITY + 0.5 / total:
+    if share > GRID_SPARSITY + 0.5 * len(masks) / total:  # each layer may round up
         raise UserError(
             f"prune after quantize may zero at most {GRID_SPARSITY} of the weights, got "
             f"{share:.3g}: no finetune can follow on a grid"

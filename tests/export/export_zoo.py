@@ -189,11 +189,11 @@ def _round_(layer, bits, granularity):
     layer.register_buffer("weight_scale", scale.clone())
 
 
-def calibrate_(model, example):
+def calibrate_(model, example, bits=8):
     edit = {
         "kind": "activation_grid",
         "sites": activations.find_sites(model, example[:2]),
-        "bits": 8,
+        "bits": bits,
         "calibration": {},
     }
     quantizers = activations.attach_(model, edit)

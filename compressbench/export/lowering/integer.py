@@ -40,3 +40,14 @@ def integer_grid(node: ir.Node) -> ActivationGrid | None:
     if node.op_type in {"Gemm", "MatMul"} or (node.op_type == "Conv" and quantized):
         return input_grid(node)
     return None
+
+
+def reading_grids(graph: ir.Graph, weight: str) -> list[ActivationGrid]:
+    """The input grids of the nodes that read an initializer, in order; [] unless all have one."""
+    value = graph.initializers[weight]
+    readers = {usage.node for usage in value.uses()}
+    turned = {u.node for n in readers if n.op_type == "Transpose" for u in n.outputs[0].uses()}
+    nodes = [node for node in graph if node in (turned or readers)]
+    grids = [integer_grid(node) for node in nodes]
+    known = [grid for grid in grids if grid is not None]
+    return known if len(known) == len(nodes) else []

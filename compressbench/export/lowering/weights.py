@@ -8,7 +8,7 @@ every call, and ONNX Runtime would turn it into a MatMul that rounds the activat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -30,8 +30,12 @@ _TYPES = {
 _OFFSET = 128  # of uint8 storage
 
 
-def store_integers(graph: ir.Graph, grids: Grids) -> dict[str, str]:
-    """Replace the float initializers of all `grids`; the type stored, by initializer."""
+def store_integers(graph: ir.Graph, grids: Grids, wide: Collection[str]) -> dict[str, str]:
+    """Replace the float initializers of all `grids`; the type stored, by initializer.
+
+    `wide` are the weights of which int8 would saturate somewhere (`export.saturation`): they are
+    stored as uint8, integers + 128, for which x86 CPUs without VNNI take a slower, exact kernel.
+    """
     order = {node: position for position, node in enumerate(graph)}
     stored: dict[str, str] = {}
     for name, grid in grids.items():
@@ -40,7 +44,7 @@ def store_integers(graph: ir.Graph, grids: Grids) -> dict[str, str]:
         turned = all(is_transposed_weight(node) for node in uses)
         readers = [u.node for n in uses for u in n.outputs[0].uses()] if turned else uses
         axis = 1 if turned else 0
-        stored[name] = _storage(grid, readers)
+        stored[name] = _storage(grid.bits, name in wide)
         anchor = min(uses, key=order.__getitem__)
         new = _write(anchor, name, grid, axis, stored[name], _all_integer(readers))
         for node in uses:
@@ -56,22 +60,11 @@ def _all_integer(readers: Sequence[ir.Node]) -> bool:
     return bool(readers) and all(integer_grid(node) is not None for node in readers)
 
 
-def _storage(grid: WeightGrid, readers: Sequence[ir.Node]) -> str:
-    """int2 for 2 bits, int4 for 3 and 4, int8 for 5 to 8; uint8 (integers + 128) where int8 fails.
-
-    x86 CPUs without VNNI add pairs of (uint8 activation * int8 weight) in 16 bits, and saturate.
-    Weights of 7 bits cannot get there (2 * 255 * 63 < 2**15). With 8 bits it happens where
-    activations sit around a zero point in the middle of the range, as a normalised image does,
-    and not where they start at zero. uint8 weights take another kernel, exact and on such CPUs
-    slower; so does the small last layer, whose error nothing would smooth.
-    """
-    if grid.bits < 5:
-        return "int2" if grid.bits == 2 else "int4"
-    if grid.bits < 8 or not _all_integer(readers):
-        return "int8"
-    grids = [integer_grid(node) for node in readers]
-    centred = any(g is not None and g.zero_point > 0 for g in grids)
-    return "uint8" if centred or any(n.op_type != "Conv" for n in readers) else "int8"
+def _storage(bits: int, wide: bool) -> str:
+    """int2 for 2 bits, int4 for 3 and 4, int8 for 5 to 8; uint8 where that could saturate."""
+    if bits < 5:
+        return "int2" if bits == 2 else "int4"
+    return "uint8" if wide else "int8"
 
 
 def _write(

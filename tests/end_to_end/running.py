@@ -1,0 +1,122 @@
+"""Run the command line: in this process where a new one adds nothing, or in one of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressbench.cli import main
+
+ROOT = Path(__file__).parents[2]
+QUIET = ("trainer=cpu", "trainer.threads=1", "tracking=none")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on standard error."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *arguments]
+
+
+def environment(store: Path, **more: str) -> dict[str, str]:
+    """That of this process, with the store in `store`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMPRESSBENCH_", "MLFLOW_"))}
+    return {**kept, "COMPRESSBENCH_STORE": str(store), **more}
+
+
+def run_here(arguments: Sequence[str], folder: Path, store: Path, **more: str) -> Finished:
+    """What `compressbench ARGUMENTS` does in `folder`, without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with _borrowed_process(folder, environment(store, **more)):
+        sys.argv = ["compressbench", *arguments]
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code
+    assert isinstance(code, int)
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """Put back what a command changes in its process."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    place, argv, path, before = Path.cwd(), sys.argv, list(sys.path), dict(os.environ)
+    threads = torch.get_num_threads()
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        os.chdir(place)
+        os.environ.clear()
+        os.environ.update(before)
+        sys.argv, sys.path[:] = argv, path
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def run_process(
+    arguments: Sequence[str], folder: Path, store: Path, *, timeout: float = 120, **more: str
+) -> Finished:
+    done = subprocess.run(
+        command(*arguments),
+        cwd=folder, env=environment(store, **more), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_folder(folder: Path) -> Path:
+    """The one run folder that a command left in `folder`."""
+    (found,) = folder.glob("runs/*/*")
+    return found
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return report
+
+
+def stage_of(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    (stage,) = (s for s in report["stages"] if s["name"] == name)
+    return dict(stage)
+
+
+def hits(report: Mapping[str, Any]) -> dict[str, bool]:
+    return {stage["name"]: stage["hit"] for stage in report["stages"]}
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

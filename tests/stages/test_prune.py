@@ -1,0 +1,351 @@
+"""Unstructured pruning: exact counts, ties, masks that last, grids, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressbench import artifact
+from compressbench.core import (
+    MASKED,
+    TRAINED,
+    Artifact,
+    CheckFailedError,
+    Context,
+    DataSpec,
+    Runtime,
+    Split,
+    Stage,
+    UserError,
+)
+from compressbench.criteria.l2 import L2
+from compressbench.criteria.magnitude import Magnitude
+from compressbench.quantizers.activations import CHILD
+from compressbench.quantizers.minmax import MinMax
+from compressbench.quantizers.nearest import Nearest
+from compressbench.stages import masking
+from compressbench.stages.prune import Prune, activations_in_float
+from compressbench.stages.quantize import Quantize
+
+
+@dataclass(frozen=True)
+class Noise:
+    images: int = 64
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("noise", (2, 8, 8), ("a", "b", "c"), (0.5, 0.5), (0.25, 0.25))
+
+    def split(self, name: str) -> Split:
+        assert name == "train", "only training images may be seen"
+        generator = torch.Generator().manual_seed(1)
+        inputs = torch.randint(0, 256, (self.images, 2, 8, 8), generator=generator)
+        return Split(inputs.to(torch.uint8), torch.arange(self.images) % 3)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return (inputs.float() / 255 - 0.5) / 0.25
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        raise AssertionError("statistics are those of images that are not augmented")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.conv(F.relu(self.bn(self.stem(x))))).mean((2, 3)))
+
+
+LAYERS = ("stem", "conv", "fc")
+WEIGHTS = 2 * 8 * 9 + 8 * 6 * 9 + 6 * 3
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """A criterion of this file: what is small matters most."""
+
+    def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
+        return {name: -layer.weight.detach().abs() for name, layer in layers.items()}
+
+
+def build(config) -> object:
+    kinds = {"Net": Net, "MinMax": MinMax}
+    return kinds[str(config["_target_"]).rpartition(".")[2]]()
+
+
+def context() -> Context:
+    return Context(Noise(), Runtime(), 3, Path(), build)
+
+
+def trained(seed: int = 0, model: nn.Module | None = None) -> Artifact:
+    torch.manual_seed(seed)
+    made = (model or Net()).eval()
+    return Artifact(made, {"_target_": "Net"}, (), frozenset({TRAINED}))
+
+
+def pruned(stage: Prune, start: Artifact | None = None):
+    outcome = stage.run({"model": start or trained()}, context())
+    artifact.check(outcome.artifact)
+    return outcome
+
+
+def zeros(model: nn.Module) -> dict[str, int]:
+    return {n: int((model.get_submodule(n).weight == 0).sum()) for n in LAYERS}
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.333, 0.5, 0.8, 0.99])
+def test_exactly_the_share_is_zero_and_the_rest_is_untouched(sparsity):
+    start = trained()
+    result = pruned(Prune(Magnitude(), sparsity=sparsity), start).artifact.model
+    assert sum(zeros(result).values()) == round(sparsity * WEIGHTS)
+    for name in LAYERS:
+        old, new = start.model.get_submodule(name).weight, result.get_submodule(name).weight
+        assert torch.equal(new[new != 0], old[new != 0])
+        assert not bool((old == 0).any()), "the incoming model was changed"
+
+
+def test_per_layer_takes_the_share_of_each():
+    result = pruned(Prune(Magnitude(), sparsity=0.5, scope="layer")).artifact.model
+    assert zeros(result) == {"stem": 72, "conv": 216, "fc": 9}
+
+
+def test_global_takes_from_the_layer_with_the_smaller_weights():
+    start = trained()
+    with torch.no_grad():
+        start.model.conv.weight.mul_(1e-3)
+    together = zeros(pruned(Prune(Magnitude(), sparsity=0.5), start).artifact.model)
+    assert together == {"stem": 0, "conv": round(0.5 * WEIGHTS), "fc": 0}
+    apart = pruned(Prune(Magnitude(), sparsity=0.5, scope="layer"), start).artifact.model
+    assert zeros(apart)["stem"] == 72
+
+
+def test_what_goes_is_what_is_smallest():
+    start = trained()
+    result = pruned(Prune(L2(), sparsity=0.5), start).artifact.model
+    old = torch.cat([start.model.get_submodule(n).weight.flatten() for n in LAYERS]).abs()
+    new = torch.cat([result.get_submodule(n).weight.flatten() for n in LAYERS])
+    assert old[new == 0].max() <= old[new != 0].min()
+
+
+def test_of_equal_weights_the_first_go():
+    start = trained()
+    with torch.no_grad():
+        for name in LAYERS:
+            start.model.get_submodule(name).weight.fill_(0.5)
+    result = pruned(Prune(Magnitude(), sparsity=0.5), start).artifact.model
+    flat = torch.cat([result.get_submodule(n).weight.flatten() for n in LAYERS])
+    expected = torch.arange(WEIGHTS)[1:][: round(0.5 * WEIGHTS)]  # the first weight is the floor
+    removed = (flat == 0).nonzero().flatten()
+    beyond = removed[removed >= 144] - 1  # from conv on, whose first weight is a floor, too
+    assert torch.equal(removed[removed < 144], expected[expected < 144])
+    assert len(removed) == len(expected)
+    assert torch.equal(beyond, torch.arange(144, 144 + len(beyond)))
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_threshold_equals_a_slow_loop(scope):
+    start = trained()
+    result = pruned(Prune(Magnitude(), threshold=0.07, scope=scope), start).artifact.model
+    for name in LAYERS:
+        old = start.model.get_submodule(name).weight.flatten().tolist()
+        new = result.get_submodule(name).weight.flatten().tolist()
+        assert new == [0.0 if abs(w) < 0.07 else w for w in old]
+
+
+def test_no_layer_loses_its_last_weight():
+    start = trained()
+    with torch.no_grad():
+        start.model.fc.weight.mul_(1e-6)
+    for stage in (Prune(Magnitude(), sparsity=0.9), Prune(Magnitude(), threshold=100.0)):
+        outcome = pruned(stage, start)
+        fc = outcome.artifact.model.fc.weight
+        assert int(fc.count_nonzero()) == 1
+        assert fc.abs().max() == start.model.fc.weight.abs().max()
+        row = next(r for r in outcome.coverage if r.layer == "fc")
+        assert "most important weight is kept" in row.detail
+        assert row.touched == 17
+
+
+def test_masks_are_nested_and_earlier_zeros_count():
+    first = pruned(Prune(Magnitude(), sparsity=0.4))
+    second = pruned(Prune(Smallest(), sparsity=0.6), first.artifact)
+    assert sum(zeros(second.artifact.model).values()) == round(0.6 * WEIGHTS)
+    for name in LAYERS:
+        old = first.artifact.model.get_submodule(name).weight_mask
+        new = second.artifact.model.get_submodule(name).weight_mask
+        assert not bool((new & ~old).any())
+    named = [n for e in second.artifact.edits if e["kind"] == "mask" for n in e["layers"]]
+    assert sorted(named) == sorted(set(named)) == sorted(LAYERS)
+    touched = sum(row.touched for row in second.coverage)
+    assert touched == round(0.6 * WEIGHTS) - round(0.4 * WEIGHTS)
+
+
+def test_the_same_again_touches_nothing_and_says_so():
+    first = pruned(Prune(Magnitude(), sparsity=0.4))
+    with pytest.raises(CheckFailedError, match=r"touched nothing.*238 of 594"):
+        pruned(Prune(Magnitude(), sparsity=0.4), first.artifact)
+    with pytest.raises(CheckFailedError, match="touched nothing"):
+        pruned(Prune(Magnitude(), sparsity=0.0))
+
+
+def test_skipped_layers_stay_and_do_not_count():
+    outcome = pruned(Prune(Magnitude(), sparsity=0.5, skip=["f?", "st*"]))
+    assert zeros(outcome.artifact.model) == {"stem": 0, "conv": 216, "fc": 0}
+    rows = {row.layer: row for row in outcome.coverage}
+    assert rows["fc"].detail == "left: named in skip"
+    assert rows["fc"].touched == 0
+    assert rows["conv"].detail == "sparsity 0.50"
+    assert "weight_mask" not in dict(outcome.artifact.model.fc.named_buffers())
+
+
+def test_an_unknown_name_to_skip_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"'stemm'; the nearest name is stem"):
+        pruned(Prune(Magnitude(), sparsity=0.5, skip=["stemm"]))
+
+
+def test_a_tied_weight_is_pruned_once():
+    model = Net()
+    model.twin = nn.Conv2d(8, 6, 3)
+    model.twin.weight = model.conv.weight
+    outcome = pruned(Prune(Magnitude(), sparsity=0.5), trained(model=model))
+    result = outcome.artifact.model
+    assert result.twin.weight is result.conv.weight
+    assert torch.equal(result.twin.weight_mask, result.conv.weight_mask)
+    assert sum(row.touched for row in outcome.coverage) == round(0.5 * WEIGHTS)
+
+
+def test_a_criterion_of_ones_own_and_a_wrong_one():
+    result = pruned(Prune(Smallest(), sparsity=0.5, scope="layer")).artifact.model
+    weight = result.conv.weight
+    assert weight[weight != 0].abs().max() < trained().model.conv.weight.abs().median() * 1.01
+    for broken, text in (
+        (lambda layers, context: {}, "nothing for"),
+        (lambda layers, context: {n: m.weight * float("nan") for n, m in layers.items()}, "NaN"),
+    ):
+        with pytest.raises(CheckFailedError, match=text):
+            pruned(Prune(broken, sparsity=0.5))
+
+
+def test_statistics_of_batchnorm_are_those_of_the_pruned_model():
+    result = pruned(Prune(Magnitude(), sparsity=0.5)).artifact.model
+    own = context()
+    outputs = result.stem(own.data.prepare(own.data.split("train").inputs))
+    torch.testing.assert_close(result.bn.running_mean, outputs.mean((0, 2, 3)))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    result = replace(pruned(Prune(Magnitude(), sparsity=0.5)).artifact, key="k")
+    artifact.save(result, tmp_path)
+    loaded = artifact.load(tmp_path, build, "k")
+    inputs = torch.randn(4, 2, 8, 8)
+    assert torch.equal(loaded.model(inputs), result.model(inputs))
+    assert loaded.properties == {TRAINED, MASKED}
+    assert artifact.digest(loaded) == artifact.digest(result)
+
+
+def test_the_same_twice_is_bit_identical():
+    stage = Prune(Magnitude(), sparsity=0.7)
+    assert artifact.digest(pruned(stage).artifact) == artifact.digest(pruned(stage).artifact)
+
+
+def quantized(bits: int = 8, activation: object = None) -> Artifact:
+    stage = Quantize(Nearest(), activation, bits=bits)
+    return stage.run({"model": trained()}, context()).artifact
+
+
+def test_integers_stay_on_their_grid_and_activations_are_calibrated_again():
+    start = quantized(activation=MinMax())
+    result = pruned(Prune(Magnitude(), sparsity=0.5), start).artifact
+    before = {n: artifact.integer_weight(start.model.get_submodule(n)) for n in LAYERS}
+    after = {n: artifact.integer_weight(result.model.get_submodule(n)) for n in LAYERS}
+    for name in LAYERS:
+        assert torch.equal(after[name][after[name] != 0], before[name][after[name] != 0])
+    assert sum(int((v == 0).sum()) for v in after.values()) == round(0.5 * WEIGHTS)
+    own = context()
+    images = own.data.prepare(own.data.split("train").inputs)
+    outputs = result.model.stem(images)
+    torch.testing.assert_close(result.model.bn.running_mean, outputs.mean((0, 2, 3)))
+    grids = list(result.model.get_submodule(CHILD))
+    site = next(
+        n
+        for n, s in enumerate(artifact.activation_grid(result.edits)["sites"])
+        if s["layer"] == "" and s["function"] == "relu"
+    )
+    largest = F.relu(result.model.bn(outputs)).max()
+    torch.testing.assert_close(grids[site].scale * 255, largest)
+    old = list(start.model.get_submodule(CHILD))[site].scale
+    assert not torch.equal(grids[site].scale, old)
+
+
+def test_quantizers_are_back_after_they_were_passed():
+    model = quantized(activation=MinMax()).model
+    inputs = torch.randn(4, 2, 8, 8)
+    rounded = model(inputs)
+    with pytest.raises(RuntimeError, match="stop"), activations_in_float(model):
+        assert not torch.equal(model(inputs), rounded)
+        raise RuntimeError("stop")
+    assert torch.equal(model(inputs), rounded)
+
+
+@pytest.mark.parametrize(
+    ("bits", "stage", "text"),
+    [
+        (4, Prune(Magnitude(), sparsity=0.3), "needs 8-bit weights, stem has 4"),
+        (8, Prune(Magnitude(), sparsity=0.6), r"at most 0\.5 of the weights, got 0\.599"),
+        (8, Prune(Magnitude(), threshold=9.0), "at most 0.5"),
+    ],
+)
+def test_coarse_grids_and_many_zeros_are_refused_on_grids(bits, stage, text):
+    with pytest.raises(UserError, match=text):
+        pruned(stage, quantized(bits))
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan"), -0.1, "abc", True, float("inf")])
+def test_a_sparsity_outside_its_range_is_refused(value):
+    with pytest.raises(UserError, match=r"^sparsity must be a number in \[0, 1\), got"):
+        Prune(Magnitude(), sparsity=value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "exactly one of sparsity and threshold"),
+        ({"sparsity": 0.5, "threshold": 0.1}, "exactly one of sparsity and threshold"),
+        ({"threshold": 0.0}, "threshold must be a number above 0, got 0.0"),
+        ({"threshold": float("inf")}, "threshold must be"),
+        ({"sparsity": 0.5, "scope": "all"}, 'scope must be "global" or "layer", got \'all\''),
+        ({"sparsity": 0.5, "skip": "fc"}, "skip must be a list"),
+        ({"sparsity": 0.5, "batchnorm_images": 1}, "batchnorm_images"),
+        ({"sparsity": 0.5, "criterion": "l2"}, "criterion must be"),
+    ],
+)
+def test_other_options_are_checked(options, text):
+    with pytest.raises(UserError, match=text):
+        Prune(**{"criterion": Magnitude(), **options})
+
+
+def test_the_digest_that_ranks_compare_tells_masks_apart():
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    other = mask.clone()
+    other[2, 1] = False
+    digests = {masking.digest(masks) for masks in ({"a": mask}, {"b": mask}, {"a": other})}
+    assert len(digests) == 3
+    assert masking.digest({"a": mask.clone()}) in digests
+
+
+def test_it_is_a_stage():
+    stage = Prune(Magnitude(), sparsity=0.5)
+    assert isinstance(stage, Stage)
+    assert stage.passes(500) == (0, 500)
+    assert stage.passes(5000) == (0, 1024)
