@@ -141,7 +141,7 @@ def _compose(arguments: list[str]) -> int:
         entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         raise UserError(explain(error, arguments, _folders(arguments))) from error
     except OSError as error:
         if error.filename is None:
@@ -153,9 +153,14 @@ def _compose(arguments: list[str]) -> int:
 def _run_job(config: Any, arguments: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from compressbench.runs import run_recipe
+    from compressbench.runs import remove_if_empty, run_recipe
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        remove_if_empty(folder)
+        raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
     return run_recipe(cast(dict[str, Any], plain), folder, ["python", "run.py", *arguments])

@@ -159,6 +159,10 @@ class Stage(Protocol):
     `needs` must hold before; `adds` holds afterwards; an artifact that has any of `destroys`
     is refused, since this stage would silently undo it. They are read-only for the type checker:
     a class attribute, a field or a property will do.
+
+    Two more may be there: `starts_fresh = True` for a stage that never goes on from the one
+    before, and `check_line(earlier: Sequence[Stage])`, which raises UserError for options that
+    cannot work after those stages.
     """
 
     @property

@@ -11,9 +11,14 @@ from compressbench.errors import UserError
 from compressbench.groups import options
 from compressbench.targets import nearest
 
+COMMANDS = ("replay", "store", "sync")
+
 
 def refuse(arguments: Sequence[str]) -> None:
-    """Raise UserError for a key given twice or a section taken away."""
+    """Raise UserError for a key given twice, a section taken away, a word that is no command."""
+    word = arguments[0] if arguments else "-"
+    if "=" not in word and not word.startswith(("-", "~")):
+        raise UserError(f"{word}: no command, nor NAME=VALUE{nearest(word, COMMANDS)}")
     seen: dict[str, str] = {}
     for argument in arguments:
         if argument.startswith("~"):

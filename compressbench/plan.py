@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compressbench.core import Data, Runtime, Stage, UserError
+import torch
+
+from compressbench.core import Data, DataSpec, Runtime, Stage, UserError
 from compressbench.execute import Job, sha256_of
+from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
-from compressbench.targets import build, check, nearest
+from compressbench.targets import build, nearest
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
@@ -66,6 +69,7 @@ def make_plan(
     built = {name: _build_stage(name, config) for name, config in stages.items()}
     fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
     check_order(built, fresh)
+    _check_lines(built, fresh)
     planned: dict[str, Planned] = {}
     for name, stage in built.items():
         planned[name] = _plan_stage(
@@ -82,6 +86,20 @@ def _build_stage(name: str, config: Any) -> Stage:
     if not isinstance(stage, Stage):
         raise UserError(f"{where}._target_={config['_target_']} is no stage")
     return stage
+
+
+def _check_lines(stages: Mapping[str, Stage], fresh: frozenset[str]) -> None:
+    """Let each stage look at those that its model went through."""
+    line: list[Stage] = []
+    for name, stage in stages.items():
+        line = [] if name in fresh else line
+        check_line = getattr(stage, "check_line", None)
+        if check_line is not None:
+            try:
+                check_line(line)
+            except UserError as error:
+                raise UserError(f"recipe.stages.{name}: {error}") from None
+        line = [*line, stage]
 
 
 def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,13 +179,33 @@ def _architecture(
             f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
             f"{spec.num_classes} classes: teacher, student and dataset must agree"
         )
-    check(config, where)
-    path = own.get("checkpoint")
-    if path is None:
-        return config, None
-    if not Path(path).is_file():
+    path = None if own.get("checkpoint") is None else Path(own["checkpoint"])
+    if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: there is no such file")
-    return config, Path(path)
+    _try_model(config, path, spec, where)
+    return config, path
+
+
+def _try_model(
+    config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
+) -> None:
+    """Build a model and run it on two black images: what cannot work shows before any training."""
+    with torch.random.fork_rng(devices=()):
+        model = build(config, where).eval()
+    if checkpoint is not None:
+        load_checkpoint_(model, checkpoint)
+    inputs = torch.zeros(2, *spec.input_shape)
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{where} fails on inputs {list(inputs.shape)}: {first}") from error
+    if tuple(getattr(logits, "shape", ())) != (2, spec.num_classes):
+        raise UserError(
+            f"{where} maps {list(inputs.shape)} to {list(getattr(logits, 'shape', ()))}, but "
+            f"dataset {spec.name} has {spec.num_classes} classes: [2, {spec.num_classes}] expected"
+        )
 
 
 def _teacher(

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressbench.core import Data, Step
 from compressbench.errors import UserError
+from compressbench.measure.accuracy import check_metric
 from compressbench.plan import Planned, make_plan
 from compressbench.recipe import Workshop, run
 from compressbench.report import (
@@ -44,10 +45,10 @@ def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> i
         if config["plan"]:
             show_plan(plan, workshop)
     except UserError:
-        _remove_if_empty(folder)
+        remove_if_empty(folder)
         raise
     if config["plan"]:
-        _remove_if_empty(folder)
+        remove_if_empty(folder)
         return 0
     tracker = build(config["tracking"], "tracking")
     info = _begin(config, folder, command, workshop.data)
@@ -72,6 +73,7 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
     runtime = resolve(config["trainer"])
     build(config["tracking"], "tracking")
     data: Data = build(config["dataset"], "dataset")
+    check_metric(data.spec.metric)
     plan = make_plan(
         recipe["stages"], config["model"], config["dataset"], data, runtime, config["seed"]
     )
@@ -249,7 +251,7 @@ def _class_name(config: Mapping[str, Any]) -> str:
     return str(config["_target_"]).rpartition(".")[2]
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Hydra makes the run folder before anything is known to be right."""
     for path in (folder, *folder.parents[:2]):
         if path.is_dir() and not any(path.iterdir()):

@@ -82,11 +82,16 @@ class Server:
     url: str | None = None
     experiment: str = "compressbench"
 
+    def __post_init__(self) -> None:
+        self._place()
+
+    def _place(self) -> Place:
+        return place_of(self.url or os.environ.get("MLFLOW_TRACKING_URI", ""))
+
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Session:
-        place = place_of(self.url or os.environ.get("MLFLOW_TRACKING_URI", ""))
-        return _start(place, self.experiment, folder, name, tags, config)
+        return _start(self._place(), self.experiment, folder, name, tags, config)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def test_builds():
     ("config", "message"),
     [
         ({"_target_": HINTON, "alfa": 1}, r"loss\.alfa: no such option; did you mean alpha\?"),
-        ({"_target_": HINTON, "alpha": 2}, r"loss: alpha must be in \[0, 1\], got 2"),
+        ({"_target_": HINTON, "alpha": 2}, r"loss: alpha must be a number in \[0, 1\], got 2"),
         ({"_target_": "os.system", "command": "true"}, r"_target_=os\.system is not allowed"),
         ({"_target_": "compressbench.losses.hinton.Hintn"}, "has no class or function Hintn"),
         ({"_target_": "compressbench.losses.nowhere.X"}, "there is no module"),

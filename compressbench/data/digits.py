@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressbench.core import CheckFailedError, DataSpec, Split, SplitName, UserError
+from compressbench.checks import check_integer
+from compressbench.core import CheckFailedError, DataSpec, Split, SplitName
 from compressbench.data import splits, transforms
 
 GREY_LEVELS = 16  # pixels are 0 ... 16
@@ -31,8 +32,7 @@ class Digits:
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_shift <= 7:
-            raise UserError(f"dataset.max_shift must be an integer in [0, 7], got {self.max_shift}")
+        check_integer("dataset.max_shift", self.max_shift, 0, 7)
 
     @property
     def spec(self) -> DataSpec:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compressbench.checks import check_integer, is_number
 from compressbench.core import SplitName, UserError
 
 
@@ -21,6 +22,7 @@ def stratified(
     leaves one for training. `targets` int64 [N].
     """
     _check_fractions(fractions)
+    check_integer("dataset.split_seed", seed, 0)
     generator = torch.Generator().manual_seed(seed)
     parts: dict[SplitName, list[Tensor]] = {name: [] for name in ("train", *fractions)}
     for label in sorted(set(targets.tolist())):
@@ -38,8 +40,8 @@ def stratified(
 
 def _check_fractions(fractions: Mapping[SplitName, float]) -> None:
     for name, fraction in fractions.items():
-        if not 0.0 < fraction < 1.0:
-            raise UserError(f"dataset.{name}_fraction must be in (0, 1), got {fraction}")
+        if not is_number(fraction) or not 0.0 < fraction < 1.0:
+            raise UserError(f"dataset.{name}_fraction must be in (0, 1), got {fraction!r}")
     if sum(fractions.values()) >= 1.0:
         raise UserError(
             f"dataset: the fractions of {' and '.join(fractions)} must leave images for "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressbench.core import UserError
+from compressbench.checks import check_integer
 
 
 def normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -51,11 +51,8 @@ def crop_and_flip(inputs: Tensor, padding: int, flip: bool, generator: torch.Gen
 
 def check_padding(padding: int, height: int, width: int) -> None:
     """UserError unless an image of this size can be cropped after such a padding."""
-    if not 0 <= padding < min(height, width):
-        raise UserError(
-            f"dataset.crop_padding must be in [0, {min(height, width) - 1}] for images of "
-            f"{height}x{width}, got {padding}"
-        )
+    name = f"dataset.crop_padding of images of {height}x{width}"
+    check_integer(name, padding, 0, min(height, width) - 1)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

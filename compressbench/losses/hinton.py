@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressbench.checks import check_positive, is_number
 from compressbench.core import UserError
 
 
@@ -23,14 +23,9 @@ class Hinton:
     alpha: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "alpha"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"{name} must be a number, got {value!r}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UserError(f"temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha must be in [0, 1], got {self.alpha}")
+        check_positive("temperature", self.temperature)
+        if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""

@@ -52,7 +52,7 @@ def score(metric: str, logits: Tensor, targets: Tensor) -> float:
 
 def check_metric(metric: str) -> None:
     if metric not in METRICS:
-        raise UserError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        raise UserError(f"dataset.metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
 def _batches(data: Data, split: SplitName, batch_size: int) -> Iterator[Tensor]:

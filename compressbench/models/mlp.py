@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from compressbench.checks import check_integer
 from compressbench.core import UserError
 
 
@@ -21,8 +22,10 @@ class Mlp(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (64, 32)
     ) -> None:
         super().__init__()
-        if any(width < 1 for width in hidden):
-            raise UserError(f"hidden must hold widths of at least 1, got {list(hidden)}")
+        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+            raise UserError(f"hidden must be a list of widths, got {hidden!r}")
+        for width in hidden:
+            check_integer("a width in hidden", width, 1)
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inner, outer in itertools.pairwise(widths):

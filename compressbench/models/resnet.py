@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressbench.checks import check_integer
 from compressbench.core import UserError
 
 
@@ -46,11 +47,11 @@ class ResNet(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, depth: int = 20, base_width: int = 16
     ) -> None:
         super().__init__()
+        check_integer("depth", depth, 1)
+        check_integer("base_width", base_width, 1)
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise UserError(f"depth must be 6n+2 (8, 14, 20, 32, 56, ...), got {depth}")
-        if base_width < 1:
-            raise UserError(f"base_width must be at least 1, got {base_width}")
         width = base_width
         self.conv1 = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

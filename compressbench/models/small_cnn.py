@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.core import UserError
+from compressbench.checks import check_integer
 
 
 def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
@@ -39,8 +39,8 @@ class SmallCnn(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, width: int = 16, depth: int = 1
     ) -> None:
         super().__init__()
-        if width < 1 or depth < 1:
-            raise UserError(f"width and depth must be at least 1, got {width}, {depth}")
+        check_integer("width", width, 1)
+        check_integer("depth", depth, 1)
         self.entries = nn.ModuleList()
         self.blocks = nn.ModuleList()
         inner = input_shape[0]

@@ -9,18 +9,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from compressbench.checks import check_integer
 from compressbench.core import Context, UserError
 
 Granularity = Literal["tensor", "channel"]
 GRANULARITIES = ("tensor", "channel")
-
-
-def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise UserError unless `value` is an integer in [low, high] (no bool, no 4.0)."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    if not fits or (high is not None and isinstance(value, int) and value > high):
-        allowed = f"of at least {low}" if high is None else f"in [{low}, {high}]"
-        raise UserError(f"{name} must be an integer {allowed}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressbench.checks import check_integer, check_share
 from compressbench.collectives import assert_same_on_ranks
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
@@ -27,13 +28,11 @@ from compressbench.core import (
     DataSpec,
     Outcome,
 )
-from compressbench.quantizers.grid import check_integer
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.coupling import Family, Unit, families, units
 from compressbench.stages.layers import (
     Scope,
     check_choices,
-    check_share,
     importance,
     layers_with_weights,
     prunable_layers,

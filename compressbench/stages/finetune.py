@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from compressbench.checks import check_share
 from compressbench.core import TRAINED, Artifact, Context, Outcome
 from compressbench.stages.schedule import Optimizer, Schedule
 from compressbench.stages.train import GRIDS, cross_entropy, descend
@@ -27,6 +28,7 @@ class Finetune:
 
     def __post_init__(self) -> None:
         self.schedule()
+        check_share("label_smoothing", self.label_smoothing)
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -57,20 +56,6 @@ def importance(
         if not bool(torch.isfinite(scores[name]).all()):
             raise CheckFailedError(f"importance of {name}: NaN or infinity")
     return {name: scores[name].detach().float().cpu() for name in layers}
-
-
-def check_share(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 <= value < 1:
-        raise UserError(f"{name} must be a number in [0, 1), got {value!r}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise UserError(f"{name} must be a number above 0, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_choices(criterion: Any, scope: Any, skip: Any) -> None:

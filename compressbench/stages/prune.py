@@ -11,10 +11,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from compressbench.artifact import activation_grid, masked_layers, set_mask_, weight_bits
+from compressbench.checks import check_integer, check_positive, check_share
 from compressbench.collectives import assert_same_on_ranks
 from compressbench.core import (
     MASKED,
     TRAINED,
+    WEIGHT_QUANTIZED,
     Artifact,
     CheckFailedError,
     Context,
@@ -22,18 +24,16 @@ from compressbench.core import (
     Criterion,
     Edit,
     Outcome,
+    Stage,
     UserError,
 )
 from compressbench.quantizers.activations import CHILD, ActivationQuantizers
-from compressbench.quantizers.grid import check_integer
 from compressbench.stages import masking
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.calibrate import calibrate_
 from compressbench.stages.layers import (
     Scope,
     check_choices,
-    check_positive,
-    check_share,
     importance,
     layers_with_weights,
     prunable_layers,
@@ -83,6 +83,23 @@ class Prune:
             check_share("sparsity", self.sparsity)
         else:
             check_positive("threshold", self.threshold)
+
+    def check_line(self, earlier: Sequence[Stage]) -> None:
+        """Refuse before anything runs what `_check_grids` would refuse after a training."""
+        for stage in earlier:
+            if WEIGHT_QUANTIZED not in stage.adds:
+                continue
+            bits = getattr(stage, "bits", GRID_BITS)
+            if bits != GRID_BITS:
+                raise UserError(
+                    f"pruning after quantization needs {GRID_BITS}-bit weights, got bits={bits}: "
+                    "no finetune can follow on a grid"
+                )
+            if self.sparsity is not None and self.sparsity > GRID_SPARSITY:
+                raise UserError(
+                    f"sparsity after quantization must be at most {GRID_SPARSITY}, "
+                    f"got {self.sparsity}: no finetune can follow on a grid"
+                )
 
     def passes(self, train_images: int) -> tuple[int, int]:
         return 0, min(self.batchnorm_images, train_images)

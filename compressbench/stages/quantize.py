@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from compressbench.checks import check_integer
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
     TRAINED,
@@ -30,7 +31,6 @@ from compressbench.quantizers.grid import (
     Grid,
     GridWeight,
     WeightQuantizer,
-    check_integer,
 )
 from compressbench.quantizers.weights import weight_uses
 from compressbench.stages.batchnorm import reestimate_batchnorm_

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressbench.checks import check_integer, check_positive, check_share
 from compressbench.core import UserError
 
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -28,16 +29,9 @@ class Schedule:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, (int, float)):
-            raise UserError(f"epochs must be a number above 0, got {self.epochs!r}")
-        if not (math.isfinite(self.epochs) and self.epochs > 0):
-            raise UserError(f"epochs must be a number above 0, got {self.epochs}")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise UserError(f"batch_size must be an integer of at least 2, got {self.batch_size!r}")
-        if self.batch_size < 2:
-            raise UserError(f"batch_size must be at least 2, got {self.batch_size}")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"warmup must be in [0, 1), got {self.warmup}")
+        check_positive("epochs", self.epochs)
+        check_integer("batch_size", self.batch_size, 2)
+        check_share("warmup", self.warmup)
         try:
             self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressbench.checks import check_share
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
     TRAINED,
@@ -45,6 +46,7 @@ class Train:
 
     def __post_init__(self) -> None:
         self.schedule()
+        check_share("label_smoothing", self.label_smoothing)
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)

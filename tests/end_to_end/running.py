@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from compressbench.cli import main
+from compressbench.groups import config_folder
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer=cpu", "trainer.threads=1", "tracking=none")
@@ -98,25 +99,59 @@ def run_process(
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def run_folder(folder: Path) -> Path:
-    """The one run folder that a command left in `folder`."""
-    (found,) = folder.glob("runs/*/*")
-    return found
-
-
-def report_of(run: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((run / "report.json").read_text())
-    return report
-
-
-def stage_of(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    (stage,) = (s for s in report["stages"] if s["name"] == name)
-    return dict(stage)
-
-
-def hits(report: Mapping[str, Any]) -> dict[str, bool]:
-    return {stage["name"]: stage["hit"] for stage in report["stages"]}
-
-
 def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, what it said, and the command that made it."""
+
+    folder: Path
+    report: dict[str, Any]
+    arguments: tuple[str, ...]
+    out: str
+
+    @property
+    def onnx(self) -> bytes:
+        return (self.folder / "model.onnx").read_bytes()
+
+    def stage(self, name: str) -> dict[str, Any]:
+        (stage,) = (s for s in self.report["stages"] if s["name"] == name)
+        return dict(stage)
+
+    @property
+    def hits(self) -> dict[str, bool]:
+        return {stage["name"]: stage["hit"] for stage in self.report["stages"]}
+
+
+def finished_run(arguments: Sequence[str], folder: Path, store: Path, **more: str) -> Run:
+    """Run a recipe in this process, in an empty `folder`; it must end well."""
+    done = run_here(arguments, folder, store, **more)
+    assert done.code == 0, done.err
+    return read_run(folder, arguments, done.out)
+
+
+def read_run(folder: Path, arguments: Sequence[str] = (), out: str = "") -> Run:
+    """The one run below `folder`."""
+    (run,) = folder.glob("runs/*/*")
+    return Run(run, json.loads((run / "report.json").read_text()), tuple(arguments), out)
+
+
+def few_epochs(recipe: str, *, first: int = 4, later: int = 1) -> list[str]:
+    """Overrides that make every fit of a recipe short."""
+    stages = composed(f"recipe={recipe}")["recipe"]["stages"]
+    fits = [name for name, stage in stages.items() if "epochs" in stage]
+    return [f"recipe.stages.{name}.epochs={later if i else first}" for i, name in enumerate(fits)]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The config as Hydra composes it, unresolved."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder())):
+        config: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)))
+    return dict(config)

@@ -172,9 +172,9 @@ def test_a_loss_that_is_not_finite_names_step_and_rate(tmp_path):
         ({"epochs": 0}, "epochs must be a number above 0, got 0"),
         ({"epochs": float("nan")}, "above 0, got nan"),
         ({"epochs": "3"}, "above 0, got '3'"),
-        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"batch_size": 1}, "batch_size must be an integer of at least 2, got 1"),
         ({"batch_size": 2.5}, "batch_size must be an integer of at least 2, got 2.5"),
-        ({"warmup": 1.0}, r"warmup must be in \[0, 1\), got 1.0"),
+        ({"warmup": 1.0}, r"warmup must be a number in \[0, 1\), got 1.0"),
         ({"optimizer": partial(torch.optim.SGD, lr=-1)}, "optimizer: Invalid learning rate: -1"),
     ],
 )

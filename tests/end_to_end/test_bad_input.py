@@ -1,0 +1,251 @@
+"""What a user gets wrong costs one line and exit code 1, before anything is trained or written."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from running import QUIET, Finished, files_in, run_here, run_process
+
+PRUNE, QUANTIZE = "recipe.stages.prune", "recipe.stages.quantize"
+TEACHER = "recipe.stages.distill.teacher"
+
+MISTAKES = [
+    (["recipe=prune_then_quantt"], "recipe=prune_then_quantt: .* mean prune_then_quant?"),
+    (["model=resnet21"], "model=resnet21: no such option; did you mean resnet20?"),
+    (["recipe=null"], "must be a string"),
+    ([f"{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such key; did you mean {PRUNE}.sparsity?"),
+    ([f"+{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such option; did you mean sparsity?"),
+    (["sed=1"], "sed: no such key; did you mean seed?"),
+    (["+typo=1"], "typo: no such key"),
+    (["+trainer.thread=1"], "trainer.thread: no such option; did you mean threads?"),
+    (["~recipe"], "~recipe: sections cannot be taken away"),
+    (["seed=1", "seed=2"], "seed is given twice: seed=1 and seed=2"),
+    (["recipe=prune", "+recipe=quantize"], "recipe is given twice"),
+    (["sotre"], "sotre: no command, nor NAME=VALUE; did you mean store?"),
+    (["seed=???"], "seed: Missing mandatory value"),
+    (["seed=${sed}"], "seed: Interpolation key 'sed' not found"),
+    (["seed=-1"], "seed must be an integer of at least 0, got -1"),
+    *[
+        ([f"{PRUNE}.sparsity={value}"], rf"sparsity must be a number in \[0, 1\), got {shown}")
+        for value, shown in (("1.0", "1.0"), ("nan", "nan"), ("-0.1", "-0.1"), ("abc", "'abc'"))
+    ],
+    *[
+        ([f"{QUANTIZE}.bits={value}"], rf"bits must be an integer in \[2, 8\], got {shown}")
+        for value, shown in (("0", "0"), ("33", "33"), ("4.5", "4.5"), ("abc", "'abc'"))
+    ],
+    (["recipe=quant_then_prune", f"{PRUNE}.sparsity=0.6"], "at most 0.5, got 0.6"),
+    (["recipe=quant_then_prune", f"{QUANTIZE}.bits=4"], "needs 8-bit weights, got bits=4"),
+    (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is no stage before .* mean train?"),
+    (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is no stage before distill"),
+    (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),
+    (
+        ["recipe=distill", "+recipe.stages.distill.model.num_classes=7"],
+        "num_classes=7, but dataset digits has 10 classes: teacher, student",
+    ),
+    (["recipe.stages.train.warmup=abc"], "warmup must be a number"),
+    (["recipe.stages.train.label_smoothing=2"], "label_smoothing must be a number"),
+    (["recipe.stages.train.optimizer.lr=-1"], "train: optimizer: Invalid learning rate: -1"),
+    (["model.width=0"], "model: width must be an integer of at least 1, got 0"),
+    (["dataset.metric=recall"], "metric must be one of accuracy"),
+    (["dataset=cifar10"], "dataset.root is not set"),
+    (["dataset=cifar10", "dataset.root=nowhere"], "dataset.root=nowhere: no train.parquet there"),
+    (["dataset=images", "dataset.train=none.parquet"], "none.parquet: no such file"),
+    (["tracking=server", "tracking.url=ftp://host"], "tracking.url must start with http"),
+    (["trainer=gpu"], "trainer.accelerator=gpu: torch sees no CUDA"),
+    (["model._target_=os.system"], r"model._target_=os.system is not allowed; .*--allow=os\.\*"),
+    ([f"{PRUNE}.criterion._target_=builtins.eval"], "_target_=builtins.eval is not allowed"),
+    (["--config-dir=nowhere"], "nowhere' not found"),
+]
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Run a command that must be refused in one line, leaving nothing behind."""
+    work, store = tmp_path / "work", tmp_path / "store"
+    work.mkdir()
+
+    def run(*arguments: str, code: int = 1, **more: str) -> str:
+        before = files_in(work)
+        done = run_here(arguments, work, store, **more)
+        assert done.code == code, done.err
+        assert "Traceback" not in done.err
+        assert files_in(work) == before
+        assert not (work / "runs").exists()
+        assert not store.exists()
+        return done.line
+
+    run.folder = work
+    return run
+
+
+def quiet(arguments: list[str]) -> list[str]:
+    """Add what keeps a run small, unless the arguments say otherwise or are no overrides."""
+    given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+    return [*arguments, *(q for q in QUIET if q.partition("=")[0] not in given)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES]
+)
+def test_a_mistake_is_refused(refused, arguments, message):
+    if arguments == ["trainer=gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    line = refused(*quiet(arguments))
+    assert line.startswith("compressbench: ")
+    assert re.search(message.replace("?", r"\?"), line), line
+
+
+def write_recipe(folder: Path, name: str, *stages: str) -> str:
+    """A config folder with a recipe of the user's own; the argument that names it."""
+    lines = [f"  - /stage@stages.{stage}: {stage}" for stage in stages]
+    (folder / "recipe").mkdir(parents=True)
+    (folder / "recipe" / f"{name}.yaml").write_text("\n".join(["# mine", "defaults:", *lines]))
+    return f"--config-dir={folder}"
+
+
+def test_an_impossible_order_is_refused_with_one_that_works(refused, tmp_path):
+    mine = write_recipe(tmp_path / "conf", "mine", "train", "quantize", "finetune")
+    line = refused(mine, "recipe=mine", *QUIET)
+    assert "finetune would undo what quantize did (activation-quantized)" in line
+    assert "an order that works: train, finetune, quantize" in line
+
+
+def test_a_misspelt_recipe_of_the_users_own_is_found(refused, tmp_path):
+    mine = write_recipe(tmp_path / "conf", "gentle_pruning", "train", "prune")
+    line = refused(mine, "recipe=gentle_prunning", *QUIET)
+    assert "did you mean gentle_pruning?" in line
+
+
+def images(path: Path, count: int = 40) -> Path:
+    picture = io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, "PNG")
+    rows = {"img": [{"bytes": picture.getvalue()}] * count, "label": [0, 1] * (count // 2)}
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+def test_a_truncated_parquet_file_is_refused(refused, tmp_path):
+    whole = images(tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(whole[: len(whole) // 2])
+    line = refused("dataset=images", f"dataset.train={tmp_path / 'train.parquet'}", *QUIET)
+    assert "train.parquet: not a whole parquet file" in line
+
+
+def test_broken_image_bytes_are_refused(refused, tmp_path):
+    rows = {"img": [{"bytes": b"no picture"}] * 40, "label": [0, 1] * 20}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    line = refused("dataset=images", f"dataset.train={tmp_path / 'train.parquet'}", *QUIET)
+    assert "train.parquet row 0" in line
+
+
+def test_a_run_folder_below_a_file_is_refused(refused):
+    (refused.folder / "plain").write_text("a file")
+    line = refused("recipe=baseline", "hydra.run.dir=plain/run", *QUIET)
+    assert "plain/run" in line
+
+
+class Pickled:
+    """Writes a marker when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_a_checkpoint_that_needs_pickle_runs_no_code(refused, tmp_path, stage):
+    marker, checkpoint = tmp_path / "marker", tmp_path / "model.pt"
+    torch.save({"state_dict": Pickled(marker)}, checkpoint)
+    where = "model" if stage == "train" else "recipe.stages.distill.model"
+    line = refused("recipe=distill", f"{where}.checkpoint={checkpoint}", *QUIET)
+    assert "holds more than tensors" in line
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Pickled(marker))).close()
+    assert marker.exists(), "the payload would have worked"
+
+
+def test_a_checkpoint_of_another_model_is_refused(refused, tmp_path):
+    torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "model.pt")
+    line = refused(f"model.checkpoint={tmp_path / 'model.pt'}", *QUIET)
+    assert "model.pt: missing: " in line
+
+
+def test_a_variable_that_lets_checkpoints_run_code_is_refused(refused):
+    line = refused("recipe=baseline", *QUIET, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets checkpoints run code" in line
+
+
+def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    started = time.monotonic()
+    line = refused("replay", str(tmp_path / "recipe.yaml"))
+    assert "aliases are not allowed" in line
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "a mapping is expected"),
+        ("{", "no valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("seed: 1", "checkpoint_seconds: is required"),
+        ("\x00", "no valid YAML"),
+        ("model: " + "[" * 5000, "no valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(refused, tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert message in refused("replay", str(tmp_path / "recipe.yaml"))
+
+
+@pytest.mark.parametrize("arguments", [["replay"], ["store"], ["store", "lost"], ["--nonsense"]])
+def test_wrong_usage_has_an_exit_code_of_its_own(tmp_path, arguments):
+    done = run_here(arguments, tmp_path, tmp_path / "store")
+    assert done.code == 2
+    assert "usage" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_bug_of_ours_shows_its_traceback(tmp_path, monkeypatch):
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr("compressbench.runs.make_plan", broken)
+    done = run_here(["recipe=baseline", *QUIET], tmp_path, tmp_path / "store")
+    assert done.code == 70
+    assert "Traceback" in done.err
+    assert "ZeroDivisionError: made up" in done.err
+
+
+def test_a_loss_that_is_no_number_names_step_and_learning_rate(tmp_path):
+    store = tmp_path / "store"
+    done = run_here(
+        ["recipe=baseline", "recipe.stages.train.optimizer.lr=1e20", *QUIET], tmp_path, store
+    )
+    assert done.code == 3
+    assert re.search(r"not finite at step \d+ of \d+, learning rate [\d.e+]+", done.line)
+    assert not [name for name in files_in(store) if name.startswith("entries/")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["recipe=bseline"], 1), (["--nonsense"], 2)], ids=["user", "usage"]
+)
+def test_exit_codes_of_a_real_process(tmp_path, arguments, code):
+    done: Finished = run_process(arguments, tmp_path, tmp_path / "store")
+    assert done.code == code
+    assert done.err.startswith("compressbench: ") or "usage" in done.err
+    assert files_in(tmp_path) == []
