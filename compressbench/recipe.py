@@ -112,8 +112,8 @@ def _measured(
     from compressbench.export.onnx import export_onnx
     from compressbench.measure.measure import measure_model, test_figures
 
-    data, store = workshop.data, workshop.store
-    torch.set_num_threads(workshop.runtime.threads)
+    data, store, threads = workshop.data, workshop.store, workshop.runtime.threads
+    torch.set_num_threads(threads)
     exported = _export(artifact, workshop, export_onnx)
     file = exported.folder / "model.onnx"
     reference = baseline.files / "model.onnx" if baseline else file
@@ -126,7 +126,7 @@ def _measured(
 
     def measure(folder: Path) -> dict[str, Any]:
         workshop.progress(0, 1, "measuring the exported file")
-        return asdict(measure_model(artifact, file, reference, data))
+        return asdict(measure_model(artifact, file, reference, data, threads=threads))
 
     parts = _parts("measure", shared, "compressbench.measure.measure.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
@@ -134,7 +134,9 @@ def _measured(
     figures = dict(entry.meta["figures"])
     if test:
         parts = _parts("test", shared, "compressbench.measure.measure.test_figures")
-        tested, _ = store.get_or_build(parts, lambda folder: test_figures(file, data))
+        tested, _ = store.get_or_build(
+            parts, lambda folder: test_figures(file, data, threads=threads)
+        )
         figures |= tested.meta
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,8 @@ from compressbench.units import seconds_text
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
 KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "name",
         "checkpoint_seconds"}  # fmt: skip
-MAX_RECIPE_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 200_000  # YAML is parsed at about 100 kB/s
+MAX_RECIPE_DEPTH = 40
 
 
 def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> int:
@@ -224,14 +225,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so no recipe of ours")
     text = path.read_text(encoding="utf-8")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path}: YAML aliases are not allowed in a recipe")
+        _refuse_bombs(yaml.parse(text), path)
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: no recipe: a mapping is expected")
     return config
+
+
+def _refuse_bombs(events: Iterable[Any], path: Path) -> None:
+    """Aliases grow exponentially, the parser's time with the square of the depth."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path}: YAML aliases are not allowed in a recipe")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_RECIPE_DEPTH:
+            raise UserError(f"{path}: nested deeper than {MAX_RECIPE_DEPTH} levels")
 
 
 def _run_name(config: Mapping[str, Any]) -> str:

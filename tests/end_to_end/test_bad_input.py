@@ -204,7 +204,8 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
         ("seed: 1", "checkpoint_seconds: is required"),
         ("\x00", "no valid YAML"),
-        ("model: " + "[" * 5000, "no valid YAML"),
+        ("model: " + "[" * 50_000, "nested deeper than 40 levels"),
+        ("seed: 1\n" * 50_000, "larger than 200,000 bytes"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(refused, tmp_path, text, message):

@@ -1,0 +1,70 @@
+"""What can be asked before anything runs."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from running import QUIET, ROOT, files_in, run_here, run_process
+
+from compressbench.groups import GROUPS
+
+
+def yamls():
+    return sorted(path for path in (ROOT / "conf").glob("*/*.yaml"))
+
+
+def test_help_is_quick_and_names_every_option_with_its_purpose(tmp_path):
+    started = time.monotonic()
+    done = run_process(["--help"], tmp_path, tmp_path / "store")
+    assert time.monotonic() - started < 3
+    assert done.code == 0
+    for path in yamls():
+        purpose = path.read_text().partition("\n")[0].removeprefix("# ")
+        assert re.search(rf"^  {path.stem} +{re.escape(purpose)}$", done.out, re.MULTILINE), path
+    assert {path.parent.name for path in yamls()} == set(GROUPS)
+
+
+def test_help_names_the_options_of_the_users_own_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("# a model of my own\n_target_: mine.Net\n")
+    for flags in ([f"--config-dir={tmp_path}"], ["--config-dir", str(tmp_path)]):
+        done = run_here(["--help", *flags], tmp_path, tmp_path / "store")
+        assert re.search("^  mine +a model of my own$", done.out, re.MULTILINE)
+
+
+def test_a_plan_of_an_empty_store_runs_and_writes_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a stage ran")
+
+    monkeypatch.setattr("compressbench.recipe.execute", refuse)
+    done = run_here(["recipe=prune_then_quant", "plan=true", *QUIET], tmp_path, tmp_path / "store")
+    assert done.code == 0, done.err
+    for name in ("train", "prune", "finetune", "quantize"):
+        assert re.search(rf"^{name} .* miss +[\d.]+ s", done.out, re.MULTILINE)
+        assert f"{name}: nothing of {name.capitalize()} is stored yet" in done.out
+    assert float(re.search(r"about ([\d.]+) s", done.out)[1]) > 4
+    assert files_in(tmp_path) == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_knows_what_is_stored(digits_run, digits_store, tmp_path):
+    first = digits_run("quantize")
+    before = files_in(digits_store)
+    done = run_here([*first.arguments, "plan=true"], tmp_path, digits_store)
+    for name in ("train", "quantize"):
+        key = first.stage(name)["key"][:12]
+        assert re.search(rf"^{name} .*{key} +hit +0\.0 s", done.out, re.MULTILINE)
+    assert "about 0.0 s" in done.out
+    assert [f for f in files_in(digits_store) if "entries" in f] == [
+        f for f in before if "entries" in f
+    ]
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("flag", ["--cfg", "-c"])
+def test_the_composed_config_can_be_printed(tmp_path, flag):
+    done = run_here([flag, "job", "recipe=quantize"], tmp_path, tmp_path / "store")
+    assert done.code == 0
+    assert "bits: 8" in done.out
