@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SIZES = (
-    ("size/onnx_bytes", "onnx file", "#2a6fbb", "top center"),
-    ("size/download_bytes", "download (zstd 19)", "#d1652a", "bottom center"),
+    ("size/onnx_bytes", "onnx file", "#2a6fbb"),
+    ("size/download_bytes", "download (zstd 19)", "#d1652a"),
 )
+_MARGIN = 0.2  # of the range of the metric, above and below, for the names of the stages
 
 
 def accuracy_against_size(report: Mapping[str, Any]) -> Figure:
@@ -28,14 +29,14 @@ def accuracy_against_size(report: Mapping[str, Any]) -> Figure:
     metric = report["metric"]
     figure = Figure()
     tested = any(f"test/{metric}" in s["figures"] for s in report["stages"])
-    for size, label, colour, position in _SIZES:
-        figure.add_trace(_path(report, size, label, colour) | {"textposition": position})
+    for size, label, colour in _SIZES:
+        figure.add_trace(_path(report, size, label, colour))
         figure.add_trace(_points(report, "val", size, colour) | {"showlegend": False})
         if tested:
             figure.add_trace(_points(report, "test", size, colour) | {"name": f"{label}, test"})
     figure.update_xaxes(type="log", title="bytes (log scale; left is smaller)", tickformat="~s")
     percent = metric == "accuracy"
-    figure.update_yaxes(title=metric, tickformat=".1%" if percent else None)
+    figure.update_yaxes(title=metric, tickformat=".1%" if percent else None, range=_range(report))
     figure.update_layout(
         title=f"{report['recipe']}: {metric} against size, stage by stage",
         template="plotly_white",
@@ -45,15 +46,31 @@ def accuracy_against_size(report: Mapping[str, Any]) -> Figure:
 
 
 def _path(report: Mapping[str, Any], size: str, label: str, colour: str) -> dict[str, Any]:
-    """Arrows from stage to stage, with their names."""
+    """Arrows from stage to stage, with their names above and below in turn.
+
+    Along the onnx file there are none: stages that do not change its bytes lie on one another.
+    """
     points = _points(report, "val", size, colour)
+    names = [s["name"] for s in _taken(report, "val", size)]
+    onnx = size == "size/onnx_bytes"
     return points | {
         "name": label,
-        "mode": "lines+markers+text",
-        "text": [s["name"] for s in _taken(report, "val", size)],
+        "mode": "lines+markers" if onnx else "lines+markers+text",
+        "text": names,
+        "textposition": ["bottom center" if i % 2 else "top center" for i in range(len(names))],
         "marker": {"size": 16, "color": colour, "symbol": "arrow", "angleref": "previous"},
         "line": {"color": colour, "width": 1.5},
     }
+
+
+def _range(report: Mapping[str, Any]) -> list[float] | None:
+    """The metric's range with room for text; None where no stage was measured."""
+    names = [f"{split}/{report['metric']}" for split in ("val", "test")]
+    taken = [s["figures"][n] for s in report["stages"] for n in names if s["figures"].get(n)]
+    if not taken:
+        return None
+    margin = _MARGIN * max(max(taken) - min(taken), 0.005)
+    return [min(taken) - margin, max(taken) + margin]
 
 
 def _points(report: Mapping[str, Any], split: str, size: str, colour: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from compressbench import artifact as artifacts
 from compressbench.core import Runtime
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.execute import Job, build_model, execute
-from compressbench.ranks import EXIT_CHECK, EXIT_USER
+from compressbench.ranks import EXIT_BUG, EXIT_CHECK, EXIT_USER
 from compressbench.recipe import Progress, Workshop
 from compressbench.store.entries import Store
 from compressbench.targets import build
@@ -59,7 +61,14 @@ def _progress_file(scratch: Path) -> Progress:
     return progress
 
 
+def _die_with_parent() -> None:
+    """A killed run leaves no ranks behind: they would write beside those of the next run."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(EXIT_BUG)
+
+
 def main() -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _run(Path(sys.argv[1]))
     except UserError as error:
@@ -68,6 +77,9 @@ def main() -> None:
     except CheckFailedError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(EXIT_CHECK)
+    except Exception:  # noqa: BLE001 - shown in full by the parent
+        traceback.print_exc()
+        os._exit(EXIT_BUG)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compressbench.execute import Job
     from compressbench.recipe import Workshop
 
-EXIT_USER, EXIT_CHECK = 1, 3
+EXIT_USER, EXIT_CHECK, EXIT_BUG = 101, 103, 170  # of a rank; Python itself may end with 1
 POLL_SECONDS, GRACE_SECONDS = 0.2, 5.0
 
 
@@ -70,6 +70,7 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
         return subprocess.Popen(
             [sys.executable, "-m", "compressbench.rank", str(job)],
             env=environment, stdout=log, stderr=log, start_new_session=True,
+            stdin=subprocess.PIPE,  # its end tells the rank that we are gone
         )  # fmt: skip
 
 
@@ -77,18 +78,24 @@ def _watch(processes: list[subprocess.Popen[bytes]], scratch: Path, workshop: Wo
     """Wait for all ranks, passing on the first one's progress; raise when one fails."""
     seen = ""
     while any(p.poll() is None for p in processes):
-        failed = [r for r, p in enumerate(processes) if p.returncode not in (None, 0)]
-        if failed:
-            _raise(failed[0], processes[failed[0]].returncode, scratch)
+        if any(p.returncode not in (None, 0) for p in processes):
+            time.sleep(POLL_SECONDS)  # one that lost its peer may have been seen before the peer
+            break
         progress = scratch / "progress.json"
         text = progress.read_text() if progress.exists() else ""
         if text and text != seen:
             seen = text
             workshop.progress(*json.loads(text))
         time.sleep(POLL_SECONDS)
-    failed = [r for r, p in enumerate(processes) if p.returncode != 0]
+    failed = {r: code for r, p in enumerate(processes) if (code := p.poll()) not in (None, 0)}
     if failed:
-        _raise(failed[0], processes[failed[0]].returncode, scratch)
+        culprit = min(failed, key=lambda r: _precedence(failed[r]))
+        _raise(culprit, failed[culprit], scratch)
+
+
+def _precedence(code: int) -> int:
+    """A rank whose peer died ends with an error of its own, which is not the reason."""
+    return 0 if code < 0 else 1 if code in (EXIT_USER, EXIT_CHECK) else 2
 
 
 def _raise(rank: int, code: int, scratch: Path) -> None:

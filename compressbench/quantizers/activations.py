@@ -225,6 +225,10 @@ class ActivationQuantizers(nn.ModuleList):
         result: Tensor = self[number](values)
         return result
 
+    def forward(self, values: Tensor) -> Tensor:
+        """The identity: a model that calls all its children in turn (nn.Sequential) calls us."""
+        return values
+
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first = self.act(self.numbers[("input", 0)], args[0])
         mode = _AtSites(self.numbers, self.act)

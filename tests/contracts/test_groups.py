@@ -1,0 +1,177 @@
+"""Every YAML of every group: its purpose, its options, and what its protocol promises."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compressbench.core import Context, Runtime, Stage
+from compressbench.data.digits import Digits
+from compressbench.groups import GROUPS, config_folder, options
+from compressbench.quantizers.grid import Grid
+from compressbench.targets import build
+
+CONF = config_folder()
+FILES = sorted(p for p in CONF.glob("*/*.yaml"))
+METHODS = ("criterion", "loss", "model", "quantizer", "stage", "dataset", "tracking")
+RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
+GIVEN = {"input_shape", "num_classes"}  # passed by us, never written
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def of(group: str) -> list[Path]:
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def plain(path: Path, **extra) -> dict:
+    config = {k: v for k, v in read(path).items() if k not in RESERVED - {"_target_"}}
+    return {**config, **extra}
+
+
+def context(tmp_path=Path("unused")) -> Context:
+    return Context(Digits(), Runtime(), 0, tmp_path, build)
+
+
+def test_every_group_is_on_the_help_page():
+    assert set(GROUPS) == {p.name for p in CONF.iterdir() if p.is_dir()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_has_a_purpose(path):
+    purpose = options(path.parent.name, [CONF])[path.stem]
+    assert 10 < len(purpose) < 110
+
+
+@pytest.mark.parametrize(
+    "path", [p for g in METHODS for p in of(g)], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_shows_every_option_of_its_class(path):
+    """An option that no YAML shows is hidden; one that no class takes is read by nothing."""
+    config = read(path)
+    module, _, name = config["_target_"].rpartition(".")
+    target = getattr(__import__(module, fromlist=[name]), name)
+    parameters = set(inspect.signature(target).parameters) - GIVEN
+    from_defaults = {
+        d.partition("@")[2] for entry in config.get("defaults", []) if isinstance(entry, dict)
+        for d in entry
+    }  # fmt: skip
+    assert set(config) - RESERVED | from_defaults == parameters - RESERVED
+
+
+@pytest.mark.parametrize("path", of("model"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
+def test_a_model_maps_images_to_logits(path, shape):
+    model = build(plain(path, input_shape=list(shape), num_classes=7)).eval()
+    assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("path", of("criterion"), ids=lambda p: p.stem)
+def test_a_criterion_scores_every_weight(path):
+    layers = {"a": nn.Conv2d(3, 5, (1, 3)), "b": nn.Linear(7, 2), "c": nn.Conv2d(4, 4, 3, groups=4)}
+    scores = build(plain(path))(layers, context())
+    for name, layer in layers.items():
+        assert scores[name].shape == layer.weight.shape
+        assert torch.isfinite(scores[name]).all()
+        assert (scores[name] >= 0).all()
+
+
+@pytest.mark.parametrize("path", of("loss"), ids=lambda p: p.stem)
+@settings(max_examples=10, deadline=None)
+@given(batch=st.integers(1, 5), classes=st.integers(2, 9), seed=st.integers(0, 99))
+def test_a_loss_is_a_scalar_with_a_gradient(path, batch, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(batch, classes, generator=generator, requires_grad=True)
+    teacher = torch.randn(batch, classes, generator=generator)
+    targets = torch.randint(classes, (batch,), generator=generator)
+    loss = build(plain(path))(student, teacher, targets)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss >= 0
+    assert torch.isfinite(student.grad).all()
+    assert student.grad.abs().sum() > 0
+
+
+def is_observer(path: Path) -> bool:
+    return hasattr(build(plain(path)), "update")
+
+
+@pytest.mark.parametrize("path", [p for p in of("quantizer") if is_observer(p)],
+                         ids=lambda p: p.stem)  # fmt: skip
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), shift=st.floats(-50, 50))
+def test_an_observer_stays_within_what_it_saw(path, seed, shift):
+    observer = build(plain(path))
+    generator = torch.Generator().manual_seed(seed)
+    seen = [torch.randn(n, 3, generator=generator) + shift for n in (4, 7)]
+    statistic = observer.start()
+    for values in seen:
+        statistic = observer.update(statistic, values)
+    low, high = observer.range(statistic)
+    everything = torch.cat(seen)
+    width = float(everything.max() - everything.min())
+    assert float(everything.min()) - 0.01 * width - 1e-5 <= low <= high
+    assert high <= float(everything.max()) + 0.01 * width + 1e-5
+    assert high - low > 0.5 * width
+
+
+@pytest.mark.parametrize("path", [p for p in of("quantizer") if not is_observer(p)],
+                         ids=lambda p: p.stem)  # fmt: skip
+@settings(max_examples=12, deadline=None)
+@given(bits=st.integers(2, 8), seed=st.integers(0, 99),
+       granularity=st.sampled_from(["tensor", "channel"]))  # fmt: skip
+def test_a_weight_quantizer_keeps_its_grid_and_its_zeros(path, bits, seed, granularity):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.rand(1, 2, 5, 4))
+    zeros = torch.rand(model[0].weight.shape) < 0.4
+    with torch.no_grad():
+        model[0].weight[zeros] = 0.0
+    grids = {"0": Grid(bits, granularity), "2": Grid(bits, granularity)}
+    found = build(plain(path))(model, grids, context())
+    for name, grid in found.items():
+        weight = model.get_submodule(name).weight
+        assert grid.integers.abs().max() <= 2 ** (bits - 1) - 1
+        assert grid.scale.numel() == (len(weight) if granularity == "channel" else 1)
+        error = (grid.scale * grid.integers - weight).abs()
+        assert (error <= grid.scale * (0.5 + 1e-3)).all()
+    assert (found["0"].integers[zeros] == 0).all()
+
+
+@pytest.mark.parametrize("path", of("stage"), ids=lambda p: p.stem)
+def test_a_stage_is_a_stage(path):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(CONF)):
+        composed = compose("config", overrides=[f"+stage@made={path.stem}"])
+    config = OmegaConf.to_container(composed.made, resolve=True)
+    stage = build({k: v for k, v in config.items() if k != "teacher"})
+    assert isinstance(stage, Stage)
+    trained, forwarded = stage.passes(100)
+    assert trained >= 0
+    assert forwarded >= 0
+    assert trained + forwarded > 0
+
+
+@pytest.mark.parametrize("path", of("recipe"), ids=lambda p: p.stem)
+def test_a_recipe_lays_out(path):
+    """Composes, builds every stage, and has an order that works."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from compressbench.plan import make_plan
+
+    with initialize_config_dir(str(CONF)):
+        config = OmegaConf.to_container(compose("config", overrides=[f"recipe={path.stem}"]))
+    plan = make_plan(config["recipe"]["stages"], config["model"], config["dataset"], Digits(),
+                     Runtime(), 0)  # fmt: skip
+    assert [p.name for p in plan] == list(config["recipe"]["stages"])
+    assert len({p.key for p in plan}) == len(plan)

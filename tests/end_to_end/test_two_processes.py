@@ -1,0 +1,107 @@
+"""Every stage on two processes: the same figures within noise, no hang, no half artifact."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from running import command, environment, few_epochs, files_in, finished_run, run_here
+
+TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=none")
+RECIPE = "prune_then_quant"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A finished run on two processes, and its store."""
+    store = tmp_path_factory.mktemp("two_store")
+    arguments = [f"recipe={RECIPE}", *TWO, *few_epochs(RECIPE)]
+    return finished_run(arguments, tmp_path_factory.mktemp("two"), store), store
+
+
+def test_two_processes_reach_the_accuracy_of_one(two, digits_run):
+    one = digits_run(RECIPE)
+    for name in ("train", "prune", "finetune", "quantize"):
+        ours, theirs = (run.stage(name)["figures"]["val/accuracy"] for run in (two[0], one))
+        assert ours == pytest.approx(theirs, abs=0.06), name
+        assert two[0].stage(name)["key"] != one.stage(name)["key"]
+
+
+def test_two_processes_find_the_store_without_starting_any(two, tmp_path, monkeypatch):
+    first, store = two
+    monkeypatch.setattr("compressbench.ranks.run_on_ranks", None)
+    second = finished_run(first.arguments, tmp_path, store)
+    assert set(second.hits.values()) == {True}
+    assert second.onnx == first.onnx
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The rank processes of a run, as the kernel lists its children."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if "compressbench.rank" in command_line(int(pid))]
+
+
+def command_line(pid: int) -> str:
+    """Of a process that runs; empty for one that ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@contextmanager
+def in_a_fit(tmp_path) -> Iterator[tuple[subprocess.Popen[str], list[int], Path]]:
+    """A run that trains on two processes: the run, its ranks, its store."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs Linux's /proc")
+    store = tmp_path / "store"
+    long = ("recipe=baseline", "model=mlp", "recipe.stages.train.epochs=20000")
+    process = subprocess.Popen(
+        command(*long, *TWO, "checkpoint_seconds=0"), cwd=tmp_path, env=environment(store),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while not list(store.glob("tmp/work-*/fit.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ranks = ranks_of(process)
+        assert len(ranks) == 2, process.poll()
+        yield process, ranks, store
+    finally:
+        process.kill()
+
+
+def test_a_rank_that_dies_ends_the_run_with_the_reason(tmp_path):
+    with in_a_fit(tmp_path) as (process, ranks, store):
+        os.kill(ranks[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "rank 1 was killed by signal 9; the other ranks were stopped" in err
+    assert "Traceback" not in err
+    assert not command_line(ranks[0]), "the other rank is gone"
+    left = files_in(store)
+    assert not [name for name in left if name.startswith(("entries/", "tmp/build-"))]
+
+
+def test_ranks_end_with_a_run_that_is_killed(tmp_path):
+    with in_a_fit(tmp_path) as (process, ranks, _):
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while any(map(command_line, ranks)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert not any(map(command_line, ranks))
+
+
+def test_a_mistake_that_a_rank_meets_is_one_line(tmp_path):
+    done = run_here(
+        ["recipe=baseline", *TWO, "recipe.stages.train.batch_size=3"], tmp_path, tmp_path / "store"
+    )
+    assert done.code == 1
+    assert "batch_size=3 leaves 2 processes less than 2 each" in done.line

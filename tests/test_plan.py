@@ -1,0 +1,118 @@
+"""Plans: keys change with what they must change with, and with nothing else."""
+
+import copy
+
+import pytest
+
+from compressbench.core import Runtime
+from compressbench.data.digits import Digits
+from compressbench.errors import UserError
+from compressbench.plan import make_plan
+
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+FIT = {"epochs": 1, "batch_size": 32, "optimizer": SGD}
+STAGES = {
+    "train": {"_target_": "compressbench.stages.train.Train", **FIT},
+    "prune": {
+        "_target_": "compressbench.stages.prune.Prune",
+        "criterion": {"_target_": "compressbench.criteria.magnitude.Magnitude"},
+        "sparsity": 0.5,
+    },
+    "distill": {
+        "_target_": "compressbench.stages.distill.Distill",
+        "teacher": "train",
+        "loss": {"_target_": "compressbench.losses.hinton.Hinton"},
+        **FIT,
+    },
+}
+MODEL = {"_target_": "compressbench.models.mlp.Mlp", "hidden": [8], "checkpoint": None}
+DATASET = {"_target_": "compressbench.data.digits.Digits"}
+
+
+def plan(stages=STAGES, model=MODEL, runtime=None, seed=0, data=None):
+    return make_plan(stages, model, DATASET, data or Digits(), runtime or Runtime(), seed)
+
+
+def keys(**options):
+    return [p.key for p in plan(**options)]
+
+
+def changed(path, value):
+    tree = copy.deepcopy(STAGES)
+    node = tree
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = value
+    return tree
+
+
+def test_the_same_plan_has_the_same_keys():
+    assert keys() == keys(stages=copy.deepcopy(STAGES), data=Digits())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "first"),
+    [
+        (("train", "epochs"), 2, 0),
+        (("train", "optimizer", "lr"), 0.2, 0),
+        (("prune", "sparsity"), 0.6, 1),
+        (("distill", "loss", "temperature"), 2.0, 2),
+    ],
+)
+def test_a_change_moves_its_stage_and_those_after(path, value, first):
+    before, after = keys(), keys(stages=changed(path, value))
+    assert [a == b for a, b in zip(before, after, strict=True)] == [i < first for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 1},
+        {"model": {**MODEL, "hidden": [9]}},
+        {"runtime": Runtime(threads=2)},
+        {"data": Digits(split_seed=1)},
+        {"data": Digits(max_shift=0)},
+    ],
+)
+def test_what_all_stages_depend_on_moves_all(options):
+    assert not set(keys()) & set(keys(**options))
+
+
+def test_a_teacher_is_a_parent():
+    distill = plan()[2]
+    assert distill.parents == {"model": "prune", "teacher": "train"}
+
+
+def test_a_stage_with_a_model_of_its_own_starts_fresh():
+    stages = changed(("distill", "model"), {**MODEL, "hidden": [4]})
+    distill = plan(stages=stages)[2]
+    assert distill.parents == {"teacher": "train"}
+    assert distill.job.model["hidden"] == [4]
+    assert distill.job.model["num_classes"] == 10
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({}, "recipe.stages is empty"),
+        (changed(("distill", "teacher"), "trian"), "teacher=trian is no stage before distill; did"),
+        (changed(("distill", "teacher"), "distill"), "is no stage before distill"),
+        (changed(("distill", "model"), {**MODEL, "num_classes": 7}), "7, but dataset digits has"),
+        (changed(("prune", "sparsity"), 1.0), r"stages.prune: sparsity must be a number in \[0, 1"),
+        (changed(("prune", "sparsty"), 0.5), "stages.prune.sparsty: no such option; did you mean"),
+        (changed(("prune", "_target_"), "compressbench.losses.hinton.Hinton"), "no such option"),
+        (changed(("train",), {"epochs": 1}), "stages.train has no _target_"),
+        ({"prune": STAGES["prune"], "train": STAGES["train"]}, "needs a model that is trained"),
+        (changed(("distill", "model"), {**MODEL, "hiden": [3]}), "distill.model.hiden: no such"),
+        (changed(("distill", "model"), {**MODEL, "checkpoint": "/no/file"}), "is no such file"),
+    ],
+)
+def test_refuses_before_anything_runs(stages, message):
+    with pytest.raises(UserError, match=message):
+        plan(stages=stages)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", True])
+def test_refuses_a_seed_that_is_none(seed):
+    with pytest.raises(UserError, match="seed must be an integer of at least 0"):
+        plan(seed=seed)
