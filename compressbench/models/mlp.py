@@ -22,7 +22,7 @@ class Mlp(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (64, 32)
     ) -> None:
         super().__init__()
-        if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        if not isinstance(hidden, (list, tuple)):
             raise UserError(f"hidden must be a list of widths, got {hidden!r}")
         for width in hidden:
             check_integer("a width in hidden", width, 1)

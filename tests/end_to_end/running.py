@@ -138,11 +138,18 @@ def read_run(folder: Path, arguments: Sequence[str] = (), out: str = "") -> Run:
     return Run(run, json.loads((run / "report.json").read_text()), tuple(arguments), out)
 
 
-def few_epochs(recipe: str, *, first: int = 4, later: int = 1) -> list[str]:
-    """Overrides that make every fit of a recipe short."""
+def few_epochs(recipe: str, *, fresh: int = 4, more: int = 1) -> list[str]:
+    """Overrides that make every fit of a recipe short: that of a fresh model, and one that goes on.
+
+    The same stage gets the same epochs in every recipe, so that recipes share it.
+    """
     stages = composed(f"recipe={recipe}")["recipe"]["stages"]
-    fits = [name for name, stage in stages.items() if "epochs" in stage]
-    return [f"recipe.stages.{name}.epochs={later if i else first}" for i, name in enumerate(fits)]
+    epochs = {
+        name: fresh if name == "train" or "model" in stage else more
+        for name, stage in stages.items()
+        if "epochs" in stage
+    }
+    return [f"recipe.stages.{name}.epochs={count}" for name, count in epochs.items()]
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def toy_run(toys, tmp_path_factory):
 
     def run(recipe):
         if recipe not in done:
-            arguments = [f"recipe={recipe}", *MINE, *files, *QUIET, *few_epochs(recipe, first=12)]
+            arguments = [f"recipe={recipe}", *MINE, *files, *QUIET, *few_epochs(recipe, fresh=12)]
             arguments += ["--allow=stranger_net.*", "recipe.stages.train.batch_size=32"]
             place = tmp_path_factory.mktemp(recipe)
             done[recipe] = finished_run(arguments, place, store, PYTHONPATH=str(HOME))

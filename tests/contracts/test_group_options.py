@@ -1,0 +1,129 @@
+"""Options of every group: the YAML says what the class says, and a wrong value is one line."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+from importlib import import_module
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from compressbench.errors import UserError
+from compressbench.groups import config_folder
+from compressbench.runtime import resolve
+from compressbench.targets import build, check
+
+CONF = config_folder()
+WRONG = ["abc", "", -7, 0, 2.5, math.nan, math.inf, True, None, [], ["abc"], [-1], {"abc": 1}]
+OURS = {"_target_", "_partial_", "defaults", "checkpoint", "teacher", "model"}
+OF_THE_RECIPE = {"input_shape": [1, 8, 8], "num_classes": 3}
+
+
+def named(*groups):
+    paths = [path for group in groups for path in sorted((CONF / group).glob("*.yaml"))]
+    return pytest.mark.parametrize("path", paths, ids=lambda p: f"{p.parent.name}-{p.stem}")
+
+
+def target(config):
+    module, _, name = config["_target_"].rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def load(path):
+    """The YAML with the groups that its defaults list names put in; what plan.py takes is out."""
+    config = yaml.safe_load(path.read_text())
+    for entry in config.get("defaults", []):
+        if isinstance(entry, dict):
+            (group, option), = entry.items()
+            name, _, key = group.partition("@")
+            config[key] = yaml.safe_load((CONF / name.strip("/") / f"{option}.yaml").read_text())
+    return {k: v for k, v in config.items() if k not in OURS - {"_target_"}}
+
+
+@named("criterion", "quantizer", "loss", "dataset", "model", "tracking")
+def test_a_default_in_the_class_is_the_one_in_the_yaml(path):
+    """Who builds the class in Python gets what the command line gets."""
+    config = load(path)
+    if path.stem == "resnet56":
+        config["depth"] = 20
+    for name, parameter in inspect.signature(target(config)).parameters.items():
+        if parameter.default is not parameter.empty:
+            default = parameter.default
+            same = list(default) if isinstance(default, tuple) else default
+            assert config[name] == same, name
+
+
+def outcome(action):
+    """What a user would read; anything but a UserError is a traceback, and fails the test."""
+    try:
+        action()
+    except UserError as error:
+        assert str(error).strip()
+        assert "\n" not in str(error)
+
+
+@named("criterion", "quantizer", "loss", "stage", "tracking")
+def test_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = load(path)
+    for name in config.keys() - {"_target_"}:
+        for value in WRONG:
+            outcome(lambda n=name, v=value: build({**config, n: v}, "here"))
+
+
+@named("model")
+def test_a_wrong_value_of_a_model_is_refused_in_one_line(path):
+    config = {**load(path), **OF_THE_RECIPE}
+    for name in config.keys() - {"_target_", *OF_THE_RECIPE}:
+        for value in WRONG:
+            outcome(lambda n=name, v=value: build({**config, n: v}, "model"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder that serves every dataset: train.parquet and test.parquet of 8x8 pictures."""
+    folder, file = tmp_path_factory.mktemp("pictures"), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    rows = {"img": [{"bytes": file.getvalue()}] * 60, "label": [0, 1, 2] * 20}
+    for name in ("train", "test"):
+        pq.write_table(pa.table(rows), folder / f"{name}.parquet")
+    return folder
+
+
+@named("dataset")
+def test_a_wrong_value_of_a_dataset_is_refused_in_one_line(path, pictures):
+    config = load(path)
+    if path.stem == "cifar10":
+        config["root"] = str(pictures)
+    if path.stem == "images":
+        config |= {"train": str(pictures / "train.parquet"), "crop_padding": 1}
+
+    def use(changed):
+        data = build(changed, "dataset")
+        assert data.spec.input_shape
+        assert data.manifest()
+        assert len(data.split("train"))
+
+    use(config)
+    for name in config.keys() - {"_target_"}:
+        for value in WRONG:
+            outcome(lambda n=name, v=value: use({**config, n: v}))
+
+
+def test_a_wrong_value_of_the_trainer_is_refused_in_one_line():
+    config = yaml.safe_load((CONF / "trainer" / "auto.yaml").read_text())
+    for name in config:
+        for value in WRONG:
+            outcome(lambda n=name, v=value: resolve({**config, n: v}))
+
+
+@named("criterion", "quantizer", "loss", "stage", "tracking", "dataset", "model")
+def test_an_unknown_option_is_refused(path):
+    config = {**load(path), **(OF_THE_RECIPE if path.parent.name == "model" else {}), "sparsty": 1}
+    with pytest.raises(UserError, match="here.sparsty: no such option"):
+        check(config, "here")
