@@ -13,7 +13,7 @@ from typing import Any, cast
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.groups import config_folder, help_page
 from compressbench.overrides import explain, refuse
-from compressbench.targets import ALLOW_VARIABLE, allowed
+from compressbench.targets import ALLOW_VARIABLE, allowed, leave
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
 
@@ -28,6 +28,9 @@ class SignalledError(BaseException):
 
 def main() -> None:
     """Run a command or a recipe; the exit code says how it went."""
+    # Threads that spin while they wait make training several times slower on a shared machine.
+    # Read when torch is loaded, which is why nothing above imports it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _take_allow(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
@@ -163,4 +166,5 @@ def _run_job(config: Any, arguments: list[str]) -> int:
     except OmegaConfBaseException as error:
         remove_if_empty(folder)
         raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
-    return run_recipe(cast(dict[str, Any], plain), folder, ["python", "run.py", *arguments])
+    command = ["python", "run.py", *leave(), *arguments]
+    return run_recipe(cast(dict[str, Any], plain), folder, command)

@@ -168,6 +168,8 @@ def _plan_stage(
 def _architecture(
     own: Mapping[str, Any], data: Data, where: str
 ) -> tuple[dict[str, Any], Path | None]:
+    if not isinstance(own, Mapping):
+        raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
     spec = data.spec
     config = {
         "input_shape": list(spec.input_shape),
@@ -179,7 +181,7 @@ def _architecture(
             f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
             f"{spec.num_classes} classes: teacher, student and dataset must agree"
         )
-    path = None if own.get("checkpoint") is None else Path(own["checkpoint"])
+    path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
     if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: there is no such file")
     _try_model(config, path, spec, where)
@@ -191,13 +193,15 @@ def _try_model(
 ) -> None:
     """Build a model and run it on two black images: what cannot work shows before any training."""
     with torch.random.fork_rng(devices=()):
-        model = build(config, where).eval()
+        model = build(config, where)
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"{where}._target_={config['_target_']} is no torch.nn.Module")
     if checkpoint is not None:
         load_checkpoint_(model, checkpoint)
     inputs = torch.zeros(2, *spec.input_shape)
     try:
         with torch.no_grad():
-            logits = model(inputs)
+            logits = model.eval()(inputs)
     except (RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise UserError(f"{where} fails on inputs {list(inputs.shape)}: {first}") from error

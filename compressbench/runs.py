@@ -27,7 +27,7 @@ from compressbench.report import (
 )
 from compressbench.runtime import resolve
 from compressbench.store.entries import Store
-from compressbench.targets import build, nearest
+from compressbench.targets import build, leave, nearest
 from compressbench.terminal import Terminal, make_console
 from compressbench.trackers import Session
 from compressbench.units import seconds_text
@@ -63,6 +63,11 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
     for name in sorted(set(config) ^ KEYS):
         problem = "is required" if name in KEYS else f"no such key{nearest(name, KEYS)}"
         raise UserError(f"{name}: {problem}")
+    for name in ("model", "dataset", "recipe", "trainer", "tracking"):
+        if not isinstance(config[name], Mapping):
+            raise UserError(f"{name} must be a section of options, got {config[name]!r}")
+    if not isinstance(config["name"], str) or not config["name"].strip():
+        raise UserError(f"name must be text, got {config['name']!r}")
     if not isinstance(config["plan"], bool):
         raise UserError(f"plan must be true or false, got {config['plan']!r}")
     seconds = config["checkpoint_seconds"]
@@ -72,13 +77,21 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
     for name in sorted(set(recipe) - {"stages"}):
         raise UserError(f"recipe.{name}: no such key; a recipe has stages")
     runtime = resolve(config["trainer"])
-    build(config["tracking"], "tracking")
-    data: Data = build(config["dataset"], "dataset")
+    _build(config, "tracking", "start")
+    data: Data = _build(config, "dataset", "manifest")
     check_metric(data.spec.metric)
     plan = make_plan(
         recipe["stages"], config["model"], config["dataset"], data, runtime, config["seed"]
     )
     return plan, Workshop(Store.default(), data, config["dataset"], runtime, seconds)
+
+
+def _build(config: Mapping[str, Any], group: str, method: str) -> Any:
+    """The object of a group, which must have the `method` that makes it one."""
+    made = build(config[group], group)
+    if not callable(getattr(made, method, None)):
+        raise UserError(f"{group}._target_={config[group]['_target_']} is no {group}")
+    return made
 
 
 def show_plan(plan: list[Planned], workshop: Workshop) -> None:
@@ -192,7 +205,7 @@ def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> N
             tracked.problem,
         )  # fmt: skip
         terminal.console.print(headline(report), markup=False, soft_wrap=True)
-        again = f"compressbench replay {shlex.quote(str(folder / RECIPE_FILE))}"
+        again = shlex.join(["compressbench", *leave(), "replay", str(folder / RECIPE_FILE)])
         terminal.console.print(f"the same again: {again}", markup=False, soft_wrap=True)
     elif tracked.problem:
         terminal.warn(tracked.problem)

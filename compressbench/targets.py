@@ -10,9 +10,10 @@ import difflib
 import importlib
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from compressbench.annotations import mistyped
 from compressbench.errors import UserError
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
@@ -26,6 +27,11 @@ def allowed() -> list[str]:
     return [f"compressbench.{name}.*" for name in _PACKAGES] + ["torch.optim.*", *extra]
 
 
+def leave() -> list[str]:
+    """The arguments that give leave to the user's own targets once more."""
+    return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
+
+
 def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
     """Call the `_target_` of `config` with its options and `keywords`, nested targets first.
 
@@ -35,15 +41,23 @@ def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> 
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    if "_target_" not in config:
+        raise UserError(f"{where}._target_ is required: the class or function to call")
     check(config, where, set(keywords))
     try:
-        return instantiate(
+        made = instantiate(
             dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except InstantiationException as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+    except (InstantiationException, ValueError) as error:
+        _check_types(config, where)
+        raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from error
+    except Exception:
+        _check_types(config, where)
+        raise
+    _check_types(config, where)  # last: what the target says itself is more exact
+    return made
 
 
 def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> None:
@@ -51,13 +65,34 @@ def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> N
     target = config.get("_target_")
     if target is not None:
         _check_options(config, _locate(str(target), where), where, set(given))
+    for place, nested in _nested(config, where):
+        check(nested, place)
+
+
+def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, config) of the configs right inside another one, in lists as well."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            check(value, f"{where}.{name}")
+            yield f"{where}.{name}", value
         elif isinstance(value, (list, tuple)):
             for position, item in enumerate(value):
                 if isinstance(item, Mapping):
-                    check(item, f"{where}.{name}[{position}]")
+                    yield f"{where}.{name}[{position}]", item
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """Refuse options of another type than the target's signature names."""
+    target = config.get("_target_")
+    if target is not None:
+        plain = {n: v for n, v in config.items() if not _is_config(v)}
+        for problem in mistyped(_locate(str(target), where), plain):
+            raise UserError(f"{where}.{problem}")
+    for place, nested in _nested(config, where):
+        _check_types(nested, place)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def is_allowed(target: str) -> bool:

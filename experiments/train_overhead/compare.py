@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from compressbench.core import Context, Data, Runtime, Split
 from compressbench.data.batches import batches

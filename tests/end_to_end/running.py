@@ -71,6 +71,7 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
 
     place, argv, path, before = Path.cwd(), sys.argv, list(sys.path), dict(os.environ)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     os.environ.clear()
     os.environ.update(environ)
@@ -162,3 +163,11 @@ def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(config_folder())):
         config: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)))
     return dict(config)
+
+
+def write_recipe(folder: Path, name: str, *stages: str) -> str:
+    """A config folder with a recipe of the user's own; the argument that names it."""
+    lines = [f"  - /stage@stages.{stage}: {stage}" for stage in stages]
+    (folder / "recipe").mkdir(parents=True)
+    (folder / "recipe" / f"{name}.yaml").write_text("\n".join(["# mine", "defaults:", *lines]))
+    return f"--config-dir={folder}"

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
-from running import QUIET, Finished, files_in, run_here, run_process
+from running import QUIET, Finished, composed, files_in, run_here, run_process, write_recipe
 
 PRUNE, QUANTIZE = "recipe.stages.prune", "recipe.stages.quantize"
 TEACHER = "recipe.stages.distill.teacher"
@@ -51,6 +52,12 @@ MISTAKES = [
         ["recipe=distill", "+recipe.stages.distill.model.num_classes=7"],
         "num_classes=7, but dataset digits has 10 classes: teacher, student",
     ),
+    (
+        ["recipe=distill", "recipe.stages.distill.model=mlp"],
+        "distill.model=mlp is no model: .* model@recipe.stages.distill.model=mlp",
+    ),
+    (["model.checkpoint=5"], "model.checkpoint=5: there is no such file"),
+    (["name=null"], "name must be text, got None"),
     (["recipe.stages.train.warmup=abc"], "warmup must be a number"),
     (["recipe.stages.train.label_smoothing=2"], "label_smoothing must be a number"),
     (["recipe.stages.train.optimizer.lr=-1"], "train: optimizer: Invalid learning rate: -1"),
@@ -104,14 +111,6 @@ def test_a_mistake_is_refused(refused, arguments, message):
     assert re.search(message.replace("?", r"\?"), line), line
 
 
-def write_recipe(folder: Path, name: str, *stages: str) -> str:
-    """A config folder with a recipe of the user's own; the argument that names it."""
-    lines = [f"  - /stage@stages.{stage}: {stage}" for stage in stages]
-    (folder / "recipe").mkdir(parents=True)
-    (folder / "recipe" / f"{name}.yaml").write_text("\n".join(["# mine", "defaults:", *lines]))
-    return f"--config-dir={folder}"
-
-
 def test_an_impossible_order_is_refused_with_one_that_works(refused, tmp_path):
     mine = write_recipe(tmp_path / "conf", "mine", "train", "quantize", "finetune")
     line = refused(mine, "recipe=mine", *QUIET)
@@ -151,6 +150,15 @@ def test_a_run_folder_below_a_file_is_refused(refused):
     (refused.folder / "plain").write_text("a file")
     line = refused("recipe=baseline", "hydra.run.dir=plain/run", *QUIET)
     assert "plain/run" in line
+
+
+HINTON = {"_target_": "compressbench.losses.hinton.Hinton"}
+
+
+def recipe_text(**changes: object) -> str:
+    """The recipe.yaml of a run, with some sections replaced."""
+    config = composed("recipe=baseline", "name=mine", *QUIET)
+    return yaml.safe_dump({**config, **changes})
 
 
 class Pickled:
@@ -204,6 +212,12 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
         ("seed: 1", "checkpoint_seconds: is required"),
         ("\x00", "no valid YAML"),
+        (recipe_text(model=5), "model must be a section of options, got 5"),
+        (recipe_text(recipe={"stages": 5}), "recipe.stages is empty"),
+        (recipe_text(dataset={"root": "x"}), "dataset._target_ is required"),
+        (recipe_text(dataset=HINTON), "_target_=compressbench.losses.hinton.Hinton is no dataset"),
+        (recipe_text(tracking=HINTON), "is no tracking"),
+        (recipe_text(model=HINTON), "model.input_shape: no such option"),
         ("model: " + "[" * 50_000, "nested deeper than 40 levels"),
         ("seed: 1\n" * 50_000, "larger than 200,000 bytes"),
     ],

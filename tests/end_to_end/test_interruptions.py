@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from random import Random
 
 import pytest
 import torch
-from running import QUIET, command, environment, files_in, finished_run
+from running import QUIET, command, environment, files_in, finished_run, read_run, run_here
 
 from compressbench.stages import fit
 
-FIT = ("recipe=baseline", "model=mlp", "recipe.stages.train.epochs=150", "checkpoint_seconds=0")
+FIT = ("recipe=baseline", "model=mlp", "recipe.stages.train.epochs=60", "checkpoint_seconds=0")
 COMMAND = (*FIT, *QUIET)
-ENDINGS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+STAGES = ("train", "prune", "finetune", "quantize")
+ENDINGS = {signal.SIGTERM: 143, signal.SIGKILL: -9}
 
 
 def saved_epoch(store) -> int:
@@ -28,7 +30,7 @@ def saved_epoch(store) -> int:
 
 
 def stop_by(number: signal.Signals, folder, store) -> subprocess.CompletedProcess[str]:
-    """Start the run, and stop it as soon as it has saved ten epochs more."""
+    """Start the run, and stop it as soon as it has saved five epochs more."""
     before = saved_epoch(store)
     process = subprocess.Popen(
         command(*COMMAND), cwd=folder, env=environment(store),
@@ -36,7 +38,7 @@ def stop_by(number: signal.Signals, folder, store) -> subprocess.CompletedProces
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while saved_epoch(store) < before + 10 and time.monotonic() < deadline:
+        while saved_epoch(store) < before + 5 and time.monotonic() < deadline:
             time.sleep(0.02)
             assert process.poll() is None, process.communicate()
         process.send_signal(number)
@@ -62,20 +64,65 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     started = []
     resume = fit._Module.resume_
     monkeypatch.setattr(
-        fit._Module, "resume_", lambda self, state: (started.append(state["epoch"]), resume(self, state))
+        fit._Module,
+        "resume_",
+        lambda self, state: (started.append(state["epoch"]), resume(self, state)),
     )
     folders = [tmp_path / "resumed", tmp_path / "undisturbed"]
     for folder in folders:
         folder.mkdir()
     resumed = finished_run(COMMAND, folders[0], store)
     assert len(started) == 1
-    assert 30 <= started[0] < 150
+    assert 10 <= started[0] < 60
     undisturbed = finished_run(COMMAND, folders[1], tmp_path / "other store")
     assert len(started) == 1
     assert resumed.onnx == undisturbed.onnx
     history = [run.stage("train")["history"] for run in (resumed, undisturbed)]
     assert history[0] == history[1]
     assert not list(store.glob("tmp/work-*")), "the checkpoint goes when the stage is published"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_a_line(tmp_path, monkeypatch, number, code):
+    def interrupted(*arguments):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("compressbench.recipe.execute", interrupted)
+    done = run_here(COMMAND, tmp_path, tmp_path / "store")
+    assert done.code == code
+    assert done.err.strip() == (
+        f"compressbench: {number.name}: the same command continues where it stopped"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_any_moment_cost_no_finished_stage(digits_run, tmp_path, seed):
+    """Over and over: in a fit, an export, a measurement, between them."""
+    undisturbed, store, random = digits_run("prune_then_quant"), tmp_path / "store", Random(seed)
+    arguments = [*undisturbed.arguments, "checkpoint_seconds=0"]
+    finished: set[str] = set()
+    for attempt in range(40):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = subprocess.Popen(
+            command(*arguments), cwd=folder, env=environment(store),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=random.uniform(4, 16))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        assert process.returncode in (0, -9), err
+        assert not err, "no damaged entry, no traceback"
+        for name in finished:
+            assert f"{name} done" not in out, "a finished stage ran again"
+        finished |= {name for name in STAGES if f"{name} done" in out}
+        if process.returncode == 0:
+            break
+    assert attempt > 0, "never killed"
+    assert read_run(folder).onnx == undisturbed.onnx
 
 
 @pytest.mark.parametrize("name", ["with a space", "größer-模型"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,13 @@ def toys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def toy_run(toys, tmp_path_factory):
-    store, done = tmp_path_factory.mktemp("toy_store"), {}
+def toy_store(tmp_path_factory):
+    return tmp_path_factory.mktemp("toy_store")
+
+
+@pytest.fixture(scope="module")
+def toy_run(toys, toy_store, tmp_path_factory):
+    done = {}
     files = [f"dataset.{name}={toys / name}.parquet" for name in ("train", "test")]
 
     def run(recipe):
@@ -60,7 +66,7 @@ def toy_run(toys, tmp_path_factory):
             arguments = [f"recipe={recipe}", *MINE, *files, *QUIET, *few_epochs(recipe, fresh=12)]
             arguments += ["--allow=stranger_net.*", "recipe.stages.train.batch_size=32"]
             place = tmp_path_factory.mktemp(recipe)
-            done[recipe] = finished_run(arguments, place, store, PYTHONPATH=str(HOME))
+            done[recipe] = finished_run(arguments, place, toy_store)
         return done[recipe]
 
     return run
@@ -80,7 +86,8 @@ def accuracy(run, parquet):
     mean, std = (np.float32(about["input"][n]).reshape(-1, 1, 1) for n in ("mean", "std"))
     session = onnxruntime.InferenceSession(run.folder / "model.onnx")
     (logits,) = session.run(None, {"input": (pixels - mean) / std})
-    return np.mean([about["classes"][k] == r["toy"] for k, r in zip(logits.argmax(1), rows)])
+    chosen = logits.argmax(1)
+    return np.mean([about["classes"][k] == r["toy"] for k, r in zip(chosen, rows, strict=True)])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -107,6 +114,17 @@ def test_its_channels_are_really_removed(toy_run):
     assert after["size/params"] < 0.9 * before["size/params"]
     assert after["compute/macs"] < 0.9 * before["compute/macs"]
     assert after["size/onnx_bytes"] < before["size/onnx_bytes"]
+
+
+def test_the_command_that_replays_it_gives_leave(toy_run, toy_store, tmp_path):
+    run = toy_run("baseline")
+    (line,) = (text for text in run.out.splitlines() if text.startswith("the same again: "))
+    command, *arguments = shlex.split(line.partition(": ")[2])
+    assert command == "compressbench"
+    assert "--allow=stranger_net.*" in arguments
+    done = run_here(arguments, tmp_path, toy_store)
+    assert done.code == 0, done.err
+    assert "model.onnx has the same bytes as" in done.out
 
 
 def test_its_code_does_not_run_without_leave(toys, tmp_path):

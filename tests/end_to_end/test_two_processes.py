@@ -11,23 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import command, environment, few_epochs, files_in, finished_run, run_here
+from running import command, environment, few_epochs, files_in, finished_run, write_recipe
+
+from compressbench.groups import config_folder, options
 
 TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=none")
-RECIPE = "prune_then_quant"
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A finished run on two processes, and its store."""
-    store = tmp_path_factory.mktemp("two_store")
-    arguments = [f"recipe={RECIPE}", *TWO, *few_epochs(RECIPE)]
-    return finished_run(arguments, tmp_path_factory.mktemp("two"), store), store
+    """A run on two processes of training, pruning and quantization; its store."""
+    folder, store = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("two_store")
+    mine = write_recipe(folder / "conf", "mine", "train", "prune", "quantize")
+    arguments = [mine, "recipe=mine", *TWO, *few_epochs("baseline")]
+    return finished_run(arguments, folder, store), store
 
 
 def test_two_processes_reach_the_accuracy_of_one(two, digits_run):
-    one = digits_run(RECIPE)
-    for name in ("train", "prune", "finetune", "quantize"):
+    one = digits_run("prune_then_quant")
+    for name in ("train", "prune", "quantize"):
         ours, theirs = (run.stage(name)["figures"]["val/accuracy"] for run in (two[0], one))
         assert ours == pytest.approx(theirs, abs=0.06), name
         assert two[0].stage(name)["key"] != one.stage(name)["key"]
@@ -89,19 +91,10 @@ def test_a_rank_that_dies_ends_the_run_with_the_reason(tmp_path):
     assert not [name for name in left if name.startswith(("entries/", "tmp/build-"))]
 
 
-def test_ranks_end_with_a_run_that_is_killed(tmp_path):
-    with in_a_fit(tmp_path) as (process, ranks, _):
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 10
-        while any(map(command_line, ranks)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    assert not any(map(command_line, ranks))
-
-
-def test_a_mistake_that_a_rank_meets_is_one_line(tmp_path):
-    done = run_here(
-        ["recipe=baseline", *TWO, "recipe.stages.train.batch_size=3"], tmp_path, tmp_path / "store"
-    )
-    assert done.code == 1
-    assert "batch_size=3 leaves 2 processes less than 2 each" in done.line
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", sorted(options("recipe", [config_folder()])))
+def test_every_recipe_runs_on_two_processes(digits_run, tmp_path, recipe):
+    run = finished_run([f"recipe={recipe}", *TWO, *few_epochs(recipe)], tmp_path, tmp_path / "s")
+    one = digits_run(recipe)
+    ours, theirs = (r.report["stages"][-1]["figures"]["val/accuracy"] for r in (run, one))
+    assert ours == pytest.approx(theirs, abs=0.08)

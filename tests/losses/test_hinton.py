@@ -59,9 +59,9 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss():
         ({"temperature": 0}, "temperature must be a number above 0, got 0"),
         ({"temperature": -1.0}, "above 0, got -1.0"),
         ({"temperature": float("nan")}, "above 0, got nan"),
-        ({"temperature": "hot"}, "must be a number, got 'hot'"),
+        ({"temperature": "hot"}, "must be a number above 0, got 'hot'"),
         ({"alpha": 1.5}, r"alpha must be a number in \[0, 1\], got 1.5"),
-        ({"alpha": True}, "alpha must be a number in \[0, 1\], got True"),
+        ({"alpha": True}, r"alpha must be a number in \[0, 1\], got True"),
     ],
 )
 def test_refuses(options, message):

@@ -1,0 +1,56 @@
+"""Whether the options of a config have the types that their target's signature names."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
+          types.NoneType: "null"}  # fmt: skip
+
+
+def mistyped(target: Any, options: Mapping[str, Any]) -> Iterator[str]:
+    """`NAME must be an integer or null, got 'x'` for each option of another type.
+
+    Only annotations of plain values are judged: numbers, text, true or false, null, and lists of
+    them. Others, and options that are configs themselves, are the target's own business.
+    """
+    function = target
+    if inspect.isclass(target):
+        function = function.__init__
+    try:
+        hints = get_type_hints(function)
+    except (NameError, TypeError):  # names that exist for a type checker alone; built-ins
+        return
+    for name, value in options.items():
+        kinds = _alternatives(hints.get(name))
+        judged = all(_word(kind) for kind in kinds)
+        if judged and not any(_fits(value, kind) for kind in kinds):
+            wanted = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
+            yield f"{name} must be {wanted}, got {value!r}"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _word(kind: Any) -> str:
+    """The plain name of a kind of values; "" for one that is not judged."""
+    if _is_list(kind):
+        return "a list" if _word(get_args(kind)[0]) else ""
+    return _WORDS.get(kind, "")
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (list, Sequence) and len(get_args(kind)) == 1
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if _is_list(kind):
+        (element,) = get_args(kind)
+        return isinstance(value, (list, tuple)) and all(_fits(v, element) for v in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -1,0 +1,59 @@
+"""The wheel alone: unpacked beside the installed libraries, used in an empty folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+
+import pytest
+from running import QUIET, ROOT, environment, files_in, read_run
+
+SCRIPT = "import sys, compressbench.cli as c; print(c.__file__, file=sys.stderr); c.main()"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The folder with what a wheel of this checkout holds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(folder)]
+    done = subprocess.run([*pip, str(ROOT)], capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr or "No module named pip" in done.stderr:
+        pytest.skip("no pip, or no index to fetch the build backend from")
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("compressbench-*.whl")
+    zipfile.ZipFile(path).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_it_holds_every_config_and_no_tests(wheel):
+    inside = set(files_in(wheel))
+    wanted = {f"compressbench/conf/{name}" for name in files_in(ROOT / "conf")}
+    wanted |= {f"compressbench/{n}" for n in files_in(ROOT / "compressbench") if n.endswith(".py")}
+    assert wanted <= inside
+    (metadata,) = {name.partition("/")[0] for name in inside} - {"compressbench"}
+    assert metadata.endswith(".dist-info")
+    scripts = ConfigParser()
+    scripts.read(wheel / metadata / "entry_points.txt")
+    assert scripts["console_scripts"]["compressbench"] == "compressbench.cli:main"
+
+
+def run(wheel, folder, *arguments):
+    """The console script of the wheel, in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=folder, env=environment(folder / ".compressbench", PYTHONPATH=str(wheel)),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_console_script_runs_in_an_empty_folder(wheel, tmp_path):
+    tiny = ["recipe=baseline", "model=mlp", "trainer=debug", "recipe.stages.train.epochs=1"]
+    shown = run(wheel, tmp_path, "--help")
+    assert shown.stderr.strip() == str(wheel / "compressbench" / "cli.py")
+    assert "prune_then_quant     Train, zero the smallest weights" in shown.stdout
+    assert files_in(tmp_path) == []
+    done = run(wheel, tmp_path, *tiny, *QUIET[1:])
+    assert done.returncode == 0, done.stderr
+    assert (read_run(tmp_path).folder / "model.onnx").is_file()
