@@ -77,8 +77,8 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
 def _watch(processes: list[subprocess.Popen[bytes]], scratch: Path, workshop: Workshop) -> None:
     """Wait for all ranks, passing on the first one's progress; raise when one fails."""
     seen = ""
-    while any(p.poll() is None for p in processes):
-        if any(p.returncode not in (None, 0) for p in processes):
+    while None in (codes := [p.poll() for p in processes]):
+        if any(codes):
             time.sleep(POLL_SECONDS)  # one that lost its peer may have been seen before the peer
             break
         progress = scratch / "progress.json"

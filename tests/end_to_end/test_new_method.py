@@ -40,8 +40,8 @@ def test_a_criterion_is_one_file_and_one_yaml(mine, digits_run, digits_store):
     write_recipe(mine / "conf", "mine", "train", "prune")
     first = digits_run("baseline")
     more = [
-        "recipe=mine", "--config-dir=conf", "--allow=late_weights.*", "recipe.stages.prune.scope=layer",
-        "criterion@recipe.stages.prune.criterion=late",
+        "recipe=mine", "--config-dir=conf", "--allow=late_weights.*",
+        "criterion@recipe.stages.prune.criterion=late", "recipe.stages.prune.scope=layer",
     ]  # fmt: skip
     run: Run = finished_run([*first.arguments[1:], *more], mine, digits_store)
     assert run.hits == {"train": True, "prune": False}
