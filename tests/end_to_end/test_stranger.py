@@ -90,7 +90,12 @@ def accuracy(run, parquet):
     return np.mean([about["classes"][k] == r["toy"] for k, r in zip(chosen, rows, strict=True)])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+QUICK = {"prune_channels", "prune_distill_quant", "quant_then_prune"}  # with all kinds of stages
+
+
+@pytest.mark.parametrize(
+    "recipe", [r if r in QUICK else pytest.param(r, marks=pytest.mark.long) for r in RECIPES]
+)
 def test_every_recipe_takes_it(toy_run, toys, recipe):
     run = toy_run(recipe)
     figures = run.report["stages"][-1]["figures"]
