@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from running import QUIET, Run, few_epochs, finished_run
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators():
+    """torch.onnx.export builds its table of operators anew each time, in 0.9 of 2 seconds."""
+    build = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(*arguments, **keywords):
+        first, copy = build(*arguments, **keywords), ONNXRegistry()
+        copy._opset_version = first.opset_version
+        copy.functions = {name: list(found) for name, found in first.functions.items()}
+        return copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 @pytest.fixture(scope="session")

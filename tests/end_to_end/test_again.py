@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-import time
-from contextlib import closing
 
 import torch
 from running import QUIET, few_epochs, files_in, finished_run, read_run, run_here, run_process
@@ -103,20 +100,3 @@ def test_the_run_folder_is_complete(digits_run):
     assert run.report["schema_version"] == 1
     assert f"file to ship: {run.folder / 'model.onnx'}" in run.out
     assert run.report["environment"]["versions"]["torch"] == torch.__version__
-
-
-def test_a_tracked_run_gets_into_mlflow(digits_run, digits_store, tmp_path):
-    digits_run("baseline")
-    arguments = ["recipe=baseline", *QUIET[:2], *few_epochs("baseline"), "tracking=local"]
-    done = run_process(arguments, tmp_path, digits_store)
-    assert done.code == 0, done.err
-    run = read_run(tmp_path)
-    assert "mlflow ui" in done.out or "is still being written" in done.out
-    deadline = time.monotonic() + 60  # on a busy machine its process goes on after the command
-    while (synced := run_here(["sync", str(run.folder)], tmp_path, digits_store)).code:
-        assert time.monotonic() < deadline, synced.err
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
-        logged = dict(database.execute("select key, value from metrics").fetchall())
-    assert logged["val/accuracy"] == run.stage("train")["figures"]["val/accuracy"]
-    assert list(tmp_path.glob("mlartifacts/**/model.onnx"))

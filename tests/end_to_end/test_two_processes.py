@@ -20,16 +20,16 @@ TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=no
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A run on two processes of training, pruning and quantization; its store."""
+    """A run on two processes of training and quantization; its store."""
     folder, store = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("two_store")
-    mine = write_recipe(folder / "conf", "mine", "train", "prune", "quantize")
+    mine = write_recipe(folder / "conf", "mine", "train", "quantize")
     arguments = [mine, "recipe=mine", *TWO, *few_epochs("baseline")]
     return finished_run(arguments, folder, store), store
 
 
 def test_two_processes_reach_the_accuracy_of_one(two, digits_run):
-    one = digits_run("prune_then_quant")
-    for name in ("train", "prune", "quantize"):
+    one = digits_run("quantize")
+    for name in ("train", "quantize"):
         ours, theirs = (run.stage(name)["figures"]["val/accuracy"] for run in (two[0], one))
         assert ours == pytest.approx(theirs, abs=0.06), name
         assert two[0].stage(name)["key"] != one.stage(name)["key"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import time
 import zipfile
 from configparser import ConfigParser
+from contextlib import closing
 
 import pytest
-from running import QUIET, ROOT, environment, files_in, read_run
+from running import ROOT, environment, files_in, read_run, run_here
 
 SCRIPT = "import sys, compressbench.cli as c; print(c.__file__, file=sys.stderr); c.main()"
 
@@ -54,6 +57,21 @@ def test_the_console_script_runs_in_an_empty_folder(wheel, tmp_path):
     assert shown.stderr.strip() == str(wheel / "compressbench" / "cli.py")
     assert "prune_then_quant     Train, zero the smallest weights" in shown.stdout
     assert files_in(tmp_path) == []
-    done = run(wheel, tmp_path, *tiny, *QUIET[1:])
+    done = run(wheel, tmp_path, *tiny)
     assert done.returncode == 0, done.stderr
-    assert (read_run(tmp_path).folder / "model.onnx").is_file()
+    made = read_run(tmp_path)
+    assert made.onnx
+    check_tracked(made, tmp_path, done.stdout)
+
+
+def check_tracked(made, folder, said):
+    """The run is in the local MLflow, which may finish a little later than the command."""
+    assert "mlflow ui" in said or "is still being written" in said
+    deadline = time.monotonic() + 60
+    while (synced := run_here(["sync", str(made.folder)], folder, folder / "store")).code:
+        assert time.monotonic() < deadline, synced.err
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        logged = dict(database.execute("select key, value from metrics").fetchall())
+    assert logged["val/accuracy"] == made.stage("train")["figures"]["val/accuracy"]
+    assert list(folder.glob("mlartifacts/**/model.onnx"))
