@@ -4,9 +4,9 @@ The kinds of edits:
 - `resize`: `tensors` {parameter or buffer name: new shape}, `attributes` {module: {name: value}},
   `removed` {layer: {"out": [...], "in": [...]}} (channel indices before this edit; for the reader)
 - `mask`: `layers` [names] whose `weight_mask` (bool, shape of the weight) holds zeros for good
-- `weight_grid`: `layers` {name: {"bits", "granularity"}}; `weight_scale` is float32 [out, 1, ...]
-  or [1, 1, ...] and every weight is `weight_scale * integer`, |integer| < 2**(bits - 1)
-- `activation_grid`: `sites`, `bits`, `calibration` (quantizers/activations.py)
+- `weight_grid`: `layers` {name: options of its `Grid`}; the layer has `weight_scale` (and, unless
+  symmetric, `weight_zero_point`), and every weight is its scale times a step of the grid
+- `activation_grid`: `sites`, `bits`, `symmetric`, `calibration` (quantizers/activations.py)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from compressbench.core import Artifact, CheckFailedError, Edit
 from compressbench.quantizers import activations
+from compressbench.quantizers.grid import Grid, expand, step_limits
 
 TENSORS = "model.safetensors"
 DESCRIPTION = "artifact.json"
@@ -39,11 +40,11 @@ def apply_edit_(model: nn.Module, edit: Edit) -> None:
             for name in edit["layers"]:
                 set_mask_(model.get_submodule(name))
         case "weight_grid":
-            for name, grid in edit["layers"].items():
-                weight = _weight(model.get_submodule(name))
-                channels = len(weight) if grid["granularity"] == "channel" else 1
-                scale = torch.ones(channels, *[1] * (weight.ndim - 1))
-                model.get_submodule(name).register_buffer("weight_scale", scale)
+            for name, options in edit["layers"].items():
+                grid, layer = Grid(**options), model.get_submodule(name)
+                shape = grid.scale_shape(_weight(layer))
+                zero_point = None if grid.symmetric else torch.zeros(shape, dtype=torch.uint8)
+                set_scale_(layer, torch.ones(shape), zero_point)
         case "activation_grid":
             activations.attach_(model, edit)
         case kind:
@@ -80,6 +81,13 @@ def apply_mask_(layer: nn.Module) -> None:
         _weight(layer).masked_fill_(~_buffer(layer, "weight_mask"), 0.0)
 
 
+def set_scale_(layer: nn.Module, scale: Tensor, zero_point: Tensor | None) -> None:
+    """Hang the scale of its grid into a layer, and the zero point of an asymmetric one."""
+    layer.register_buffer("weight_scale", scale)
+    if zero_point is not None:
+        layer.register_buffer("weight_zero_point", zero_point)
+
+
 def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if hasattr(m, "weight_mask")}
 
@@ -88,14 +96,19 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if hasattr(m, "weight_scale")}
 
 
-def weight_bits(edits: Iterable[Edit]) -> dict[str, int]:
-    """Layer name -> bits, of the layers whose weights are on a grid."""
+def weight_grids(edits: Iterable[Edit]) -> dict[str, Grid]:
+    """Layer name -> grid, of the layers whose weights are on one."""
     return {
-        name: grid["bits"]
+        name: Grid(**options)
         for edit in edits
         if edit["kind"] == "weight_grid"
-        for name, grid in edit["layers"].items()
+        for name, options in edit["layers"].items()
     }
+
+
+def weight_bits(edits: Iterable[Edit]) -> dict[str, int]:
+    """Layer name -> bits, of the layers whose weights are on a grid."""
+    return {name: grid.bits for name, grid in weight_grids(edits).items()}
 
 
 def activation_grid(edits: Iterable[Edit]) -> Edit | None:
@@ -103,8 +116,14 @@ def activation_grid(edits: Iterable[Edit]) -> Edit | None:
 
 
 def integer_weight(layer: nn.Module) -> Tensor:
-    """The integers of a quantized layer, int8, in the shape of its weight."""
-    return torch.round(_weight(layer) / _buffer(layer, "weight_scale")).to(torch.int8)
+    """The steps of a quantized layer (0 is zero), int16, in the shape of its weight."""
+    weight = _weight(layer)
+    return torch.round(weight / expand(_buffer(layer, "weight_scale"), weight)).to(torch.int16)
+
+
+def zero_point(layer: nn.Module) -> Tensor | None:
+    """The zero point of an asymmetric grid, in the shape of the scale."""
+    return _buffer(layer, "weight_zero_point") if hasattr(layer, "weight_zero_point") else None
 
 
 def _weight(layer: nn.Module) -> Tensor:
@@ -131,12 +150,19 @@ def check(artifact: Artifact) -> None:
     for name, layer in masked_layers(model).items():
         if bool(_weight(layer)[~_buffer(layer, "weight_mask")].any()):
             raise CheckFailedError(f"{name}: a weight that was pruned is not zero any more")
-    for name, bits in weight_bits(artifact.edits).items():
-        layer = model.get_submodule(name)
-        steps = _weight(layer).double() / _buffer(layer, "weight_scale").double()
-        off = (steps - steps.round()).abs().max().item()
-        if off > GRID_TOLERANCE or steps.abs().max().item() > 2 ** (bits - 1) - 0.5:
-            raise CheckFailedError(f"{name}: weights left their {bits}-bit grid")
+    for name, grid in weight_grids(artifact.edits).items():
+        _check_grid(name, model.get_submodule(name), grid)
+
+
+def _check_grid(name: str, layer: nn.Module, grid: Grid) -> None:
+    weight = _weight(layer).detach().double()
+    steps = weight / expand(_buffer(layer, "weight_scale").double(), weight)
+    low, high = step_limits(grid, zero_point(layer))
+    if low.ndim:
+        low, high = expand(low, weight), expand(high, weight)
+    off = (steps - steps.round()).abs().max().item()
+    if off > GRID_TOLERANCE or bool(((steps < low - 0.5) | (steps > high + 0.5)).any()):
+        raise CheckFailedError(f"{name}: weights left their {grid.bits}-bit grid")
 
 
 def save(artifact: Artifact, folder: Path) -> str:

@@ -30,3 +30,9 @@ def check_positive(name: str, value: Any) -> None:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise UserError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, got {value!r}")

@@ -149,6 +149,7 @@ class Context:
     folder: Path
     build: Callable[[Mapping[str, Any]], Any]  # a `_target_` config -> the object
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
+    export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
     checkpoint_seconds: float = 15.0  # a fit saves itself at the end of an epoch, not more often
 
 
@@ -160,9 +161,10 @@ class Stage(Protocol):
     is refused, since this stage would silently undo it. They are read-only for the type checker:
     a class attribute, a field or a property will do.
 
-    Two more may be there: `starts_fresh = True` for a stage that never goes on from the one
-    before, and `check_line(earlier: Sequence[Stage])`, which raises UserError for options that
-    cannot work after those stages.
+    Three more may be there: `starts_fresh = True` for a stage that never goes on from the one
+    before; `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
+    raise UserError for options that cannot work after those stages, or on the architecture (in
+    eval mode) that the stage's model begins with.
     """
 
     @property
@@ -195,7 +197,11 @@ class Criterion(Protocol):
 
 
 class Observer(Protocol):
-    """Chooses the range of one activation tensor from calibration batches."""
+    """Chooses the range of an activation tensor from calibration batches, or of weights.
+
+    It may also have `row_ranges(values, bits, symmetric)`: (low, high) of each row of float32
+    [R, N], all rows together, for weights with many scales.
+    """
 
     def start(self) -> Any:
         """The empty statistic."""
@@ -205,8 +211,11 @@ class Observer(Protocol):
         """The statistic after one more batch, any shape, any float dtype."""
         ...
 
-    def range(self, statistic: Any) -> tuple[float, float]:
-        """(low, high) of the values to represent, reduced over ranks."""
+    def range(self, statistic: Any, bits: int, symmetric: bool) -> tuple[float, float]:
+        """(low, high) of the values to represent on a grid of `bits`, reduced over ranks.
+
+        A `symmetric` grid spans [-m, m] for the larger of the two.
+        """
         ...
 
 

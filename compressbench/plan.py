@@ -34,6 +34,7 @@ class Planned:
     stage: Stage
     parents: dict[str, str]
     parts: dict[str, Any]
+    begins_with: torch.nn.Module  # the architecture at the start of its line, untrained
 
     @property
     def name(self) -> str:
@@ -132,9 +133,11 @@ def _plan_stage(
     parents: dict[str, str] = {}
     if own is None:
         parents["model"] = list(before)[-1]
+        begins_with = before[parents["model"]].begins_with
     else:
         at = f"{where}.model" if stages[name].get("model") else "model"
-        architecture, checkpoint = _architecture(own, data, at)
+        architecture, checkpoint, begins_with = _architecture(own, data, at)
+    _check_model(stage, begins_with, data.spec, where)
     teacher = _teacher(name, stages[name], before, where)
     if teacher is not None:
         parents["teacher"] = teacher
@@ -162,12 +165,22 @@ def _plan_stage(
         parts["seed"],
         content_key(parts),
     )
-    return Planned(job, stage, parents, parts)
+    return Planned(job, stage, parents, parts, begins_with)
+
+
+def _check_model(stage: Stage, model: torch.nn.Module, spec: DataSpec, where: str) -> None:
+    """Let a stage look at the architecture that its line begins with."""
+    check_model = getattr(stage, "check_model", None)
+    if check_model is not None:
+        try:
+            check_model(model, spec)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def _architecture(
     own: Mapping[str, Any], data: Data, where: str
-) -> tuple[dict[str, Any], Path | None]:
+) -> tuple[dict[str, Any], Path | None, torch.nn.Module]:
     if not isinstance(own, Mapping):
         raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
     spec = data.spec
@@ -184,13 +197,12 @@ def _architecture(
     path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
     if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: there is no such file")
-    _try_model(config, path, spec, where)
-    return config, path
+    return config, path, _try_model(config, path, spec, where)
 
 
 def _try_model(
     config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
-) -> None:
+) -> torch.nn.Module:
     """Build a model and run it on two black images: what cannot work shows before any training."""
     with torch.random.fork_rng(devices=()):
         model = build(config, where)
@@ -210,6 +222,7 @@ def _try_model(
             f"{where} maps {list(inputs.shape)} to {list(getattr(logits, 'shape', ()))}, but "
             f"dataset {spec.name} has {spec.num_classes} classes: [2, {spec.num_classes}] expected"
         )
+    return model
 
 
 def _teacher(

@@ -11,7 +11,8 @@ from compressbench import artifact as artifacts
 from compressbench.artifact import apply_edit_, check, integer_weight, set_mask_
 from compressbench.core import Artifact
 from compressbench.errors import CheckFailedError
-from compressbench.quantizers.activations import attach_, find_sites
+from compressbench.quantizers.activations import attach_
+from compressbench.quantizers.sites import find_sites
 
 
 def build(config):
@@ -34,7 +35,7 @@ def quantized(width=5, bits=4):
     model.conv.register_buffer("weight_scale", scale)
     example = torch.rand(4, 2, 6, 5)
     edit = {"kind": "activation_grid", "sites": find_sites(model, example), "bits": 8,
-            "calibration": {}}  # fmt: skip
+            "symmetric": False, "calibration": {}}  # fmt: skip
     attach_(model, edit)
     for number, site in enumerate(model.activation_quantizers):
         site.set_range_(-0.5 * number, 1.0 + number)
@@ -135,6 +136,6 @@ def test_tied_weights_are_stored_once(tmp_path):
 def test_integers_are_what_the_weights_stand_for():
     layer = quantized().model.conv
     integers = integer_weight(layer)
-    assert integers.dtype == torch.int8
+    assert integers.dtype == torch.int16
     assert torch.allclose(integers * layer.weight_scale, layer.weight)
     assert integers.abs().max() <= 7

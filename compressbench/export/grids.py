@@ -51,7 +51,7 @@ def read_grids(artifact: Artifact, graph: ir.Graph) -> tuple[dict[str, WeightGri
         module = artifact.model.get_submodule(layer)
         scale = module.get_buffer("weight_scale").double().flatten().numpy()
         exact: NDArray[Any] = scale.reshape(()) if scale.size == 1 else scale
-        grids[name] = WeightGrid(integer_weight(module).numpy(), exact, bits)
+        grids[name] = WeightGrid(integer_weight(module).numpy().astype(np.int8), exact, bits)
         owners[layer] = name
     return grids, owners
 

@@ -23,7 +23,11 @@ class MinMax:
         low, high = values.detach().float().aminmax()
         return torch.maximum(statistic.to(low.device), torch.stack((-low, high)))
 
-    def range(self, statistic: Tensor) -> tuple[float, float]:
+    def range(self, statistic: Tensor, bits: int, symmetric: bool) -> tuple[float, float]:
         bounds = statistic.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         negated_low, high = max_over_ranks(bounds).tolist()
         return -negated_low, high
+
+    def row_ranges(self, values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+        low, high = values.aminmax(dim=1)
+        return low, high

@@ -1,4 +1,4 @@
-"""Round to nearest on a grid that spans the largest weight."""
+"""Round every weight to the nearest number of its grid."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compressbench.core import Context
-from compressbench.quantizers.grid import Grid, GridWeight, max_scale, round_to_grid
+from compressbench.core import Context, Observer
+from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, round_to_grid
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """w -> s * clip(round(w / s), -n, n), n = 2**(bits - 1) - 1, s = max |w| / n.
+    """w -> s * clip(round(w / s)), the scale s from the range that the observer `ranges` finds.
 
     The baseline of post-training quantization (Nagel et al. 2021, arXiv:2106.08295, section 2.2).
     """
 
+    ranges: Observer
+
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        weights = {name: model.get_parameter(f"{name}.weight") for name in grids}
-        return {
-            name: round_to_grid(weight, max_scale(weight, grids[name]), grids[name])
-            for name, weight in weights.items()
-        }
+        found = {}
+        for name, grid in grids.items():
+            weight = model.get_parameter(f"{name}.weight")
+            scale, zero_point = choose_scale(weight, grid, self.ranges)
+            found[name] = round_to_grid(weight, scale, grid, zero_point)
+        return found

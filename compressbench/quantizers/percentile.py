@@ -72,7 +72,7 @@ class Percentile:
         counts = torch.bincount(bins.clamp_(0, 2 * SIDE - 1), minlength=2 * SIDE)
         return Histogram(wide.counts.to(flat.device) + counts, exponent, bounds)
 
-    def range(self, statistic: Histogram) -> tuple[float, float]:
+    def range(self, statistic: Histogram, bits: int, symmetric: bool) -> tuple[float, float]:
         bounds = max_over_ranks(
             statistic.bounds.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         )

@@ -37,9 +37,11 @@ def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
             name = f"{site['function']} {site['index']} of {site['layer'] or 'the model'}"
             if least[number] == 0:
                 raise CheckFailedError(f"activation range of {name}: its observer saw no data")
-            low, high = observer.range(statistics[number])
+            low, high = observer.range(statistics[number], edit["bits"], edit["symmetric"])
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
                 raise CheckFailedError(f"activation range of {name} is [{low}, {high}]")
+            if edit["symmetric"]:
+                low, high = -max(-low, high), max(-low, high)
             grids[number].set_range_(low, high)
     finally:
         model.cpu()

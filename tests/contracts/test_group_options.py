@@ -41,7 +41,7 @@ def load(path):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
             name, _, key = group.partition("@")
-            config[key] = yaml.safe_load((CONF / name.strip("/") / f"{option}.yaml").read_text())
+            config[key] = load(CONF / name.strip("/") / f"{option}.yaml")
     return {k: v for k, v in config.items() if k not in OURS - {"_target_"}}
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from compressbench import artifact as artifacts
 from compressbench.core import Artifact, DataSpec, Split
-from compressbench.quantizers import activations
+from compressbench.quantizers import activations, sites
 
 SHAPE, CLASSES = (3, 12, 12), 5
 
@@ -192,8 +192,9 @@ def _round_(layer, bits, granularity):
 def calibrate_(model, example, bits=8):
     edit = {
         "kind": "activation_grid",
-        "sites": activations.find_sites(model, example[:2]),
+        "sites": sites.find_sites(model, example[:2]),
         "bits": bits,
+        "symmetric": False,
         "calibration": {},
     }
     quantizers = activations.attach_(model, edit)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compressbench.core import Artifact, DataSpec, Split
 from compressbench.export.onnx import export_onnx
-from compressbench.quantizers import activations
+from compressbench.quantizers import activations, sites
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,16 @@ def _quantize(model, example):
         layer.weight.data = scale * torch.round(layer.weight.data / scale)
         layer.register_buffer("weight_scale", scale.reshape([1] * layer.weight.ndim))
         edit["layers"][name] = {"bits": 8, "granularity": "tensor"}
-    sites = {
+    places = {
         "kind": "activation_grid",
-        "sites": activations.find_sites(model, example[:2]),
+        "sites": sites.find_sites(model, example[:2]),
         "bits": 8,
+        "symmetric": False,
         "calibration": {},
     }
-    for number, quantizer in enumerate(activations.attach_(model, sites)):
+    for number, quantizer in enumerate(activations.attach_(model, places)):
         quantizer.set_range_(-2.0 if number == 0 else 0.0, 6.0)
-    return Artifact(model, {}, (edit, sites), frozenset())
+    return Artifact(model, {}, (edit, places), frozenset())
 
 
 @pytest.fixture(autouse=True)

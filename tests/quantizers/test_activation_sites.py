@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from compressbench import artifact
 from compressbench.core import Artifact, CheckFailedError
-from compressbench.quantizers.activations import CHILD, SiteQuantizer, attach_, find_sites
+from compressbench.quantizers.activations import CHILD, SiteQuantizer, attach_
+from compressbench.quantizers.sites import find_sites
 
 
 class Residual(nn.Module):

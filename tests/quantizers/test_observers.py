@@ -23,7 +23,7 @@ def observed(observer, batches) -> tuple[float, float]:
     statistic = observer.start()
     for batch in batches:
         statistic = observer.update(statistic, batch)
-    return observer.range(statistic)
+    return observer.range(statistic, 8, False)
 
 
 def activations(seed: int, relu: bool) -> list[torch.Tensor]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.core import UserError
-from compressbench.quantizers.grid import Grid, check_integer, max_scale, round_to_grid
+from compressbench.quantizers.grid import Grid, check_integer, choose_scale, round_to_grid
+from compressbench.quantizers.minmax import MinMax
 from compressbench.quantizers.nearest import Nearest
 
 SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=5)
@@ -27,6 +28,11 @@ def random_weight(shape: list[int], seed: int) -> torch.Tensor:
     weight[torch.rand(shape, generator=generator) < 0.25] = 0.0
     weight[torch.rand(shape[0], generator=generator) < 0.3] = 0.0
     return weight
+
+
+def nearest(weight: torch.Tensor, grid: Grid):
+    """What Nearest does to one weight."""
+    return round_to_grid(weight, choose_scale(weight, grid, MinMax())[0], grid)
 
 
 def by_hand(weight: np.ndarray, bits: int, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -51,41 +57,39 @@ def by_hand(weight: np.ndarray, bits: int, per_channel: bool) -> tuple[np.ndarra
 @settings(max_examples=60, deadline=None)
 def test_agrees_with_a_loop_over_scalars(shape, grid, seed):
     weight = random_weight(shape, seed)
-    result = round_to_grid(weight, max_scale(weight, grid), grid)
+    result = nearest(weight, grid)
     scales, integers = by_hand(weight.numpy(), grid.bits, grid.granularity == "channel")
     lead = shape[0] if grid.granularity == "channel" else 1
     assert result.scale.shape == (lead, *[1] * (len(shape) - 1))
     assert result.scale.dtype == torch.float32
-    assert result.integers.dtype == torch.int8
+    assert result.steps.dtype == torch.int16
     np.testing.assert_array_equal(result.scale.flatten().numpy(), scales[:lead])
-    np.testing.assert_array_equal(result.integers.numpy(), integers)
+    np.testing.assert_array_equal(result.steps.numpy(), integers)
 
 
 @given(SHAPES, GRIDS, st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_zeros_stay_the_error_is_half_a_step_and_the_largest_weight_is_met(shape, grid, seed):
     weight = random_weight(shape, seed)
-    result = round_to_grid(weight, max_scale(weight, grid), grid)
+    result = nearest(weight, grid)
     assert not result.weight[weight == 0].any()
     step = result.scale.double()
     assert ((result.weight - weight).abs().double() <= 0.5001 * step).all()
-    assert torch.equal(result.weight, result.scale * result.integers.float())
+    assert torch.equal(result.weight, result.scale * result.steps.float())
     if weight.any():
-        assert result.integers.abs().max() == grid.largest
-    assert len(result.integers.unique()) <= 2**grid.bits - 1
+        assert result.steps.abs().max() == grid.high
+    assert len(result.steps.unique()) <= 2**grid.bits - 1
 
 
 def test_two_bits_are_ternary_and_ties_go_to_even():
     grid = Grid(2, "tensor")
     weight = torch.tensor([[1.0, 0.5, -0.5, 0.51, -1.0, 0.0]])
-    assert round_to_grid(weight, max_scale(weight, grid), grid).integers.tolist() == [
-        [1, 0, 0, 1, -1, 0]
-    ]
+    assert nearest(weight, grid).steps.tolist() == [[1, 0, 0, 1, -1, 0]]
 
 
 def test_a_zero_channel_has_scale_one_and_so_has_a_subnormal_one():
     weight = torch.tensor([[0.0, 0.0], [1e-44, 0.0], [2.0, 1.0]])
-    result = round_to_grid(weight, max_scale(weight, Grid(8, "channel")), Grid(8, "channel"))
+    result = nearest(weight, Grid(8, "channel"))
     assert result.scale[:2].flatten().tolist() == [1.0, 1.0]
     assert not result.weight[:2].any()
 
@@ -93,7 +97,7 @@ def test_a_zero_channel_has_scale_one_and_so_has_a_subnormal_one():
 def test_nearest_quantizes_only_what_it_is_given_and_does_not_change_the_model():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(4, 5))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    result = Nearest()(model, {"1": Grid(4, "channel")}, None)
+    result = Nearest(MinMax())(model, {"1": Grid(4, "channel")}, None)
     assert set(result) == {"1"}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -106,7 +110,7 @@ def test_bad_bits_are_refused_with_their_value(bits):
 
 
 def test_bad_granularity_and_unbounded_integers():
-    with pytest.raises(UserError, match="granularity must be tensor or channel, got 'row'"):
+    with pytest.raises(UserError, match="granularity must be tensor, channel or group, got 'row'"):
         Grid(8, "row")
     check_integer("images", 1, 1)
     with pytest.raises(UserError, match="images must be an integer of at least 1, got 0"):

@@ -260,7 +260,7 @@ def test_the_same_twice_is_bit_identical():
 
 
 def quantized(bits: int = 8, activation: object = None) -> Artifact:
-    stage = Quantize(Nearest(), activation, bits=bits)
+    stage = Quantize(Nearest(MinMax()), activation, bits=bits)
     return stage.run({"model": trained()}, context()).artifact
 
 

@@ -95,7 +95,7 @@ def start(model: nn.Module | None = None) -> Artifact:
 
 def stage(activation=None, **options) -> Quantize:
     sizes = {"batchnorm_images": 64, "calibration_images": 48, "batch_size": 16}
-    return Quantize(Nearest(), activation, **(sizes | options))
+    return Quantize(Nearest(MinMax()), activation, **(sizes | options))
 
 
 def images() -> torch.Tensor:
@@ -105,7 +105,8 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_at_most_two_to_the_bits_values_in_a_channel_and_the_checks_hold(bits, granularity):
-    result = stage(bits=bits, granularity=granularity).run({"model": start()}, context())
+    options = {"bits": bits, "granularity": granularity, "rules": []}
+    result = stage(**options).run({"model": start()}, context())
     artifact.check(result.artifact)
     layers = artifact.quantized_layers(result.artifact.model)
     assert set(layers) == {"stem", "depthwise", "grouped", "fc"}
@@ -303,14 +304,14 @@ class Wrong:
         return {
             name: GridWeight(
                 torch.ones(len(w), *[1] * (w.ndim - 1)),
-                torch.full_like(w, self.integer, dtype=torch.int8),
+                torch.full_like(w, self.integer, dtype=torch.int16),
             )
             for name, w in weights.items()
         }
 
 
 def test_a_method_that_leaves_the_grid_or_revives_zeros_is_caught():
-    with pytest.raises(CheckFailedError, match="stem: integers beyond 4 bits"):
+    with pytest.raises(CheckFailedError, match="stem: steps beyond 4 bits"):
         Quantize(Wrong(8), bits=4).run({"model": start()}, context())
     given = start()
     given.model.depthwise.weight.data[0, 0, 0] = 0
@@ -342,10 +343,10 @@ def test_bad_numbers_are_refused_in_one_line_with_the_value(name, value):
 def test_33_bits_bad_granularity_and_things_that_are_no_methods():
     with pytest.raises(UserError, match=r"bits must be an integer in \[2, 8\], got 33"):
         stage(bits=33)
-    with pytest.raises(UserError, match="granularity must be tensor or channel, got 'row'"):
+    with pytest.raises(UserError, match="granularity must be tensor, channel or group, got 'row'"):
         stage(granularity="row")
     with pytest.raises(UserError, match="activation must be an observer or null, got Nearest"):
-        stage(Nearest())
+        stage(Nearest(MinMax()))
     with pytest.raises(UserError, match="weight must be a weight quantizer, got MinMax"):
         Quantize(MinMax())
 
