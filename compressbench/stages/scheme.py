@@ -84,8 +84,7 @@ class Scheme:
             if grid is None:
                 reasons[name] = "a rule leaves it in float"
         grids = {name: grid for name, grid in chosen.items() if grid is not None}
-        for name, grid in grids.items():
-            _check_groups(name, grid, model)
+        _check_groups(grids, model)
         return grids, reasons
 
 
@@ -198,13 +197,16 @@ def _types(layer: nn.Module) -> set[str]:
     return {type(layer).__name__, *(["depthwise"] if depthwise else [])}
 
 
-def _check_groups(name: str, grid: Grid, model: nn.Module) -> None:
-    try:
-        grid.scale_shape(model.get_parameter(f"{name}.weight"))
-    except UserError as error:
+def _check_groups(grids: Mapping[str, Grid], model: nn.Module) -> None:
+    """Name every layer that a group size does not fit, and the rule that helps."""
+    channels = {n: model.get_parameter(f"{n}.weight").shape[1] for n in grids}
+    bad = [n for n, g in grids.items() if g.group_size and channels[n] % g.group_size]
+    if bad:
+        size, listed = grids[bad[0]].group_size, ", ".join(f"{n} ({channels[n]})" for n in bad)
         raise UserError(
-            f"{name}: {error}; give it a rule, such as {{layers: {name}, granularity: channel}}"
-        ) from None
+            f"group_size={size} does not divide the input channels of {listed}; a rule helps: "
+            f"{{layers: [{', '.join(bad)}], granularity: channel}}"
+        )
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

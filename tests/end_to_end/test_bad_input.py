@@ -43,6 +43,26 @@ MISTAKES = [
         ([f"{QUANTIZE}.bits={value}"], rf"bits must be an integer in \[2, 8\], got {shown}")
         for value, shown in (("0", "0"), ("33", "33"), ("4.5", "4.5"), ("abc", "'abc'"))
     ],
+    (["recipe=quantize", f"{QUANTIZE}.bits=1"], r"bits must be an integer in \[2, 8\], got 1"),
+    (
+        ["recipe=quantize", f"{QUANTIZE}.activation_bits=3"],
+        r"activation_bits .* in \[4, 8\], got 3",
+    ),
+    (
+        ["recipe=quantize", f"{QUANTIZE}.calibration_images=0"],
+        "calibration_images must be .* got 0",
+    ),
+    (
+        ["recipe=quantize", f"{QUANTIZE}.granularity=group", f"{QUANTIZE}.group_size=16"],
+        r"group_size=16 does not divide the input channels of entries\.0\.0 \(1\); a rule helps",
+    ),
+    (["recipe=quantize", f"{QUANTIZE}.granularity=group"], "group_size must be an integer"),
+    (
+        ["recipe=quantize", QUANTIZE + ".rules=[{layers: entires.*, bits: 4}]"],
+        r"rules\[0\]\.layers=entires\.\* matches no layer to quantize; the nearest name is entries",
+    ),
+    (["recipe=quantize", QUANTIZE + ".rules=[{type: Conv2d, bits: 9}]"], r"rules\[0\]: bits must"),
+    (["recipe=quantize", f"+{QUANTIZE}.widths.clasifier=4"], "nearest name is classifier"),
     (["recipe=quant_then_prune", f"{PRUNE}.sparsity=0.6"], "at most 0.5, got 0.6"),
     (["recipe=quant_then_prune", f"{QUANTIZE}.bits=4"], "needs 8-bit weights, got bits=4"),
     (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is no stage before .* mean train?"),

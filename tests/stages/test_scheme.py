@@ -122,7 +122,9 @@ def test_widths_and_groups_that_do_not_fit():
         grids(Grid(4), widths={"stm": 4})
     with pytest.raises(UserError, match=r"widths\.a\.b must be an integer in \[2, 8\], got 1"):
         Scheme(Grid(4), widths={"a": {"b": 1}})
-    with pytest.raises(UserError, match="stem: group_size=2 does not divide its 3 input channels"):
+    with pytest.raises(
+        UserError, match=r"group_size=2 does not divide .* of stem \(3\), depthwise \(1\); a rule"
+    ):
         grids(Grid(4, "group", 2))
 
 
