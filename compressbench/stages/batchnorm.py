@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressbench.collectives import sum_over_ranks
 from compressbench.core import CheckFailedError, Context
-from compressbench.stages.forward import training_images
+from compressbench.images import training_images
 
 
 @dataclass

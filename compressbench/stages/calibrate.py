@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressbench.collectives import max_over_ranks
 from compressbench.core import CheckFailedError, Context, Edit, Observer
+from compressbench.images import training_images
 from compressbench.quantizers.activations import CHILD, ActivationQuantizers, SiteQuantizer
-from compressbench.stages.forward import training_images
 
 
 def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
