@@ -1,0 +1,116 @@
+"""Our static 8-bit file beside those of ONNX Runtime's own quantizer, made from the same float file
+and the same calibration images.
+
+python experiments/static_int8/compare.py --root CIFAR10_FOLDER --checkpoint resnet20.safetensors \
+    --validation-rows rows.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from compressbench.core import Data
+from compressbench.images import training_images
+from compressbench.measure.accuracy import predict, score
+from compressbench.measure.kernels import INTEGER, integer_kernels
+from compressbench.measure.latency import measure_latency
+from compressbench.plan import Planned
+from compressbench.recipe import Workshop, run
+
+STAGE = "recipe.stages.quantize"
+LATENCY_RUNS = 5
+
+
+class Reader:
+    """The calibration images that our stage takes, one batch at a time, as the runtime asks."""
+
+    def __init__(self, plan: Sequence[Planned], workshop: Workshop, folder: Path) -> None:
+        job, stage = plan[-1].job, plan[-1].stage
+        context = workshop.context(job, folder)
+        images, size = job.config["calibration_images"], job.config["batch_size"]
+        assert stage.adds
+        self.batches = iter([b.numpy() for b in training_images(context, images, size)])
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch}
+
+
+def layout(where: Sequence[str], *more: str) -> tuple[list[Planned], Workshop]:
+    """The plan of the checkpoint and an 8-bit quantize stage."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from compressbench.groups import config_folder
+    from compressbench.runs import prepare
+
+    fixed = ["model=resnet20", "dataset=cifar10", "recipe=quantize", "trainer=cpu",
+             "trainer.threads=1", "tracking=none", "name=study"]  # fmt: skip
+    with initialize_config_dir(str(config_folder())):
+        composed = compose("config", [*fixed, *where, *more])
+    config = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(config, dict)
+    return prepare({str(k): v for k, v in config.items()})
+
+
+def theirs(source: Path, target: Path, reader: Reader, form: str) -> Path:
+    from onnxruntime import quantization as q
+
+    ready = target.with_suffix(".ready.onnx")
+    q.shape_inference.quant_pre_process(str(source), str(ready))
+    q.quantize_static(
+        str(ready), str(target), reader,
+        quant_format=getattr(q.QuantFormat, form), per_channel=True,
+        activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+        calibrate_method=q.CalibrationMethod.MinMax,
+    )  # fmt: skip
+    return target
+
+
+def row(name: str, path: Path, baseline: Path, data: Data) -> str:
+    """One line: accuracy over the test split, bytes, integer kernels, latency over float."""
+    accuracy = score("accuracy", predict(path, data, "test"), data.split("test").targets)
+    sample = data.prepare(data.split("validation").inputs[:1]).numpy()
+    ratios = [1 / measure_latency(path, baseline, sample).speedup for _ in range(LATENCY_RUNS)]
+    counts = integer_kernels(path)
+    kernels = sum(counts.get(name, 0) for name in INTEGER)
+    return (
+        f"| {name} | {100 * accuracy:.2f} | {path.stat().st_size:,} | {kernels} | "
+        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--root", "--checkpoint", "--validation-rows"):
+        parser.add_argument(name, required=True)
+    chosen = parser.parse_args()
+    where = [
+        f"dataset.root={Path(chosen.root).resolve()}",
+        f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
+        f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
+    ]
+    plan, workshop = layout(where)
+    baseline, ours = (step.files / "model.onnx" for step in run(plan, workshop))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = {"float": baseline, "compressbench": ours}
+        for form in ("QDQ", "QOperator"):
+            reader = Reader(plan, workshop, folder)
+            files[f"ONNX Runtime, {form}"] = theirs(baseline, folder / f"{form}.onnx", reader, form)
+        print("| file | test accuracy, % | bytes | integer kernels | latency over float |")
+        print("|---|---|---|---|---|")
+        for label, path in files.items():
+            print(row(label, path, baseline, workshop.data), flush=True)
+
+
+if __name__ == "__main__":
+    main()
