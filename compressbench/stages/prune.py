@@ -89,11 +89,12 @@ class Prune:
         for stage in earlier:
             if WEIGHT_QUANTIZED not in stage.adds:
                 continue
-            bits = getattr(stage, "bits", GRID_BITS)
-            if bits != GRID_BITS:
+            scheme = getattr(stage, "scheme", None)
+            other = set() if scheme is None else scheme().all_bits() - {GRID_BITS}
+            if other:
                 raise UserError(
-                    f"pruning after quantization needs {GRID_BITS}-bit weights, got bits={bits}: "
-                    "no finetune can follow on a grid"
+                    f"pruning after quantization needs {GRID_BITS}-bit weights, got "
+                    f"bits={min(other)}: no finetune can follow on a grid"
                 )
             if self.sparsity is not None and self.sparsity > GRID_SPARSITY:
                 raise UserError(

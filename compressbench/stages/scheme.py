@@ -60,6 +60,11 @@ class Scheme:
             return ({**ENDS, **whole},) if self.grid.bits < ENDS_BELOW_BITS else ()
         return self.rules
 
+    def all_bits(self) -> set[int]:
+        """Every width that some layer may get."""
+        found = [self.grid.bits, *(rule.get("bits") for rule in self.effective_rules())]
+        return {bits for bits in (*found, *self.flat_widths().values()) if bits is not None}
+
     def flat_widths(self) -> dict[str, Any]:
         return dict(_flatten(self.widths or {}))
 

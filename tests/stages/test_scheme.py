@@ -79,6 +79,12 @@ def test_the_example_of_depthwise_and_groups():
     assert found["head"] == Grid(4, "group", 4)
 
 
+def test_all_bits_are_those_of_grid_rules_and_widths():
+    rules = [{"layers": "a", "bits": 5}, {"layers": "b", "bits": None}]
+    assert Scheme(Grid(4), rules, {"c": {"d": 6}}).all_bits() == {4, 5, 6}
+    assert Scheme(Grid(3)).all_bits() == {3, 8}
+
+
 def test_nested_widths_are_names_with_dots():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 6)), nn.Flatten(), nn.Linear(4, 2))
     found, _ = Scheme(Grid(8), widths={"0": {"0": 4}, 2: 6}).grids(model, SPEC)
