@@ -6,6 +6,8 @@ The kinds of edits:
 - `mask`: `layers` [names] whose `weight_mask` (bool, shape of the weight) holds zeros for good
 - `weight_grid`: `layers` {name: options of its `Grid`}; the layer has `weight_scale` (and, unless
   symmetric, `weight_zero_point`), and every weight is its scale times a step of the grid
+- `fold`: `pairs` [[layer, BatchNorm], ...]: the layer has a bias, the BatchNorm is an nn.Identity
+- `bias`: `layers` [names] that have a bias which the architecture does not give them
 - `activation_grid`: `sites`, `bits`, `symmetric`, `calibration` (quantizers/activations.py)
 """
 
@@ -45,10 +47,21 @@ def apply_edit_(model: nn.Module, edit: Edit) -> None:
                 shape = grid.scale_shape(_weight(layer))
                 zero_point = None if grid.symmetric else torch.zeros(shape, dtype=torch.uint8)
                 set_scale_(layer, torch.ones(shape), zero_point)
+        case "fold":
+            _drop_norms_(model, edit)
+        case "bias":
+            for name in edit["layers"]:
+                add_bias_(model.get_submodule(name))
         case "activation_grid":
             activations.attach_(model, edit)
         case kind:
             raise CheckFailedError(f"unknown kind of edit {kind!r}: made by a newer version?")
+
+
+def _drop_norms_(model: nn.Module, edit: Edit) -> None:
+    for name, norm in edit["pairs"]:
+        add_bias_(model.get_submodule(name))
+        model.set_submodule(norm, nn.Identity())
 
 
 def _resize_(model: nn.Module, edit: Edit) -> None:
@@ -79,6 +92,14 @@ def apply_mask_(layer: nn.Module) -> None:
     """Zero what the layer's mask excludes, exactly."""
     with torch.no_grad():
         _weight(layer).masked_fill_(~_buffer(layer, "weight_mask"), 0.0)
+
+
+def add_bias_(layer: nn.Module) -> None:
+    """Give a layer a bias of zeros, one for each output channel, unless it has one."""
+    if getattr(layer, "bias", None) is None:
+        weight = _weight(layer)
+        zeros = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+        layer.bias = nn.Parameter(zeros)
 
 
 def set_scale_(layer: nn.Module, scale: Tensor, zero_point: Tensor | None) -> None:
