@@ -1,4 +1,8 @@
-"""Fake quantization of activations at the sites where an integer runtime rounds."""
+"""Fake quantization of activations at the sites where an integer runtime rounds.
+
+Static sites are outputs of torch functions, with ranges from calibration. Dynamic ones are the
+first arguments of convolutions and linear functions, with the range of each tensor as it comes.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,34 @@ def _(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     return torch.empty_like(values)
 
 
+@torch.library.custom_op("compressbench::dynamic_fake_quantize", mutates_args=())
+def dynamic_fake_quantize(values: Tensor) -> Tensor:
+    """Round `values` to the 256 numbers from min(0, smallest) to max(0, largest) of this tensor.
+
+    The formulas are those of ONNX DynamicQuantizeLinear, and one range holds for the whole batch.
+    """
+    low, high = (bound.float() for bound in values.aminmax())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero_point = torch.round(-low / scale).clamp(0, 255)
+    codes = (torch.round(values / scale) + zero_point).clamp_(0, 255)
+    return (codes - zero_point) * scale
+
+
+@dynamic_fake_quantize.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
+class DynamicQuantizer(nn.Module):
+    """The grid of one site whose range is that of each tensor; it holds nothing."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = dynamic_fake_quantize(values)
+        return result
+
+
 class SiteQuantizer(nn.Module):
     """The grid of one site: `scale` float32 [], `zero_point` uint8 []."""
 
@@ -63,13 +95,18 @@ class SiteQuantizer(nn.Module):
 
 
 class _AtSites(TorchFunctionMode):
-    """Applies `act(site number, value)` at every site while a model runs."""
+    """Applies `act(site number, value)` at every site while a model runs: to what its function
+    returns, or `before` it to the first argument.
+    """
 
     def __init__(
-        self, numbers: Mapping[tuple[str, int], int], act: Callable[[int, Tensor], Tensor]
+        self,
+        numbers: Mapping[tuple[str, int], int],
+        act: Callable[[int, Tensor], Tensor],
+        before: bool,
     ) -> None:
         super().__init__()
-        self.numbers, self.act = numbers, act
+        self.numbers, self.act, self.before = numbers, act, before
         self.functions = {function for function, _ in numbers}
         self.counts: dict[str, int] = {}
         self.visited = 0
@@ -77,25 +114,35 @@ class _AtSites(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        number = self._number(function_name(func))
+        if number is not None and self.before:
+            args, kwargs = self._act_on_first(number, args, kwargs or {})
         output = func(*args, **(kwargs or {}))
-        name = function_name(func)
+        return output if number is None or self.before else self.act(number, output)
+
+    def _number(self, name: str) -> int | None:
+        """The number of the site that this call is, None where it is none."""
         if name not in self.functions:
-            return output
+            return None
         index = self.counts.get(name, 0)
         self.counts[name] = index + 1
         number = self.numbers.get((name, index))
-        if number is None:
-            return output
-        self.visited += 1
-        return self.act(number, output)
+        self.visited += number is not None
+        return number
+
+    def _act_on_first(self, number: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if args:
+            return (self.act(number, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.act(number, kwargs["input"])}
 
 
 class ActivationQuantizers(nn.ModuleList):
     """The site quantizers of a model; hooks of the model put them to work while it runs."""
 
-    def __init__(self, sites: list[dict[str, Any]], bits: int) -> None:
-        super().__init__(SiteQuantizer(bits) for _ in sites)
+    def __init__(self, sites: list[dict[str, Any]], bits: int, dynamic: bool = False) -> None:
+        super().__init__(DynamicQuantizer() if dynamic else SiteQuantizer(bits) for _ in sites)
         self.numbers = {(s["function"], s["index"]): n for n, s in enumerate(sites)}
+        self.dynamic = dynamic
         self.observe: Callable[[int, Tensor], None] | None = None  # set while calibrating
         self._active: list[_AtSites] = []
 
@@ -111,8 +158,8 @@ class ActivationQuantizers(nn.ModuleList):
         return values
 
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first = self.act(self.numbers[("input", 0)], args[0])
-        mode = _AtSites(self.numbers, self.act)
+        first = args[0] if self.dynamic else self.act(self.numbers[("input", 0)], args[0])
+        mode = _AtSites(self.numbers, self.act, before=self.dynamic)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._active.append(mode)
         return (first, *args[1:])
@@ -120,16 +167,17 @@ class ActivationQuantizers(nn.ModuleList):
     def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         mode = self._active.pop()
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if output is not None and mode.visited != len(self.numbers) - 1:
+        expected = len(self.numbers) - (0 if self.dynamic else 1)  # the input is no call
+        if output is not None and mode.visited != expected:
             raise CheckFailedError(
-                f"{mode.visited} of {len(self.numbers) - 1} activation quantizers were reached: "
+                f"{mode.visited} of {expected} activation quantizers were reached: "
                 "the model does not make the same calls as when it was calibrated"
             )
 
 
 def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:
     """Hang the quantizers of an `activation_grid` edit into `model`."""
-    quantizers = ActivationQuantizers(edit["sites"], edit["bits"])
+    quantizers = ActivationQuantizers(edit["sites"], edit["bits"], edit.get("dynamic", False))
     model.add_module(CHILD, quantizers)
     model.register_forward_pre_hook(quantizers.enter)
     model.register_forward_hook(quantizers.leave, always_call=True)

@@ -33,6 +33,7 @@ class Call:
     index: int
     layer: str
     sources: list[int]
+    parameters: frozenset[int]  # ids of the parameters it takes
     output: Any  # kept, so that no later tensor gets the id of one of these
     consumers: list[int] = field(default_factory=list)
 
@@ -66,7 +67,8 @@ class _Recorder(TorchFunctionMode):
                 position = len(self.calls)
                 for source in sources:
                     self.calls[source].consumers.append(position)
-                self.calls.append(Call(name, index, self.layers[-1], sources, output))
+                taken = frozenset(id(t) for t in tensors if isinstance(t, nn.Parameter))
+                self.calls.append(Call(name, index, self.layers[-1], sources, taken, output))
                 self.producer.update((id(t), position) for t in results)
         return output
 
@@ -95,7 +97,7 @@ def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
             )
             handles.append(module.register_forward_hook(lambda m, a, o: layers.pop() and None))
     recorder = _Recorder(layers)
-    recorder.calls.append(Call("input", 0, "", [], example))
+    recorder.calls.append(Call("input", 0, "", [], frozenset(), example))
     recorder.producer[id(example)] = 0
     try:
         with torch.no_grad(), recorder:
@@ -121,6 +123,19 @@ def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
         {"function": c.function, "index": c.index, "layer": c.layer}
         for position, c in enumerate(calls)
         if position in chosen and position != last
+    ]
+
+
+def find_readers(model: nn.Module, example: Tensor, layers: Iterable[str]) -> list[dict[str, Any]]:
+    """The calls of convolutions and linear functions that take the weight of one of `layers`, in
+    the form of `find_sites`.
+    """
+    weights = {id(model.get_parameter(f"{name}.weight")) for name in layers}
+    calls, _ = trace(model, example)
+    return [
+        {"function": c.function, "index": c.index, "layer": c.layer}
+        for c in calls
+        if c.function in _FUSES_BATCHNORM and not weights.isdisjoint(c.parameters)
     ]
 
 

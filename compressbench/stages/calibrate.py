@@ -21,6 +21,8 @@ def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
     model runs in float, in eval mode, on its present weights. CheckFailedError names the site
     whose observer saw no data, or whose range is not finite.
     """
+    if edit.get("dynamic", False):
+        return  # its ranges are those of the tensors at run time
     calibration = edit["calibration"]
     observer: Observer = context.build(calibration["observer"])
     quantizers = model.get_submodule(CHILD)

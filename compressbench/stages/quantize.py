@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from compressbench.core import (
     UserError,
 )
 from compressbench.quantizers import activations, sites
+from compressbench.quantizers.dynamic import Dynamic
 from compressbench.quantizers.grid import (
     Granularity,
     Grid,
@@ -35,6 +37,7 @@ from compressbench.quantizers.grid import (
     expand,
     step_limits,
 )
+from compressbench.stages.allocation import TABLE, Allocation
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.calibrate import calibrate_
 from compressbench.stages.scheme import Scheme, example, grid_options, grid_text
@@ -46,10 +49,12 @@ class Quantize:
 
     The order: weights, unfolded, by the method `weight`; BatchNorm statistics on
     `batchnorm_images` training images; ranges of the activations by the observer `activation` on
-    `calibration_images` of them (None leaves activations in float), on grids of
-    `activation_bits` in [4, 8], around zero if `activation_symmetric`. `bits`, `granularity`,
+    `calibration_images` of them (None leaves activations in float, `Dynamic` takes ranges while
+    the model runs), on grids of `activation_bits` in [4, 8], around zero if
+    `activation_symmetric`. `bits`, `granularity`,
     `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`; `rules` and `widths`
-    change them for some layers (`Scheme`). Weights that are zero stay zero. Layers that are not
+    change them for some layers (`Scheme`). `allocation` chooses the bits of the layers whose bits
+    neither rules nor widths set, and then `bits` has no meaning. Weights that are zero stay zero. Layers that are not
     quantized are in the coverage, with the reason.
     """
 
@@ -57,7 +62,7 @@ class Quantize:
     destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
 
     weight: WeightQuantizer
-    activation: Observer | None = None
+    activation: Observer | Dynamic | None = None
     bits: int = 8
     granularity: Granularity = "channel"
     group_size: int | None = None
@@ -71,6 +76,7 @@ class Quantize:
     batchnorm_images: int = 1024
     calibration_images: int = 512
     batch_size: int = 64
+    allocation: Allocation | None = None
 
     def __post_init__(self) -> None:
         self.scheme()
@@ -81,13 +87,29 @@ class Quantize:
         check_integer("batch_size", self.batch_size, 1)
         if not callable(self.weight):
             raise UserError(f"weight must be a weight quantizer, got {self.weight!r}")
-        if self.activation is not None and not is_observer(self.activation):
+        if self.allocation is not None and not isinstance(self.allocation, Allocation):
+            raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
+        if isinstance(self.activation, Dynamic):
+            self._check_dynamic()
+        elif self.activation is not None and not is_observer(self.activation):
             raise UserError(f"activation must be an observer or null, got {self.activation!r}")
+
+    def _check_dynamic(self) -> None:
+        if self.activation_bits != 8:
+            raise UserError(
+                f"activation_bits must be 8 for activation=dynamic, got {self.activation_bits}"
+            )
+        if self.activation_symmetric:
+            raise UserError("activation_symmetric must be false for activation=dynamic, got true")
 
     @property
     def adds(self) -> frozenset[str]:
         extra = () if self.activation is None else (ACTIVATION_QUANTIZED,)
         return frozenset({WEIGHT_QUANTIZED, *extra})
+
+    @property
+    def weighs_files(self) -> bool:
+        return self.allocation is not None
 
     def scheme(self) -> Scheme:
         grid = Grid(
@@ -99,9 +121,12 @@ class Quantize:
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a rule without a layer, a group size that does not fit."""
         self.scheme().grids(model, spec)
+        if self.allocation is not None:
+            self._free(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        calibration = 0 if self.activation is None else min(self.calibration_images, train_images)
+        calibrated = self.activation is not None and not isinstance(self.activation, Dynamic)
+        calibration = 0 if not calibrated else min(self.calibration_images, train_images)
         return 0, min(self.batchnorm_images, train_images) + calibration
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
@@ -113,20 +138,55 @@ class Quantize:
                 "quantize found no layer it can quantize: "
                 + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
             )
-        edits: list[Edit] = [quantize_weights_(model, grids, self.weight, context)]
+        finish = partial(self._finish, start, model, context)
+        if self.allocation is None:
+            return Outcome(finish(grids, self.weight), coverage(model, grids, reasons))
+        free = self._free(model, context.data.spec)
+        made = self.allocation(model, grids, free, self.weight, finish, context)
+        rows = coverage(model, made.grids, reasons)
+        return Outcome(made.artifact, rows, tables={TABLE: made.rows})
+
+    def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
+        """The layers whose bits are set by no rule and no width."""
+        scheme = self.scheme()
+        eight, four = (
+            replace(scheme, grid=replace(scheme.grid, bits=bits)).grids(model, spec)[0]
+            for bits in (8, 4)
+        )
+        free = [name for name, grid in eight.items() if grid.bits != four[name].bits]
+        if not free:
+            raise UserError("allocation: rules and widths set the bits of every layer")
+        return free
+
+    def _finish(
+        self,
+        start: Artifact,
+        prepared: nn.Module,
+        context: Context,
+        grids: Mapping[str, Grid],
+        method: WeightQuantizer,
+    ) -> Artifact:
+        """The artifact made of the float model `prepared`, which is not changed."""
+        model = deepcopy(prepared)
+        edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
         reestimate_batchnorm_(model, context, self.batchnorm_images)
         if self.activation is not None:
-            edits.append(self._quantize_activations_(model, context))
-        artifact = replace(
+            edits.append(self._quantize_activations_(model, grids, context))
+        return replace(
             start,
             model=model.eval(),
             edits=(*start.edits, *edits),
             properties=start.properties | self.adds,
             key="",
         )
-        return Outcome(artifact, coverage(model, grids, reasons))
 
-    def _quantize_activations_(self, model: nn.Module, context: Context) -> Edit:
+    def _quantize_activations_(
+        self, model: nn.Module, grids: Mapping[str, Grid], context: Context
+    ) -> Edit:
+        if isinstance(self.activation, Dynamic):
+            dynamic = self.activation.edit(model, example(context.data.spec), grids)
+            activations.attach_(model, dynamic)
+            return dynamic
         edit: Edit = {
             "kind": "activation_grid",
             "sites": sites.find_sites(model, example(context.data.spec)),

@@ -121,7 +121,7 @@ def is_observer(path: Path) -> bool:
 def test_an_observer_stays_within_what_it_saw(path, seed, shift):
     observer = build(plain(path))
     generator = torch.Generator().manual_seed(seed)
-    seen = [torch.randn(n, 3, generator=generator) + shift for n in (4, 7)]
+    seen = [torch.randn(n, 3, generator=generator) + shift for n in (40, 70)]  # much alike
     statistic = observer.start()
     for values in seen:
         statistic = observer.update(statistic, values)
@@ -133,7 +133,7 @@ def test_an_observer_stays_within_what_it_saw(path, seed, shift):
     assert high - low > 0.5 * width
 
 
-@pytest.mark.parametrize("path", [p for p in of("quantizer") if not is_observer(p)],
+@pytest.mark.parametrize("path", [p for p in of("quantizer") if callable(build(composed(p)))],
                          ids=lambda p: p.stem)  # fmt: skip
 @settings(max_examples=12, deadline=None)
 @given(bits=st.integers(2, 8), seed=st.integers(0, 99),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from compressbench import artifact
 from compressbench.core import Artifact, CheckFailedError
 from compressbench.quantizers.activations import CHILD, SiteQuantizer, attach_
+from compressbench.quantizers.dynamic import Dynamic
 from compressbench.quantizers.sites import find_sites
 
 
@@ -244,3 +246,56 @@ def test_a_model_that_makes_other_calls_than_when_calibrated_is_refused():
     model.skip = True
     with pytest.raises(CheckFailedError, match="2 activation quantizers were reached"):
         model(torch.zeros(2, 4))
+
+
+def as_it_comes(values: torch.Tensor) -> torch.Tensor:
+    """What ONNX DynamicQuantizeLinear and DequantizeLinear make of a tensor, in numpy."""
+    x = values.numpy()
+    low, high = np.minimum(x.min(), np.float32(0)), np.maximum(x.max(), np.float32(0))
+    scale = np.float32((high - low) / np.float32(255)) or np.float32(1)
+    zero_point = np.clip(np.rint(-low / scale), 0, 255)
+    codes = np.clip(np.rint(x / scale) + zero_point, 0, 255)
+    return torch.from_numpy(((codes - zero_point) * scale).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_dynamic_ranges_round_what_quantized_layers_read_and_nothing_else(kind):
+    layers = [n for n, m in built(kind).named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    chosen = layers[1:]
+    model, reference = built(kind), built(kind)
+    edit = Dynamic().edit(model, images(), chosen)
+    assert {site["layer"] for site in edit["sites"]} == set(chosen)
+    before = model(images())
+    attach_(model, edit)
+    for name in chosen:
+        reference.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs: (as_it_comes(inputs[0].detach()), *inputs[1:])
+        )
+    for scale in (1.0, 30.0, 0.0):
+        torch.testing.assert_close(
+            model(images() * scale), reference(images() * scale), atol=1e-5, rtol=1e-5
+        )
+    assert not torch.equal(model(images()), before)
+    assert not [key for key in model.state_dict() if CHILD in key]
+
+
+def test_dynamic_sites_are_found_by_the_weight_not_by_the_module():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = F.linear(input=x, weight=self.first.weight)
+            return F.linear(x, self.second.weight) + F.linear(x, self.first.weight)
+
+    model = Functional().eval()
+    edit = Dynamic().edit(model, torch.zeros(2, 4), ["first"])
+    assert [site["index"] for site in edit["sites"]] == [0, 2]
+    x = torch.randn(3, 4)
+    hidden = F.linear(as_it_comes(x), model.first.weight)
+    expected = F.linear(hidden, model.second.weight) + F.linear(
+        as_it_comes(hidden.detach()), model.first.weight
+    )
+    attach_(model, edit)
+    torch.testing.assert_close(model(x), expected)
