@@ -121,7 +121,7 @@ def is_observer(path: Path) -> bool:
 def test_an_observer_stays_within_what_it_saw(path, seed, shift):
     observer = build(plain(path))
     generator = torch.Generator().manual_seed(seed)
-    seen = [torch.randn(n, 3, generator=generator) + shift for n in (40, 70)]  # much alike
+    seen = [torch.randn(n, 3, generator=generator) + shift for n in (40, 70)]
     statistic = observer.start()
     for values in seen:
         statistic = observer.update(statistic, values)

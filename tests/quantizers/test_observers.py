@@ -13,10 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressbench.core import UserError
+from compressbench.quantizers.entropy import Entropy
+from compressbench.quantizers.histogram import SIDE
 from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.percentile import SIDE, Percentile
+from compressbench.quantizers.moving_average import MovingAverage
+from compressbench.quantizers.mse import Mse
+from compressbench.quantizers.percentile import Percentile
 
-OBSERVERS = [MinMax(), Percentile(99.0), Percentile(100)]
+UNORDERED = [MinMax(), Percentile(99.0), Percentile(100), Mse(), Entropy()]
+OBSERVERS = [*UNORDERED, MovingAverage(0.3)]
 
 
 def observed(observer, batches) -> tuple[float, float]:
@@ -54,6 +59,22 @@ def test_percentile_is_numpys_within_a_bin(seed, relu, percentile):
     assert inside >= percentile / 100 - 1e-12
 
 
+@given(
+    st.integers(0, 10_000), st.integers(1, 40), st.booleans(), st.sampled_from([50.0, 80.0, 100])
+)
+@settings(max_examples=30, deadline=None)
+def test_percentile_of_weights_is_numpys_row_by_row(seed, width, relu, percentile):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(5, width, generator=generator)
+    rows = rows.relu() if relu else rows
+    low, high = Percentile(percentile).row_ranges(rows, 4, True)
+    for number, row in enumerate(rows.double().numpy()):
+        top = 50 + percentile / 2 if row.min() < 0 else percentile
+        assert high[number] == np.percentile(row, top, method="inverted_cdf")
+        bottom = -np.percentile(-row, top, method="inverted_cdf") if row.min() < 0 else row.min()
+        assert low[number] == bottom
+
+
 @given(st.integers(0, 10_000), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_minmax_and_the_hundredth_percentile_are_the_extremes(seed, relu):
@@ -64,7 +85,7 @@ def test_minmax_and_the_hundredth_percentile_are_the_extremes(seed, relu):
     assert observed(Percentile(100), batches) == extremes
 
 
-@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("observer", UNORDERED)
 def test_neither_order_nor_batching_matters(observer):
     batches = activations(3, relu=False)
     whole = torch.cat([b.flatten() for b in batches])
@@ -114,8 +135,12 @@ def one_rank(rank: int, store: str, results) -> None:
 
 
 def test_two_ranks_with_half_the_batches_each_agree_with_one(tmp_path):
+    """The moving average, which depends on the order, is the mean of the ranks' own."""
+    batches = activations(5, relu=False)
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        alone = [observed(observer, activations(5, relu=False)) for observer in OBSERVERS]
-        assert results[0] == results[1] == alone
+        assert results[0] == results[1]
+        assert results[0][:-1] == [observed(observer, batches) for observer in UNORDERED]
+        halves = [observed(OBSERVERS[-1], batches[rank::2]) for rank in (0, 1)]
+        assert results[0][-1] == pytest.approx(np.mean(halves, axis=0))
