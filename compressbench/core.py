@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -123,12 +123,16 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back. `history` is one list of figures per name, one figure an epoch."""
+    """What a stage hands back. `history` is one list of figures per name, one figure an epoch.
+
+    `tables` hold rows of plain JSON, all with the same columns, by the name of the table.
+    """
 
     artifact: Artifact
     coverage: tuple[Coverage, ...] = ()
     history: Mapping[str, list[float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,9 @@ class Stage(Protocol):
     is refused, since this stage would silently undo it. They are read-only for the type checker:
     a class attribute, a field or a property will do.
 
-    Three more may be there: `starts_fresh = True` for a stage that never goes on from the one
-    before; `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
+    Four more may be there: `starts_fresh = True` for a stage that never goes on from the one
+    before; `weighs_files`, true where what it does depends on bytes of exported files;
+    `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
     raise UserError for options that cannot work after those stages, or on the architecture (in
     eval mode) that the stage's model begins with.
     """
@@ -219,6 +224,20 @@ class Observer(Protocol):
         ...
 
 
+class Sensitivity(Protocol):
+    """What rounding the weights of single layers costs."""
+
+    def __call__(
+        self, model: nn.Module, candidates: Mapping[str, Mapping[int, Tensor]], context: Context
+    ) -> dict[str, dict[int, float]]:
+        """Layer -> bits -> cost, of each of `candidates`: layer -> bits -> the rounded weight.
+
+        Costs are of at least 0, the same on all ranks, and add up over layers. `model` is float,
+        in eval mode, on the CPU, and is not changed.
+        """
+        ...
+
+
 class DistillationLoss(Protocol):
     """A loss between a student's and a teacher's logits."""
 
@@ -245,3 +264,4 @@ class Step:
     files: Path  # folder with the exported model.onnx and export.json
     is_baseline: bool
     is_last: bool
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)

@@ -93,4 +93,5 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "coverage": [asdict(row) for row in outcome.coverage],
         "history": dict(outcome.history),
         "warnings": list(outcome.warnings),
+        "tables": {name: list(rows) for name, rows in outcome.tables.items()},
     }

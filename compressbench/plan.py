@@ -20,6 +20,8 @@ from compressbench.targets import build, nearest
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
+_EXPORTER = "compressbench.export.onnx.export_onnx"
+_EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
 _ALWAYS_RUNS = ("compressbench.execute.execute",)
 
 
@@ -142,6 +144,8 @@ def _plan_stage(
     if teacher is not None:
         parents["teacher"] = teacher
     config = _own_options(stages[name])
+    weighs = bool(getattr(stage, "weighs_files", False))
+    targets = {*_ALWAYS_RUNS, *_targets([config, architecture, dataset])}
     parts: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "stage",
@@ -151,8 +155,8 @@ def _plan_stage(
         "model": architecture,
         "checkpoint": sha256_of(checkpoint) if checkpoint else None,
         "data": data.manifest(),
-        "code": source_digest(sorted({*_ALWAYS_RUNS, *_targets([config, architecture, dataset])})),
-        "environment": versions(_FIT_LIBRARIES),
+        "code": source_digest(sorted(targets | ({_EXPORTER} if weighs else set()))),
+        "environment": versions(_FIT_LIBRARIES + (_EXPORT_LIBRARIES if weighs else ())),
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,72 @@ def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
         else:
             found.append((f"{prefix}{name}", value))
     return found
+
+
+def layer_widths(report: Mapping[str, Any]) -> Figure | None:
+    """Sensitivity of layers (left to right, in the order of the forward pass) at each width, a
+    logarithmic colour; squares mark the widths chosen. None without an `allocation` table.
+    """
+    from plotly.subplots import make_subplots
+
+    stages = [s for s in report["stages"] if s["tables"].get("allocation")]
+    if not stages:
+        return None
+    titles = [f"{escape(s['name'])}: {_spent(s)}" for s in stages]
+    figure = make_subplots(rows=len(stages), cols=1, subplot_titles=titles)
+    for number, stage in enumerate(stages, start=1):
+        for trace in _width_traces(stage["tables"]["allocation"]):
+            figure.add_trace(trace, row=number, col=1)
+    figure.update_yaxes(title="bits of the weights", type="category", categoryorder="array",
+                        categoryarray=[str(bits) for bits in range(2, 9)])  # fmt: skip
+    figure.update_layout(
+        template="plotly_white",
+        showlegend=False,
+        coloraxis={"colorscale": "YlOrRd", "colorbar": {"title": "log10 of<br>sensitivity"}},
+    )
+    return figure
+
+
+def _spent(stage: Mapping[str, Any]) -> str:
+    rows = stage["tables"]["allocation"]
+    weights = sum(row["weights"] for row in rows)
+    bits = sum(row["weights"] * row["bits"] for row in rows) / weights
+    size = bytes_text(stage["figures"].get("size/onnx_bytes"))
+    return f"{bits:.2f} bits a weight on average, onnx {size}"
+
+
+def _width_traces(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The map of sensitivities, and the marks of the widths chosen."""
+    prefix = "sensitivity_"
+    widths = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
+    costs = [[row[f"{prefix}{bits}"] for row in rows] for bits in widths]
+    layers = [escape(row["layer"]) for row in rows]
+    return [
+        {
+            "type": "heatmap",
+            "x": layers,
+            "y": [str(bits) for bits in widths],
+            "z": [[math.log10(cost) if cost else None for cost in line] for line in costs],
+            "customdata": costs,
+            "hovertemplate": "%{x}, %{y} bits: %{customdata:.3g}<extra></extra>",
+            "coloraxis": "coloraxis",
+        },
+        {
+            "type": "scatter",
+            "x": layers,
+            "y": [str(row["bits"]) for row in rows],
+            "mode": "markers",
+            "marker": {"symbol": "square-open", "size": 14, "line": {"width": 3}, "color": "#222"},
+            "hovertext": [_layer_text(row) for row in rows],
+            "hoverinfo": "text",
+        },
+    ]
+
+
+def _layer_text(row: Mapping[str, Any]) -> str:
+    why = "" if row["chosen"] else "<br>by a rule, not by the budget"
+    size = f"{row['weights']:,} weights, {row['bytes']:,} bytes"
+    return f"{escape(row['layer'])}: {row['bits']} bits<br>{size}{why}"
 
 
 def write_html(figure: Figure, path: Path) -> None:

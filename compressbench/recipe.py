@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -52,8 +53,20 @@ class Workshop:
             folder=scratch,
             build=build,
             progress=self.progress,
+            export_bytes=lambda artifact: _exported_bytes(artifact, self.data, scratch),
             checkpoint_seconds=self.checkpoint_seconds,
         )
+
+
+def _exported_bytes(artifact: Artifact, data: Data, scratch: Path) -> int:
+    """Bytes of the ONNX file of an artifact, which is written for this and removed."""
+    from compressbench.export.onnx import export_onnx
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(artifact, data, path)
+        return path.stat().st_size
 
 
 def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
@@ -82,7 +95,7 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
             tuple(Coverage(**row) for row in outcome["coverage"]),
             outcome["history"],
             tuple(outcome["warnings"]) + measurement.warnings,
-            files, baseline is None, index == len(plan) - 1,
+            files, baseline is None, index == len(plan) - 1, outcome["tables"],
         )  # fmt: skip
         warning = shrink_warning(previous, step) if previous else None
         done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))

@@ -148,6 +148,7 @@ def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
         "coverage": [asdict(row) for row in step.coverage],
         "history": {name: list(values) for name, values in step.history.items()},
         "warnings": list(step.warnings),
+        "tables": {name: list(rows) for name, rows in step.tables.items()},
     }
 
 
@@ -283,12 +284,17 @@ def _cells(cells: Iterable[str]) -> str:
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
-    """Write `stages.csv` and `stages.json` (raw figures) into `folder`; returns their paths."""
+    """Write `stages.csv`, `stages.json` (raw figures), and stages' tables as STAGE_TABLE.csv."""
     rows = comparison_rows(report)
-    paths = [folder / "stages.csv", folder / "stages.json"]
-    write_json_atomic(paths[1], rows)
-    with paths[0].open("w", newline="", encoding="utf-8") as file:
+    write_json_atomic(folder / "stages.json", rows)
+    own = {f"{s['name']}_{name}": t for s in report["stages"] for name, t in s["tables"].items()}
+    paths = [_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in own.items()]
+    return [_csv(folder / "stages.csv", rows), folder / "stages.json", *paths]
+
+
+def _csv(path: Path, rows: Sequence[Row]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["stage"])
         writer.writeheader()
         writer.writerows(rows)
-    return paths
+    return path

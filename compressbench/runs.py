@@ -184,7 +184,7 @@ def _ship(last: Step, workshop: Workshop, folder: Path) -> None:
 
 def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
     """Write the report and its pictures, hand everything to tracking, show the end."""
-    from compressbench.plots import accuracy_against_size, write_html
+    from compressbench.plots import accuracy_against_size, layer_widths, write_html
 
     folder = info.folder
     report = build_report(info, steps, status)
@@ -195,6 +195,10 @@ def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> N
         files += write_tables(report, folder)
         write_html(accuracy_against_size(report), folder / "accuracy_size.html")
         files.append(folder / "accuracy_size.html")
+        widths = layer_widths(report)
+        if widths is not None:
+            write_html(widths, folder / "layer_widths.html")
+            files.append(folder / "layer_widths.html")
     shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "artifact")
     files += [folder / name for name in shipped if (folder / name).exists()]
     tracked = session.finish(status.upper(), markdown(report), files)

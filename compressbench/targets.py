@@ -17,7 +17,8 @@ from compressbench.annotations import mistyped
 from compressbench.errors import UserError
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
-_PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "stages", "trackers")
+_PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "sensitivities", "stages",
+             "trackers")  # fmt: skip
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 

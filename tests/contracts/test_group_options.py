@@ -35,17 +35,25 @@ def target(config):
 
 
 def load(path):
-    """The YAML with the groups that its defaults list names put in; what plan.py takes is out."""
+    """The YAML, on top of another of its group where its defaults name one, with the groups that
+    its defaults list names put in; what plan.py takes is out.
+    """
     config = yaml.safe_load(path.read_text())
     for entry in config.get("defaults", []):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
             name, _, key = group.partition("@")
-            config[key] = load(CONF / name.strip("/") / f"{option}.yaml")
+            *parents, last = key.split(".")
+            place = config
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = load(CONF / name.strip("/") / f"{option}.yaml")
+        elif entry != "_self_":
+            config = {**load(path.with_name(f"{entry}.yaml")), **config}
     return {k: v for k, v in config.items() if k not in OURS - {"_target_"}}
 
 
-@named("criterion", "quantizer", "loss", "dataset", "model", "tracking")
+@named("criterion", "quantizer", "sensitivity", "loss", "dataset", "model", "tracking")
 def test_a_default_in_the_class_is_the_one_in_the_yaml(path):
     """Who builds the class in Python gets what the command line gets."""
     config = load(path)
@@ -67,7 +75,7 @@ def outcome(action):
         assert "\n" not in str(error)
 
 
-@named("criterion", "quantizer", "loss", "stage", "tracking")
+@named("criterion", "quantizer", "sensitivity", "loss", "stage", "tracking")
 def test_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = load(path)
@@ -122,7 +130,7 @@ def test_a_wrong_value_of_the_trainer_is_refused_in_one_line():
             outcome(lambda n=name, v=value: resolve({**config, n: v}))
 
 
-@named("criterion", "quantizer", "loss", "stage", "tracking", "dataset", "model")
+@named("criterion", "quantizer", "sensitivity", "loss", "stage", "tracking", "dataset", "model")
 def test_an_unknown_option_is_refused(path):
     config = {**load(path), **(OF_THE_RECIPE if path.parent.name == "model" else {}), "sparsty": 1}
     with pytest.raises(UserError, match=r"here\.sparsty: no such option"):

@@ -18,13 +18,19 @@ from compressbench.targets import build
 
 CONF = config_folder()
 FILES = sorted(p for p in CONF.glob("*/*.yaml"))
-METHODS = ("criterion", "loss", "model", "quantizer", "stage", "dataset", "tracking")
+METHODS = ("criterion", "loss", "model", "quantizer", "sensitivity", "stage", "dataset", "tracking")
 RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
 GIVEN = {"input_shape", "num_classes"}  # passed by us, never written
 
 
 def read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text()) or {}
+    """The YAML, on top of another of its group where its defaults name one."""
+    config = yaml.safe_load(path.read_text()) or {}
+    for base in [d for d in config.get("defaults", []) if isinstance(d, str) and d != "_self_"]:
+        beneath = read(path.with_name(f"{base}.yaml"))
+        defaults = [*beneath.get("defaults", []), *config["defaults"]]
+        config = {**beneath, **config, "defaults": [d for d in defaults if isinstance(d, dict)]}
+    return config
 
 
 def of(group: str) -> list[Path]:
@@ -43,7 +49,11 @@ def composed(path: Path) -> dict:
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
             name, _, key = group.partition("@")
-            config[key] = composed(CONF / name.strip("/") / f"{option}.yaml")
+            *parents, last = key.split(".")
+            place = config
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = composed(CONF / name.strip("/") / f"{option}.yaml")
     return config
 
 
@@ -71,8 +81,8 @@ def test_shows_every_option_of_its_class(path):
     target = getattr(__import__(module, fromlist=[name]), name)
     parameters = set(inspect.signature(target).parameters) - GIVEN
     from_defaults = {
-        d.partition("@")[2] for entry in config.get("defaults", []) if isinstance(entry, dict)
-        for d in entry
+        d.partition("@")[2].partition(".")[0]
+        for entry in config.get("defaults", []) if isinstance(entry, dict) for d in entry
     }  # fmt: skip
     assert set(config) - RESERVED | from_defaults == parameters - RESERVED
 
@@ -108,6 +118,21 @@ def test_a_loss_is_a_scalar_with_a_gradient(path, batch, classes, seed):
     assert loss >= 0
     assert torch.isfinite(student.grad).all()
     assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("path", of("sensitivity"), ids=lambda p: p.stem)
+def test_a_sensitivity_is_a_cost_that_does_not_change_the_model(path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 10))
+    model.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    candidates = {n: {b: model[int(n)].weight * (1 - 2.0**-b) for b in (2, 5)} for n in "03"}
+    costs = build(plain(path, images=20, batch_size=8))(model, candidates, context())
+    assert costs.keys() == candidates.keys()
+    assert all(0 < costs[n][5] < costs[n][2] for n in "3")
+    assert all(value >= 0 for by_bits in costs.values() for value in by_bits.values())
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+    assert not model.training
 
 
 def is_observer(path: Path) -> bool:
