@@ -39,7 +39,10 @@ from compressbench.quantizers.grid import (
 )
 from compressbench.stages.allocation import TABLE, Allocation
 from compressbench.stages.batchnorm import reestimate_batchnorm_
+from compressbench.stages.bias_correction import correct_bias_
 from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.folding import check_scales_survive
+from compressbench.stages.preparation import check_preparation, prepare_
 from compressbench.stages.scheme import Scheme, example, grid_options, grid_text
 
 
@@ -47,15 +50,17 @@ from compressbench.stages.scheme import Scheme, example, grid_options, grid_text
 class Quantize:
     """Weights of convolutions and linear layers on integer grids, activations on unsigned ones.
 
-    The order: weights, unfolded, by the method `weight`; BatchNorm statistics on
-    `batchnorm_images` training images; ranges of the activations by the observer `activation` on
+    The order: BatchNorm into the layers before it if `fold_batchnorm`; ranges of neighbours made
+    alike if `equalize`; weights by the method `weight`; their mean error on `calibration_images`
+    into the biases if `correct_bias`; statistics of what BatchNorm is left on `batchnorm_images`
+    training images; ranges of the activations by the observer `activation` on
     `calibration_images` of them (None leaves activations in float, `Dynamic` takes ranges while
     the model runs), on grids of `activation_bits` in [4, 8], around zero if
-    `activation_symmetric`. `bits`, `granularity`,
-    `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`; `rules` and `widths`
-    change them for some layers (`Scheme`). `allocation` chooses the bits of the layers whose bits
-    neither rules nor widths set, and then `bits` has no meaning. Weights that are zero stay zero. Layers that are not
-    quantized are in the coverage, with the reason.
+    `activation_symmetric`. `bits`, `granularity`, `group_size`, `symmetric`, `narrow` and
+    `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers (`Scheme`).
+    `allocation` chooses the bits of the layers whose bits neither rules nor widths set, and then
+    `bits` has no meaning. Weights that are zero stay zero. Layers that are not quantized are in the
+    coverage, with the reason.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -69,6 +74,9 @@ class Quantize:
     symmetric: bool = True
     narrow: bool = True
     power_of_two: bool = False
+    fold_batchnorm: bool = False
+    equalize: bool = False
+    correct_bias: bool = False
     rules: Sequence[Mapping[str, Any]] | None = None
     widths: Mapping[str, Any] = field(default_factory=dict)
     activation_bits: int = 8
@@ -80,6 +88,7 @@ class Quantize:
 
     def __post_init__(self) -> None:
         self.scheme()
+        check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
         check_integer("activation_bits", self.activation_bits, 4, 8)
         check_flag("activation_symmetric", self.activation_symmetric)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
@@ -120,13 +129,16 @@ class Quantize:
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a rule without a layer, a group size that does not fit."""
-        self.scheme().grids(model, spec)
+        grids, _ = self.scheme().grids(model, spec)
+        if not self.fold_batchnorm:
+            check_scales_survive(model, grids, example(spec))
         if self.allocation is not None:
             self._free(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         calibrated = self.activation is not None and not isinstance(self.activation, Dynamic)
-        calibration = 0 if not calibrated else min(self.calibration_images, train_images)
+        runs = (1 if calibrated else 0) + (2 if self.correct_bias else 0)
+        calibration = runs * min(self.calibration_images, train_images)
         return 0, min(self.batchnorm_images, train_images) + calibration
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
@@ -138,13 +150,18 @@ class Quantize:
                 "quantize found no layer it can quantize: "
                 + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
             )
+        edits, warnings = prepare_(
+            model, grids, example(context.data.spec), self.fold_batchnorm, self.equalize
+        )
+        start = replace(start, edits=(*start.edits, *edits))
         finish = partial(self._finish, start, model, context)
         if self.allocation is None:
-            return Outcome(finish(grids, self.weight), coverage(model, grids, reasons))
+            rows = coverage(model, grids, reasons)
+            return Outcome(finish(grids, self.weight), rows, warnings=warnings)
         free = self._free(model, context.data.spec)
         made = self.allocation(model, grids, free, self.weight, finish, context)
         rows = coverage(model, made.grids, reasons)
-        return Outcome(made.artifact, rows, tables={TABLE: made.rows})
+        return Outcome(made.artifact, rows, warnings=warnings, tables={TABLE: made.rows})
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
         """The layers whose bits are set by no rule and no width."""
@@ -169,6 +186,11 @@ class Quantize:
         """The artifact made of the float model `prepared`, which is not changed."""
         model = deepcopy(prepared)
         edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
+        if self.correct_bias:
+            edit = correct_bias_(
+                model, prepared, list(grids), context, self.calibration_images, self.batch_size
+            )
+            edits += [] if edit is None else [edit]
         reestimate_batchnorm_(model, context, self.batchnorm_images)
         if self.activation is not None:
             edits.append(self._quantize_activations_(model, grids, context))
