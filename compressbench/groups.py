@@ -14,6 +14,7 @@ GROUPS = {
     "stage": "stages for recipes of your own; +stage@recipe.stages.NAME=... adds one at the end",
     "criterion": "importance for pruning; criterion@recipe.stages.prune.criterion=...",
     "quantizer": "grids and ranges; quantizer@recipe.stages.quantize.activation=...",
+    "trained_quantizer": "grids in training; trained_quantizer@recipe.stages.qat.weight=...",
     "sensitivity": "what fewer bits cost a layer; "
     "sensitivity@recipe.stages.quantize.allocation.sensitivity=...",
     "loss": "distillation losses; loss@recipe.stages.distill.loss=...",

@@ -234,9 +234,11 @@ def _teacher(
 ) -> str | None:
     teacher = config.get("teacher")
     if teacher is None:
-        if "loss" in config and "teacher" in config:
+        if config.get("loss") is not None and "teacher" in config:
             raise UserError(f"{where}.teacher is required: the name of an earlier stage")
         return None
+    if "loss" in config and config["loss"] is None:
+        raise UserError(f"{where}.teacher={teacher} has no use without a loss: set both or neither")
     if teacher not in before:
         choices = nearest(str(teacher), before)
         raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")

@@ -11,6 +11,16 @@ from compressbench.plan import make_plan
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
 FIT = {"epochs": 1, "batch_size": 32, "optimizer": SGD}
+LOSS = {"_target_": "compressbench.losses.hinton.Hinton"}
+QAT = {
+    "_target_": "compressbench.stages.qat.QuantizeAware",
+    "weight": {"_target_": "compressbench.quantizers.lsq.Lsq"},
+    "activation": None,
+    "ranges": {"_target_": "compressbench.quantizers.minmax.MinMax"},
+    "loss": None,
+    "teacher": None,
+    **FIT,
+}
 STAGES = {
     "train": {"_target_": "compressbench.stages.train.Train", **FIT},
     "prune": {
@@ -21,7 +31,7 @@ STAGES = {
     "distill": {
         "_target_": "compressbench.stages.distill.Distill",
         "teacher": "train",
-        "loss": {"_target_": "compressbench.losses.hinton.Hinton"},
+        "loss": LOSS,
         **FIT,
     },
 }
@@ -83,6 +93,13 @@ def test_a_teacher_is_a_parent():
     assert distill.parents == {"model": "prune", "teacher": "train"}
 
 
+def test_a_stage_with_a_loss_of_its_own_has_a_teacher_or_neither():
+    alone = plan(stages=changed(("distill",), QAT))[2]
+    taught = plan(stages=changed(("distill",), {**QAT, "loss": LOSS, "teacher": "train"}))[2]
+    assert alone.parents == {"model": "prune"}
+    assert taught.parents == {"model": "prune", "teacher": "train"}
+
+
 def test_a_stage_with_a_model_of_its_own_starts_fresh():
     stages = changed(("distill", "model"), {**MODEL, "hidden": [4]})
     distill = plan(stages=stages)[2]
@@ -97,6 +114,9 @@ def test_a_stage_with_a_model_of_its_own_starts_fresh():
         ({}, "recipe.stages is empty"),
         (changed(("distill", "teacher"), "trian"), "teacher=trian is no stage before distill; did"),
         (changed(("distill", "teacher"), "distill"), "is no stage before distill"),
+        (changed(("distill", "loss"), None), "distill: loss must be a distillation loss, got None"),
+        (changed(("distill",), {**QAT, "teacher": "train"}), "teacher=train has no use without a"),
+        (changed(("distill",), {**QAT, "loss": LOSS}), "teacher is required: the name of an earl"),
         (changed(("distill", "model"), {**MODEL, "num_classes": 7}), "7, but dataset digits has"),
         (changed(("prune", "sparsity"), 1.0), r"stages.prune: sparsity must be a number in \[0, 1"),
         (changed(("prune", "sparsty"), 0.5), "stages.prune.sparsty: no such option; did you mean"),
@@ -116,3 +136,25 @@ def test_refuses_before_anything_runs(stages, message):
 def test_refuses_a_seed_that_is_none(seed):
     with pytest.raises(UserError, match="seed must be an integer of at least 0"):
         plan(seed=seed)
+
+
+def test_what_writes_files_counts_for_a_stage_that_weighs_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr("compressbench.plan.source_digest", lambda targets: seen.append(targets))
+    quantize = {
+        "_target_": "compressbench.stages.quantize.Quantize",
+        "weight": {
+            "_target_": "compressbench.quantizers.nearest.Nearest",
+            "ranges": {"_target_": "compressbench.quantizers.minmax.MinMax"},
+        },
+    }
+    allocation = {
+        "_target_": "compressbench.stages.allocation.Allocation",
+        "sensitivity": {"_target_": "compressbench.sensitivities.loss_increase.LossIncrease"},
+    }
+    plan({"train": STAGES["train"], "quantize": quantize})
+    mixed = {"train": STAGES["train"], "quantize": quantize | {"allocation": allocation}}
+    last = plan(mixed)[-1]
+    exporter = "compressbench.export.onnx.export_onnx"
+    assert [exporter in targets for targets in seen] == [False, False, False, True]
+    assert "onnxruntime" in last.parts["environment"]

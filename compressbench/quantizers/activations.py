@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressbench.core import CheckFailedError, Edit
-from compressbench.quantizers.sites import function_name
+from compressbench.quantizers.sites import function_name, takes_floats
 
 CHILD = "activation_quantizers"  # the name under which the quantizers hang in a model
 
@@ -114,15 +114,16 @@ class _AtSites(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        number = self._number(function_name(func))
+        number = self._number(func, args, kwargs or {})
         if number is not None and self.before:
             args, kwargs = self._act_on_first(number, args, kwargs or {})
         output = func(*args, **(kwargs or {}))
         return output if number is None or self.before else self.act(number, output)
 
-    def _number(self, name: str) -> int | None:
+    def _number(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> int | None:
         """The number of the site that this call is, None where it is none."""
-        if name not in self.functions:
+        name = function_name(func)
+        if name not in self.functions or not takes_floats(args, kwargs):
             return None
         index = self.counts.get(name, 0)
         self.counts[name] = index + 1

@@ -7,7 +7,7 @@ model whose sequence of calls does not depend on its input can be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = function_name(func)
         index = self.counts.get(name, 0)
-        self.counts[name] = index + 1
+        self.counts[name] = index + takes_floats(args, kwargs or {})
         results = [t for t in tensors_in([output]) if t.is_floating_point()]
         if results:
             tensors = tensors_in([*args, *(kwargs or {}).values()])
@@ -71,6 +71,11 @@ class _Recorder(TorchFunctionMode):
                 self.calls.append(Call(name, index, self.layers[-1], sources, taken, output))
                 self.producer.update((id(t), position) for t in results)
         return output
+
+
+def takes_floats(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call counts: BatchNorm, in training only, also adds to its count of batches."""
+    return any(t.is_floating_point() for t in tensors_in([*args, *kwargs.values()]))
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import TRAINED, Artifact, Context, DistillationLoss, Outcome
+from compressbench.core import TRAINED, Artifact, Context, DistillationLoss, Outcome, UserError
 from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
 from compressbench.stages.train import GRIDS, descend
 
@@ -35,6 +35,8 @@ class Distill:
 
     def __post_init__(self) -> None:
         self.schedule()
+        if not callable(self.loss):
+            raise UserError(f"loss must be a distillation loss, got {self.loss!r}")
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)

@@ -21,6 +21,7 @@ from compressbench.data.batches import batches
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.stages.schedule import BatchLoss, Schedule
 
+ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
 CHECKPOINT = "fit.ckpt"
 CHECK_EVERY = 20  # steps between looks at the loss: a look stalls an accelerator
 
@@ -32,9 +33,15 @@ class _Module(pl.LightningModule):
     bad_step: Tensor  # the first step whose loss was not finite, or -1
 
     def __init__(
-        self, model: nn.Module, loss: BatchLoss, schedule: Schedule, context: Context
+        self,
+        model: nn.Module,
+        loss: BatchLoss,
+        schedule: Schedule,
+        context: Context,
+        groups: ParameterGroups,
     ) -> None:
         super().__init__()
+        self.groups = groups
         self.model, self.loss, self.schedule, self.context = model, loss, schedule, context
         self.masked = list(masked_layers(model).values())
         images = len(context.data.split("train"))
@@ -80,8 +87,7 @@ class _Module(pl.LightningModule):
         return _Epoch(self)
 
     def configure_optimizers(self) -> Any:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = self.schedule.optimizer(trained)
+        optimizer = self.schedule.optimizer(self.groups)
         factor = partial(self.schedule.factor, steps=self.steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         if self.resumed is not None:
@@ -167,16 +173,22 @@ def _mix(*numbers: int) -> int:
 
 
 def fit_(
-    model: nn.Module, loss: BatchLoss, schedule: Schedule, context: Context
+    model: nn.Module,
+    loss: BatchLoss,
+    schedule: Schedule,
+    context: Context,
+    groups: ParameterGroups | None = None,
 ) -> dict[str, list[float]]:
     """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
 
-    `loss(model, inputs, targets)` returns the scalar loss and the logits. Masked weights are
-    exactly zero after every step. Raises CheckFailedError when the loss is not finite.
+    `loss(model, inputs, targets)` returns the scalar loss and the logits. The optimizer gets
+    `groups`, or one group with all that is trainable. Masked weights are exactly zero after every
+    step. Raises CheckFailedError when the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():
-        module = _Module(model.train(), loss, schedule, context)
+        groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        module = _Module(model.train(), loss, schedule, context, groups)
         state = load_checkpoint(context.folder / CHECKPOINT)
         if state is not None:
             module.resume_(state)

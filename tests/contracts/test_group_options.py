@@ -53,7 +53,16 @@ def load(path):
     return {k: v for k, v in config.items() if k not in OURS - {"_target_"}}
 
 
-@named("criterion", "quantizer", "sensitivity", "loss", "dataset", "model", "tracking")
+@named(
+    "criterion",
+    "quantizer",
+    "trained_quantizer",
+    "sensitivity",
+    "loss",
+    "dataset",
+    "model",
+    "tracking",
+)
 def test_a_default_in_the_class_is_the_one_in_the_yaml(path):
     """Who builds the class in Python gets what the command line gets."""
     config = load(path)
@@ -75,7 +84,7 @@ def outcome(action):
         assert "\n" not in str(error)
 
 
-@named("criterion", "quantizer", "sensitivity", "loss", "stage", "tracking")
+@named("criterion", "quantizer", "trained_quantizer", "sensitivity", "loss", "stage", "tracking")
 def test_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = load(path)
@@ -130,7 +139,17 @@ def test_a_wrong_value_of_the_trainer_is_refused_in_one_line():
             outcome(lambda n=name, v=value: resolve({**config, n: v}))
 
 
-@named("criterion", "quantizer", "sensitivity", "loss", "stage", "tracking", "dataset", "model")
+@named(
+    "criterion",
+    "quantizer",
+    "trained_quantizer",
+    "sensitivity",
+    "loss",
+    "stage",
+    "tracking",
+    "dataset",
+    "model",
+)
 def test_an_unknown_option_is_refused(path):
     config = {**load(path), **(OF_THE_RECIPE if path.parent.name == "model" else {}), "sparsty": 1}
     with pytest.raises(UserError, match=r"here\.sparsty: no such option"):

@@ -13,12 +13,14 @@ from torch import nn
 from compressbench.core import Context, Runtime, Stage
 from compressbench.data.digits import Digits
 from compressbench.groups import GROUPS, config_folder, options
+from compressbench.quantizers.activations import fake_quantize
 from compressbench.quantizers.grid import Grid
 from compressbench.targets import build
 
 CONF = config_folder()
 FILES = sorted(p for p in CONF.glob("*/*.yaml"))
-METHODS = ("criterion", "loss", "model", "quantizer", "sensitivity", "stage", "dataset", "tracking")
+METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
+           "dataset", "tracking")  # fmt: skip
 RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
 GIVEN = {"input_shape", "num_classes"}  # passed by us, never written
 
@@ -179,6 +181,49 @@ def test_a_weight_quantizer_keeps_its_grid_and_its_zeros(path, bits, seed, granu
         error = (grid.scale * grid.steps - weight).abs()
         assert (error <= grid.scale * (0.5 + 1e-3)).all()
     assert (found["0"].steps[zeros] == 0).all()
+
+
+@pytest.mark.parametrize("path", of("trained_quantizer"), ids=lambda p: p.stem)
+@settings(max_examples=12, deadline=None)
+@given(bits=st.integers(2, 8), seed=st.integers(0, 99), symmetric=st.booleans(),
+       granularity=st.sampled_from(["tensor", "channel"]))  # fmt: skip
+def test_a_trained_quantizer_of_weights_stays_on_its_grid(path, bits, seed, symmetric, granularity):
+    method = build(composed(path))
+    if not hasattr(method, "weight"):
+        assert hasattr(method, "activation")
+        return
+    torch.manual_seed(seed)
+    weight = torch.randn(5, 2, 3, requires_grad=True)
+    weight.data[torch.rand(weight.shape) < 0.4] = 0.0
+    module = method.weight(weight.detach(), Grid(bits, granularity, symmetric=symmetric))
+    rounded, kept = module(weight), module.grid_weight(weight.detach())
+    assert torch.equal(rounded, kept.weight)
+    assert not kept.steps[weight == 0].any()
+    (rounded * torch.randn(5, 2, 3)).sum().backward()
+    for tensor in (weight, *module.parameters()):
+        assert torch.isfinite(tensor.grad).all()
+    assert weight.grad.any()
+
+
+@pytest.mark.parametrize("path", of("trained_quantizer"), ids=lambda p: p.stem)
+@settings(max_examples=12, deadline=None)
+@given(bits=st.integers(4, 8), seed=st.integers(0, 99), negative=st.booleans())
+def test_a_trained_quantizer_of_activations_starts_as_calibrated(path, bits, seed, negative):
+    method = build(composed(path))
+    if not hasattr(method, "activation"):
+        return
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(4, 6, generator=generator, requires_grad=True)
+    scale = torch.rand((), generator=generator) + 0.1
+    zero_point = torch.tensor(negative * 5, dtype=torch.uint8)
+    module = method.activation(scale, zero_point, bits)
+    torch.testing.assert_close(module.scale(), scale)
+    rounded = module(values)
+    assert torch.equal(rounded, fake_quantize(values.detach(), module.scale(), zero_point, bits))
+    rounded.sum().backward()
+    for tensor in (values, *module.parameters()):
+        assert torch.isfinite(tensor.grad).all()
+    assert values.grad.any()
 
 
 @pytest.mark.parametrize("path", of("stage"), ids=lambda p: p.stem)

@@ -1,0 +1,175 @@
+"""Quantization-aware training: fit a model while its weights and activations are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from compressbench.checks import check_flag, check_integer, check_share
+from compressbench.core import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    DataSpec,
+    DistillationLoss,
+    Edit,
+    Observer,
+    Outcome,
+    UserError,
+)
+from compressbench.quantizers import activations, sites
+from compressbench.quantizers.grid import Granularity, Grid
+from compressbench.quantizers.trained import ActivationTraining, WeightTraining
+from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.distill import against
+from compressbench.stages.on_grid import OnGrid
+from compressbench.stages.quantize import coverage, is_observer, observer_config
+from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.stages.scheme import Scheme, example
+from compressbench.stages.train import cross_entropy
+
+
+@dataclass(frozen=True)
+class QuantizeAware:
+    """Train a float model on its grids; what it hands back is a quantized one, as of `Quantize`.
+
+    In every step the weights, unfolded, are rounded by the method `weight` and the activations by
+    the method `activation` (None leaves them in float), from ranges that the observer `ranges`
+    finds on `calibration_images` training images. BatchNorm learns along. `bits`, `granularity`,
+    `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`; `rules` and `widths`
+    those of `Scheme`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`. With a
+    distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
+    `label_smoothing`. Masked weights stay zero.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+
+    weight: WeightTraining
+    activation: ActivationTraining | None
+    ranges: Observer
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    loss: DistillationLoss | None = None
+    bits: int = 4
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    narrow: bool = True
+    power_of_two: bool = False
+    rules: Sequence[Mapping[str, Any]] | None = None
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    activation_bits: int = 8
+    activation_symmetric: bool = False
+    calibration_images: int = 512
+    calibration_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        self.scheme()
+        check_share("label_smoothing", self.label_smoothing)
+        check_integer("activation_bits", self.activation_bits, 4, 8)
+        check_flag("activation_symmetric", self.activation_symmetric)
+        check_integer("calibration_images", self.calibration_images, 1)
+        check_integer("calibration_batch_size", self.calibration_batch_size, 1)
+        for name in ("weight", "activation"):
+            method = getattr(self, name)
+            optional = name == "activation" and method is None
+            if not optional and not callable(getattr(method, name, None)):
+                raise UserError(f"{name} must be a trained quantizer of {name}s, got {method!r}")
+        if not is_observer(self.ranges):
+            raise UserError(f"ranges must be an observer, got {self.ranges!r}")
+        if self.loss is not None and not callable(self.loss):
+            raise UserError(f"loss must be a distillation loss or null, got {self.loss!r}")
+
+    @property
+    def adds(self) -> frozenset[str]:
+        extra = () if self.activation is None else (ACTIVATION_QUANTIZED,)
+        return frozenset({WEIGHT_QUANTIZED, *extra})
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def scheme(self) -> Scheme:
+        grid = Grid(
+            self.bits, self.granularity, self.group_size, self.symmetric, self.narrow,
+            self.power_of_two,
+        )  # fmt: skip
+        return Scheme(grid, self.rules, self.widths)
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a rule without a layer, a group size that does not fit."""
+        self.scheme().grids(model, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        trained = round(self.epochs * train_images)
+        calibration = 0 if self.activation is None else min(self.calibration_images, train_images)
+        return trained, calibration + (0 if self.loss is None else trained)
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        from compressbench.stages.fit import fit_  # Lightning takes seconds to import
+
+        start = inputs["model"]
+        model = deepcopy(start.model).cpu().eval()
+        grids, reasons = self.scheme().grids(model, context.data.spec)
+        if not grids:
+            raise UserError(
+                "qat found no layer it can quantize: "
+                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+            )
+        calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
+        trained = OnGrid(model, grids, self.weight, self.activation)
+        warnings = _fixed(trained.fixed_sites(), calibrated)
+        loss = self._loss(inputs, context)
+        history = fit_(trained, loss, self.schedule(), context, trained.groups())
+        edits = [trained.settle_(), *calibrated]
+        artifact = replace(
+            start,
+            model=model.eval(),
+            edits=(*start.edits, *edits),
+            properties=start.properties | self.adds,
+            key="",
+        )
+        return Outcome(artifact, coverage(model, grids, reasons), history, warnings)
+
+    def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
+        edit: Edit = {
+            "kind": "activation_grid",
+            "sites": sites.find_sites(model, example(context.data.spec)),
+            "bits": self.activation_bits,
+            "symmetric": self.activation_symmetric,
+            "calibration": {
+                "images": self.calibration_images,
+                "batch_size": self.calibration_batch_size,
+                "observer": observer_config(self.ranges),
+            },
+        }
+        activations.attach_(model, edit)
+        calibrate_(model, edit, context)
+        return edit
+
+    def _loss(self, inputs: Mapping[str, Artifact], context: Context) -> BatchLoss:
+        if self.loss is None:
+            return cross_entropy(self.label_smoothing)
+        if "teacher" not in inputs:
+            raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
+        teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
+        return against(teacher.to(context.runtime.device), self.loss)
+
+
+def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:
+    """A warning about activation sites that the method leaves as they were calibrated."""
+    if not numbers:
+        return ()
+    found = [edit["sites"][n] for edit in edits for n in numbers]
+    names = ", ".join(f"{s['function']} {s['index']} of {s['layer'] or 'the model'}" for s in found)
+    return (f"{len(found)} activation ranges stay as calibrated, with negative values: {names}",)
