@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -16,7 +18,10 @@ from compressbench import artifact
 from compressbench.core import Artifact, CheckFailedError, DataSpec, Split, UserError
 from compressbench.export.onnx import export_onnx
 from compressbench.quantizers.grid import Grid
+from compressbench.quantizers.minmax import MinMax
+from compressbench.quantizers.nearest import Nearest
 from compressbench.stages.folding import check_scales_survive, fold_batchnorm_, own_norms
+from compressbench.stages.quantize import quantize_weights_
 
 EXAMPLE = torch.zeros(2, *SHAPE)
 
@@ -176,12 +181,22 @@ def test_saved_and_loaded_it_is_the_same_and_its_masks_hold(tmp_path):
     assert artifact.digest(again) == artifact.digest(made)
 
 
-def test_the_exported_file_computes_the_same(tmp_path):
+def test_the_exported_file_computes_the_same_and_keeps_one_scale_per_tensor(tmp_path):
     made = folded()
+    grids = {name: Grid(8, "tensor") for name in ("stem", "one", "two", "fc")}
+    edit = quantize_weights_(made.model, grids, Nearest(MinMax()), None)
+    made = replace(made, edits=(*made.edits, edit))
     export_onnx(made, Noise(), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {"input": noise().numpy()})
     np.testing.assert_allclose(found, made.model(noise()).detach().numpy(), rtol=1e-4, atol=1e-4)
+    floats = [
+        int(np.prod(tensor.dims))
+        for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    ]
+    biases = sum(p.numel() for p in made.model.parameters() if p.ndim == 1)
+    assert sum(floats) == biases + len(grids)
 
 
 def test_powers_of_two_need_folding_and_scales_per_tensor_get_a_warning():
