@@ -28,7 +28,9 @@ from compressbench.quantizers.grid import Granularity, Grid
 from compressbench.quantizers.trained import ActivationTraining, WeightTraining
 from compressbench.stages.calibrate import calibrate_
 from compressbench.stages.distill import against
+from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.on_grid import OnGrid
+from compressbench.stages.preparation import prepare_
 from compressbench.stages.quantize import coverage, is_observer, observer_config
 from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
 from compressbench.stages.scheme import Scheme, example
@@ -41,7 +43,8 @@ class QuantizeAware:
 
     In every step the weights, unfolded, are rounded by the method `weight` and the activations by
     the method `activation` (None leaves them in float), from ranges that the observer `ranges`
-    finds on `calibration_images` training images. BatchNorm learns along. `bits`, `granularity`,
+    finds on `calibration_images` training images. BatchNorm learns along, or is part of the layers
+    before it from the beginning with `fold_batchnorm`. `bits`, `granularity`,
     `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`; `rules` and `widths`
     those of `Scheme`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`. With a
     distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
@@ -66,6 +69,7 @@ class QuantizeAware:
     symmetric: bool = True
     narrow: bool = True
     power_of_two: bool = False
+    fold_batchnorm: bool = False
     rules: Sequence[Mapping[str, Any]] | None = None
     widths: Mapping[str, Any] = field(default_factory=dict)
     activation_bits: int = 8
@@ -79,6 +83,7 @@ class QuantizeAware:
         check_share("label_smoothing", self.label_smoothing)
         check_integer("activation_bits", self.activation_bits, 4, 8)
         check_flag("activation_symmetric", self.activation_symmetric)
+        check_flag("fold_batchnorm", self.fold_batchnorm)
         check_integer("calibration_images", self.calibration_images, 1)
         check_integer("calibration_batch_size", self.calibration_batch_size, 1)
         for name in ("weight", "activation"):
@@ -108,7 +113,9 @@ class QuantizeAware:
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a rule without a layer, a group size that does not fit."""
-        self.scheme().grids(model, spec)
+        grids, _ = self.scheme().grids(model, spec)
+        if not self.fold_batchnorm:
+            check_scales_survive(model, grids, example(spec))
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
@@ -126,12 +133,15 @@ class QuantizeAware:
                 "qat found no layer it can quantize: "
                 + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
             )
+        prepared, warnings = prepare_(
+            model, grids, example(context.data.spec), self.fold_batchnorm, equalize=False
+        )
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = OnGrid(model, grids, self.weight, self.activation)
-        warnings = _fixed(trained.fixed_sites(), calibrated)
+        warnings += _fixed(trained.fixed_sites(), calibrated)
         loss = self._loss(inputs, context)
         history = fit_(trained, loss, self.schedule(), context, trained.groups())
-        edits = [trained.settle_(), *calibrated]
+        edits = [*prepared, trained.settle_(), *calibrated]
         artifact = replace(
             start,
             model=model.eval(),

@@ -121,9 +121,15 @@ def images():
         (stage(StraightThrough(MinMax()), Pact(), granularity="tensor"), start()),
         (stage(activation=StraightThrough(MinMax()), activation_bits=4, bits=2), masked()),
         (stage(granularity="group", group_size=2, symmetric=False), masked()),
-        (stage(power_of_two=True, narrow=False), start()),
+        (stage(power_of_two=True, narrow=False, fold_batchnorm=True), start()),
     ],
-    ids=["lsq", "straight-through, pact", "masks", "groups, asymmetric, masks", "power of two"],
+    ids=[
+        "lsq",
+        "straight-through, pact",
+        "masks",
+        "groups, asymmetric, masks",
+        "folded, power of two",
+    ],
 )
 def test_the_quantized_model_computes_what_was_trained(made, given, tmp_path, monkeypatch):
     trained = []
@@ -137,6 +143,7 @@ def test_the_quantized_model_computes_what_was_trained(made, given, tmp_path, mo
     monkeypatch.setattr(OnGrid, "settle_", look)
     rule = {"layers": "grouped", "granularity": "channel", "group_size": None}
     made = replace(made, rules=[{"layers": ["stem", "fc"], "bits": 8}, rule])
+    made.check_model(given.model, Blobs.spec)
     before = artifact.digest(given)
     result = run(made, tmp_path, given).artifact
     assert artifact.digest(given) == before
@@ -208,6 +215,13 @@ def test_ranges_that_pact_cannot_learn_are_named(tmp_path):
         "input 0 of the model", "conv2d 1 of grouped", "clamp 0 of the model",
         "add 0 of the model", "mean 0 of the model", "add 1 of the model",
     ]), "all but those of relu and of relu times 0.5"  # fmt: skip
+
+
+def test_one_scale_per_tensor_or_a_power_of_two_does_not_survive_batchnorm(tmp_path):
+    (warning,) = run(stage(granularity="tensor"), tmp_path).warnings
+    assert "export folds BatchNorm into 1 layers" in warning
+    with pytest.raises(UserError, match="power_of_two: export multiplies the scales of stem"):
+        stage(power_of_two=True).check_model(start().model, Blobs.spec)
 
 
 class KilledError(BaseException):
@@ -309,6 +323,7 @@ def one_rank(rank: int, folder: str, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_ranks_end_with_identical_tensors(tmp_path):
     with mp.Manager() as manager:
         results = manager.dict()
