@@ -6,7 +6,7 @@ from dataclasses import replace
 from sample_steps import NAMES, make_info, make_steps
 
 from compressbench.core import Measurement
-from compressbench.plots import accuracy_against_size, write_html
+from compressbench.plots import accuracy_against_size, layer_widths, write_html
 from compressbench.report import build_report
 
 
@@ -44,3 +44,35 @@ def test_names_of_stages_are_text_and_no_markup(tmp_path):
     hover = accuracy_against_size(report).data[0].hovertext[0]
     assert "<img" not in hover
     assert "&lt;img" in hover
+
+
+def mixed_steps():
+    """The last stage with an allocation of three layers, one of them by a rule."""
+    rows = [
+        {"layer": "stem", "weights": 100, "bits": 8, "bytes": 140, "chosen": True,
+         "option": "widths.stem=8", "sensitivity_2": 1e-2, "sensitivity_8": 0.0},
+        {"layer": "<b>body", "weights": 300, "bits": 2, "bytes": 90, "chosen": True,
+         "option": "widths.body=2", "sensitivity_2": 1e-4, "sensitivity_8": 1e-7},
+        {"layer": "head", "weights": 10, "bits": 6, "bytes": 20, "chosen": False,
+         "option": "widths.head=6", "sensitivity_2": None, "sensitivity_8": None},
+    ]  # fmt: skip
+    steps = make_steps()
+    steps[2] = replace(steps[2], tables={"allocation": rows})
+    return steps
+
+
+def test_widths_are_marked_on_the_map_of_sensitivities(tmp_path):
+    figure = layer_widths(build_report(make_info(tmp_path), mixed_steps(), "finished"))
+    heat, marks = figure.data
+    assert [list(line) for line in heat.z] == [[-2, -4, None], [None, -7, None]]
+    assert list(heat.x) == list(marks.x) == ["stem", "&lt;b&gt;body", "head"]
+    assert list(marks.y) == ["8", "2", "6"]
+    assert "by a rule" in marks.hovertext[2]
+    assert "by a rule" not in marks.hovertext[1]
+    assert "3.56 bits a weight" in figure.layout.annotations[0].text
+    write_html(figure, tmp_path / "layer_widths.html")
+    assert "Plotly.newPlot" in (tmp_path / "layer_widths.html").read_text(encoding="utf-8")
+
+
+def test_without_an_allocation_there_is_no_map(tmp_path):
+    assert layer_widths(build_report(make_info(tmp_path), make_steps(), "finished")) is None

@@ -139,6 +139,24 @@ def test_tables_on_disk_agree_with_the_rows(tmp_path):
     assert read[1]["test"] == ""
 
 
+def test_a_table_of_a_stage_is_in_the_report_and_a_file(tmp_path):
+    steps = make_steps()
+    rows = [{"layer": "stem", "bits": 4}, {"layer": "head", "bits": None}]
+    steps[2] = replace(steps[2], name="../low/bits", tables={"allocation": rows})
+    settings = {name: {} for name in ("train", "prune", "../low/bits")}
+    info = replace(make_info(tmp_path / "run"), config={"recipe": {"stages": settings}})
+    info.folder.mkdir()
+    report = build_report(info, steps, "finished")
+    assert report["stages"][2]["tables"] == {"allocation": rows}
+    *_, path = write_tables(report, info.folder)
+    assert path.parent == info.folder
+    with path.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"layer": "stem", "bits": "4"},
+            {"layer": "head", "bits": ""},
+        ]
+
+
 def test_markdown_is_one_table_with_a_headline(tmp_path):
     lines = markdown(build_report(make_info(tmp_path), make_steps(), "finished")).splitlines()
     assert "100 kB (9.00× smaller)" in lines[0]

@@ -47,10 +47,10 @@ class Allocation:
     Each layer l gets one of `widths`, integers of bits in [2, 8]; 3 bits are stored as 4, and 5
     to 7 as 8. `budget` is in bytes, or a share in (0, 1) of the file at the widest width. The
     optimum is exact, by integer programming, for costs that add up over the layers and the bytes
-    of weights, scales and zero points; what else a file holds is measured on an exported file.
-    The file with the chosen widths is exported and weighed, too, and they are chosen again with
-    less to spend while it is over the budget. UserError names the least possible bytes where the
-    budget is below them.
+    of weights, scales and zero points; what else a file holds is measured on exported files. The
+    file with the chosen widths is exported and weighed, too, and they are chosen again with less
+    to spend while it is over the budget. UserError names the least possible bytes, those of the
+    narrowest width in every layer, where the budget is below them.
 
     Sensitivities are those of rounding to nearest: with the method of the stage if it is
     `Nearest`, on MSE ranges otherwise. Allocation under a budget by integer programming on a
@@ -87,39 +87,33 @@ class Allocation:
         `finish(grids, method)` makes the artifact from `model` (float, not changed) and is called
         with rounding to nearest before it is with `method`, which may take long.
         """
-        weigh = context.export_bytes
-        if weigh is None:
-            raise CheckFailedError("a budget of bytes needs an exporter, and there is none here")
         draft = method if isinstance(method, Nearest) else Nearest(Mse())
         owners = _owners(model, free)
         names, widths = list(dict.fromkeys(owners.values())), sorted(set(self.widths))
-        sizes = np.array(
-            [[layer_bytes(_weight(model, n), _at(grids[n], b)) for b in widths] for n in names]
-        )
 
-        def with_widths(chosen: Sequence[int]) -> dict[str, Grid]:
-            bits = dict(zip(names, chosen, strict=True))
-            return {n: _at(g, bits[owners[n]]) if n in owners else g for n, g in grids.items()}
+        def mixed(bits: Sequence[int]) -> dict[str, Grid]:
+            of = dict(zip(names, bits, strict=True))
+            return {n: _at(g, of[owners[n]]) if n in owners else g for n, g in grids.items()}
 
         def uniform_bytes(bits: int) -> int:
-            context.progress(0, 1, f"weighing the file at {bits} bits")
-            return weigh(finish(with_widths([bits] * len(names)), draft))
+            return _weigh(finish(mixed([bits] * len(names)), draft), context)
 
-        overhead = uniform_bytes(widths[-1]) - int(sizes[:, -1].sum())
-        budget = self._budget_bytes(overhead + int(sizes[:, -1].sum()))
-        if overhead + sizes[:, 0].sum() > budget:
-            _check_reachable(budget, uniform_bytes(widths[0]))
+        widest, least = uniform_bytes(widths[-1]), uniform_bytes(widths[0])
+        budget = self._budget_bytes(widest)
+        if least > budget:
+            raise UserError(
+                f"allocation.budget={budget:,} bytes: the ONNX file has {least:,} at the least, "
+                f"with {widths[0]} bits in every layer"
+            )
+        sizes = _sizes({n: _weight(model, n) for n in names}, grids, widths, widest - least)
         candidates = _candidates(model, {n: grids[n] for n in names}, widths, draft, context)
         costs = self.sensitivity(model, candidates, context)
         table = _cost_table(costs, names, widths)
-        spend = budget - overhead
+        spend = budget - (widest - int(sizes[:, -1].sum()))
         for _ in range(_ROUNDS):
-            picked = cheapest(table, sizes, spend)
-            if picked is None:
-                _check_reachable(budget, uniform_bytes(widths[0]))
-                raise CheckFailedError(f"no widths found for a budget of {budget:,} bytes")
-            chosen = with_widths([widths[p] for p in picked])
-            artifact, excess = _weighed(chosen, (draft, method), finish, weigh, budget, context)
+            picked = cheapest(table, sizes, spend) or [0] * len(names)
+            chosen = mixed([widths[p] for p in picked])
+            artifact, excess = _finished(chosen, (draft, method), finish, budget, context)
             if excess <= 0:
                 return Allocated(artifact, chosen, _rows(model, chosen, owners, costs))
             spend -= excess
@@ -159,9 +153,12 @@ def cheapest(costs: NDArray[Any], sizes: NDArray[Any], spend: float) -> list[int
     return picked
 
 
-def layer_bytes(weight: Tensor, grid: Grid) -> int:
-    """Bytes of a weight on its grid in an ONNX file: integers, scales float32, zero points."""
-    stored = stored_bits(grid.bits)
+def layer_bytes(weight: Tensor, grid: Grid, narrowest: int = 2) -> int:
+    """Bytes of a weight on its grid in an ONNX file: integers, scales float32, zero points.
+
+    `narrowest` are the bits of the narrowest type that the runtime of the file knows.
+    """
+    stored = max(stored_bits(grid.bits), narrowest)
     scales = math.prod(grid.scale_shape(weight))
     zero_points = 0 if grid.symmetric else math.ceil(scales * stored / 8)
     return math.ceil(weight.numel() * stored / 8) + 4 * scales + zero_points
@@ -212,30 +209,43 @@ def _cost_table(
     return table
 
 
-def _check_reachable(budget: int, least: int) -> None:
-    if least > budget:
-        raise UserError(
-            f"allocation.budget={budget:,} bytes: the ONNX file has {least:,} at the least, with "
-            "the narrowest width in every layer"
+def _sizes(
+    weights: Mapping[str, Tensor], grids: Mapping[str, Grid], widths: Sequence[int], span: int
+) -> NDArray[np.int64]:
+    """Bytes [L, W] of each layer at each width, for the narrowest type with which they explain
+    best the `span`, the measured bytes between all at the widest and all at the narrowest width.
+    """
+    tables = [
+        np.array(
+            [[layer_bytes(w, _at(grids[n], bits), narrowest) for bits in widths]
+             for n, w in weights.items()]
         )
+        for narrowest in (2, 4, 8)
+    ]  # fmt: skip
+    return min(tables, key=lambda sizes: abs(int((sizes[:, -1] - sizes[:, 0]).sum()) - span))
 
 
-def _weighed(
+def _weigh(artifact: Artifact, context: Context) -> int:
+    if context.export_bytes is None:
+        raise CheckFailedError("a budget of bytes needs an exporter, and there is none here")
+    context.progress(0, 1, "weighing a file")
+    return context.export_bytes(artifact)
+
+
+def _finished(
     grids: Mapping[str, Grid],
     methods: tuple[WeightQuantizer, WeightQuantizer],
     finish: Finish,
-    weigh: Callable[[Artifact], int],
     budget: int,
     context: Context,
 ) -> tuple[Artifact, int]:
-    """The artifact by the last method, and by how many bytes its file is over the budget; the
-    one before, the faster, is weighed first.
+    """The artifact by the second method, and by how many bytes its file is over the budget; with
+    the first, the faster, it must fit before.
     """
     draft, method = methods
     for rounding in (method,) if draft is method else methods:
         artifact = finish(grids, rounding)
-        context.progress(0, 1, "weighing the file with mixed widths")
-        excess = weigh(artifact) - budget
+        excess = _weigh(artifact, context) - budget
         if excess > 0:
             break
     return artifact, excess
