@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from compressbench.core import Context, Runtime, UserError
@@ -189,6 +191,25 @@ def test_a_block_that_overwrites_its_input_is_fitted_on_what_it_was_handed():
         assert block.error(weights, torch.arange(30)).item() < 1e-10
         assert torch.equal(block.inputs, images.flatten(1) - 0.5)
     assert torch.allclose(block.targets, model(images))
+
+
+def one_rank(rank: int, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model, names = resnet8(), ["conv1", "layer2.0.conv1", "layer2.0.conv2"]
+    method = Brecq(MinMax(), images=41, iterations=8, batch_size=8)
+    found = method(model, dict.fromkeys(names, Grid(2)), context())
+    results[rank] = {n: (r.steps.tolist(), r.scale.tolist()) for n, r in found.items()}
+    dist.destroy_process_group()
+
+
+@pytest.mark.long
+def test_two_ranks_with_their_own_images_find_the_same_steps_and_scales(tmp_path):
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
+        assert results[0] == results[1]
+        assert set(results[0]) == {"conv1", "layer2.0.conv1", "layer2.0.conv2"}
 
 
 @pytest.mark.parametrize(
