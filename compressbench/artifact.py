@@ -8,7 +8,8 @@ The kinds of edits:
   symmetric, `weight_zero_point`), and every weight is its scale times a step of the grid
 - `fold`: `pairs` [[layer, BatchNorm], ...]: the layer has a bias, the BatchNorm is an nn.Identity
 - `bias`: `layers` [names] that have a bias which the architecture does not give them
-- `activation_grid`: `sites`, `bits`, `symmetric`, `calibration` (quantizers/activations.py)
+- `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
+  and `dynamic` (quantizers/activations.py)
 """
 
 from __future__ import annotations

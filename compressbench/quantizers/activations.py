@@ -6,6 +6,7 @@ first arguments of convolutions and linear functions, with the range of each ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,8 +77,9 @@ class SiteQuantizer(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
 
-    def set_range_(self, low: float, high: float) -> None:
-        """Asymmetric grid over [low, high], widened to hold zero exactly.
+    def set_range_(self, low: float, high: float, power_of_two: bool = False) -> None:
+        """Asymmetric grid over [low, high], widened to hold zero exactly, and to the next power of
+        two of the scale.
 
         A site that was always zero gets [0, 1]: a tiny scale would overflow the integer biases.
         """
@@ -86,6 +88,8 @@ class SiteQuantizer(nn.Module):
             low, high = 0.0, 1.0
         levels = 2**self.bits - 1
         scale = (high - low) / levels
+        if power_of_two:
+            scale = 2.0 ** math.ceil(math.log2(scale))
         self.scale.fill_(scale)
         self.zero_point.fill_(max(0, min(levels, round(-low / scale))))
 

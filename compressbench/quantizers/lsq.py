@@ -41,8 +41,10 @@ class Lsq:
     def weight(self, weight: Tensor, grid: Grid) -> LsqWeight:
         return LsqWeight(*start(weight, grid), grid)
 
-    def activation(self, scale: Tensor, zero_point: Tensor, bits: int) -> LsqSite:
-        return LsqSite(scale, zero_point, bits)
+    def activation(
+        self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool
+    ) -> LsqSite:
+        return LsqSite(scale, zero_point, bits, power_of_two)
 
 
 def start(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
@@ -108,15 +110,17 @@ class LsqSite(nn.Module):
 
     zero_point: Tensor
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, bits: int) -> None:
+    def __init__(
+        self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool = False
+    ) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.power_of_two = bits, power_of_two
         self.low, self.high = site_limits(zero_point, bits)
         self.step = nn.Parameter(scale.clone())
         self.register_buffer("zero_point", zero_point.clone())
 
     def scale(self) -> Tensor:
-        return positive(self.step)
+        return positive(self.step, self.power_of_two)
 
     def forward(self, values: Tensor) -> Tensor:
         def rounding(values: Tensor, scale: Tensor) -> Rounding:

@@ -18,7 +18,7 @@ class Pact:
 
     alpha starts at the top of the calibrated range and decays by the penalty decay / 2 * alpha²
     (`decay` of at least 0; Choi et al. 2018, arXiv:1805.06085, eq. 3). A site with negative values
-    keeps its calibrated range.
+    keeps its calibrated range, and so do all where scales are powers of two.
     """
 
     decay: float = 0.0005
@@ -27,8 +27,10 @@ class Pact:
         if not is_number(self.decay) or not 0 <= self.decay < float("inf"):
             raise UserError(f"decay must be a number of at least 0, got {self.decay!r}")
 
-    def activation(self, scale: Tensor, zero_point: Tensor, bits: int) -> PactSite | FixedSite:
-        if int(zero_point) > 0:
+    def activation(
+        self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool
+    ) -> PactSite | FixedSite:
+        if int(zero_point) > 0 or power_of_two:
             return FixedSite(scale, zero_point, bits)
         return PactSite(scale, bits, self.decay)
 

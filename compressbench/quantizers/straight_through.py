@@ -30,7 +30,9 @@ class StraightThrough:
     def weight(self, weight: Tensor, grid: Grid) -> StraightThroughWeight:
         return StraightThroughWeight(grid, self.ranges)
 
-    def activation(self, scale: Tensor, zero_point: Tensor, bits: int) -> FixedSite:
+    def activation(
+        self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool
+    ) -> FixedSite:
         return FixedSite(scale, zero_point, bits)
 
 

@@ -50,9 +50,11 @@ class WeightTraining(Protocol):
 class ActivationTraining(Protocol):
     """How a model learns in spite of rounded activations; parameters as in `WeightTraining`."""
 
-    def activation(self, scale: Tensor, zero_point: Tensor, bits: int) -> TrainedSite:
+    def activation(
+        self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool
+    ) -> TrainedSite:
         """The module for a site that was calibrated to `scale` float32 [], `zero_point` uint8 []
-        and codes from 0 to 2**bits - 1.
+        and codes from 0 to 2**bits - 1. If `power_of_two`, its scale is one and must stay one.
         """
         ...
 

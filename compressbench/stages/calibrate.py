@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,53 @@ from torch import Tensor, nn
 from compressbench.collectives import max_over_ranks
 from compressbench.core import CheckFailedError, Context, Edit, Observer
 from compressbench.images import training_images
-from compressbench.quantizers.activations import CHILD, ActivationQuantizers, SiteQuantizer
+from compressbench.quantizers.activations import (
+    CHILD,
+    ActivationQuantizers,
+    SiteQuantizer,
+    attach_,
+)
+from compressbench.quantizers.sites import find_sites
+from compressbench.stages.scheme import example
+
+
+def is_observer(value: Any) -> bool:
+    methods = all(callable(getattr(value, name, None)) for name in ("start", "update", "range"))
+    return methods and is_dataclass(value) and not isinstance(value, type)
+
+
+def quantize_activations_(
+    model: nn.Module,
+    observer: Observer,
+    context: Context,
+    *,
+    bits: int,
+    symmetric: bool,
+    power_of_two: bool,
+    images: int,
+    batch_size: int,
+) -> Edit:
+    """Hang quantizers into `model`, calibrated by `observer` on training images; their edit."""
+    kind = type(observer)
+    edit: Edit = {
+        "kind": "activation_grid",
+        "sites": find_sites(model, example(context.data.spec)),
+        "bits": bits,
+        "symmetric": symmetric,
+        "power_of_two": power_of_two,
+        "calibration": {
+            "images": images,
+            "batch_size": batch_size,
+            # a later stage calibrates with it again
+            "observer": {
+                "_target_": f"{kind.__module__}.{kind.__qualname__}",
+                **asdict(observer),  # type: ignore[call-overload]
+            },
+        },
+    }
+    attach_(model, edit)
+    calibrate_(model, edit, context)
+    return edit
 
 
 def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
@@ -44,7 +91,7 @@ def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
                 raise CheckFailedError(f"activation range of {name} is [{low}, {high}]")
             if edit["symmetric"]:
                 low, high = -max(-low, high), max(-low, high)
-            grids[number].set_range_(low, high)
+            grids[number].set_range_(low, high, edit["power_of_two"])
     finally:
         model.cpu()
 

@@ -18,13 +18,14 @@ from compressbench.quantizers.trained import (
     TrainedWeight,
     WeightTraining,
 )
-from compressbench.stages.quantize import set_weights_
+from compressbench.stages.rounding import set_weights_
 from compressbench.stages.scheme import grid_options
 
 
 class OnGrid(nn.Module):
     """`model` with the weights of the layers in `grids` rounded at every call, and with trained
-    quantizers in the place of its calibrated ones, until `settle_`.
+    quantizers in the place of its calibrated ones, until `settle_`. `power_of_two` is about the
+    scales of activations; those of weights are as their grids say.
 
     The weights are handed to the model from outside: what is computed on them makes no calls
     inside, where activation sites are counted.
@@ -36,6 +37,7 @@ class OnGrid(nn.Module):
         grids: Mapping[str, Grid],
         weight: WeightTraining,
         activation: ActivationTraining | None,
+        power_of_two: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.grids = model, dict(grids)
@@ -50,20 +52,20 @@ class OnGrid(nn.Module):
         )
         self.calibrated: list[SiteQuantizer] = []
         if activation is not None:
-            self._replace_sites_(activation)
+            self._replace_sites_(activation, power_of_two)
 
     def _sites(self) -> ActivationQuantizers | None:
         found = getattr(self.model, CHILD, None)
         return found if isinstance(found, ActivationQuantizers) else None
 
-    def _replace_sites_(self, activation: ActivationTraining) -> None:
+    def _replace_sites_(self, activation: ActivationTraining, power_of_two: bool) -> None:
         quantizers = self._sites()
         if quantizers is None:
             raise CheckFailedError("the model has no calibrated activation quantizers")
         for number, site in enumerate(quantizers):
             assert isinstance(site, SiteQuantizer)
             self.calibrated.append(site)
-            made = activation.activation(site.scale, site.zero_point, site.bits)
+            made = activation.activation(site.scale, site.zero_point, site.bits, power_of_two)
             quantizers[number] = cast(nn.Module, made)
 
     def forward(self, inputs: Tensor) -> Any:

@@ -23,15 +23,14 @@ from compressbench.core import (
     Outcome,
     UserError,
 )
-from compressbench.quantizers import activations, sites
 from compressbench.quantizers.grid import Granularity, Grid
 from compressbench.quantizers.trained import ActivationTraining, WeightTraining
-from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.calibrate import is_observer, quantize_activations_
 from compressbench.stages.distill import against
 from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.on_grid import OnGrid
 from compressbench.stages.preparation import prepare_
-from compressbench.stages.quantize import coverage, is_observer, observer_config
+from compressbench.stages.rounding import coverage
 from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
 from compressbench.stages.scheme import Scheme, example
 from compressbench.stages.train import cross_entropy
@@ -137,7 +136,7 @@ class QuantizeAware:
             model, grids, example(context.data.spec), self.fold_batchnorm, equalize=False
         )
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
-        trained = OnGrid(model, grids, self.weight, self.activation)
+        trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
         loss = self._loss(inputs, context)
         history = fit_(trained, loss, self.schedule(), context, trained.groups())
@@ -152,20 +151,16 @@ class QuantizeAware:
         return Outcome(artifact, coverage(model, grids, reasons), history, warnings)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
-        edit: Edit = {
-            "kind": "activation_grid",
-            "sites": sites.find_sites(model, example(context.data.spec)),
-            "bits": self.activation_bits,
-            "symmetric": self.activation_symmetric,
-            "calibration": {
-                "images": self.calibration_images,
-                "batch_size": self.calibration_batch_size,
-                "observer": observer_config(self.ranges),
-            },
-        }
-        activations.attach_(model, edit)
-        calibrate_(model, edit, context)
-        return edit
+        return quantize_activations_(
+            model,
+            self.ranges,
+            context,
+            bits=self.activation_bits,
+            symmetric=self.activation_symmetric,
+            power_of_two=self.power_of_two,
+            images=self.calibration_images,
+            batch_size=self.calibration_batch_size,
+        )
 
     def _loss(self, inputs: Mapping[str, Artifact], context: Context) -> BatchLoss:
         if self.loss is None:
@@ -182,4 +177,4 @@ def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:
         return ()
     found = [edit["sites"][n] for edit in edits for n in numbers]
     names = ", ".join(f"{s['function']} {s['index']} of {s['layer'] or 'the model'}" for s in found)
-    return (f"{len(found)} activation ranges stay as calibrated, with negative values: {names}",)
+    return (f"{len(found)} activation ranges stay as calibrated: {names}",)

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
-from compressbench.artifact import set_scale_
 from compressbench.checks import check_flag, check_integer
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
     Artifact,
-    CheckFailedError,
     Context,
-    Coverage,
     DataSpec,
     Edit,
     Observer,
     Outcome,
     UserError,
 )
-from compressbench.quantizers import activations, sites
+from compressbench.quantizers import activations
 from compressbench.quantizers.dynamic import Dynamic
-from compressbench.quantizers.grid import (
-    Granularity,
-    Grid,
-    GridWeight,
-    WeightQuantizer,
-    expand,
-    step_limits,
-)
+from compressbench.quantizers.grid import Granularity, Grid, WeightQuantizer
 from compressbench.stages.allocation import TABLE, Allocation
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.bias_correction import correct_bias_
-from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.calibrate import is_observer, quantize_activations_
 from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.preparation import check_preparation, prepare_
-from compressbench.stages.scheme import Scheme, example, grid_options, grid_text
+from compressbench.stages.rounding import coverage, quantize_weights_
+from compressbench.stages.scheme import Scheme, example
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,8 @@ class Quantize:
     `calibration_images` of them (None leaves activations in float, `Dynamic` takes ranges while
     the model runs), on grids of `activation_bits` in [4, 8], around zero if
     `activation_symmetric`. `bits`, `granularity`, `group_size`, `symmetric`, `narrow` and
-    `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers (`Scheme`).
+    `power_of_two` are those of `Grid`, with 7 bits for 8 if `reduce_range`: no pair of products
+    then leaves the 16 bits that x86 CPUs without VNNI add in; `rules` and `widths` change them for some layers (`Scheme`).
     `allocation` chooses the bits of the layers whose bits neither rules nor widths set, and then
     `bits` has no meaning. Weights that are zero stay zero. Layers that are not quantized are in the
     coverage, with the reason.
@@ -74,6 +65,7 @@ class Quantize:
     symmetric: bool = True
     narrow: bool = True
     power_of_two: bool = False
+    reduce_range: bool = False
     fold_batchnorm: bool = False
     equalize: bool = False
     correct_bias: bool = False
@@ -91,6 +83,7 @@ class Quantize:
         check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
         check_integer("activation_bits", self.activation_bits, 4, 8)
         check_flag("activation_symmetric", self.activation_symmetric)
+        check_flag("reduce_range", self.reduce_range)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
         check_integer("calibration_images", self.calibration_images, 1)
         check_integer("batch_size", self.batch_size, 1)
@@ -127,9 +120,15 @@ class Quantize:
         )  # fmt: skip
         return Scheme(grid, self.rules, self.widths)
 
+    def _grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
+        grids, reasons = self.scheme().grids(model, spec)
+        if self.reduce_range:
+            grids = {n: replace(g, bits=7) if g.bits == 8 else g for n, g in grids.items()}
+        return grids, reasons
+
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a rule without a layer, a group size that does not fit."""
-        grids, _ = self.scheme().grids(model, spec)
+        grids, _ = self._grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, example(spec))
         if self.allocation is not None:
@@ -144,7 +143,7 @@ class Quantize:
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
-        grids, reasons = self.scheme().grids(model, context.data.spec)
+        grids, reasons = self._grids(model, context.data.spec)
         if not grids:
             raise UserError(
                 "quantize found no layer it can quantize: "
@@ -205,91 +204,18 @@ class Quantize:
     def _quantize_activations_(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> Edit:
+        assert self.activation is not None
         if isinstance(self.activation, Dynamic):
             dynamic = self.activation.edit(model, example(context.data.spec), grids)
             activations.attach_(model, dynamic)
             return dynamic
-        edit: Edit = {
-            "kind": "activation_grid",
-            "sites": sites.find_sites(model, example(context.data.spec)),
-            "bits": self.activation_bits,
-            "symmetric": self.activation_symmetric,
-            "calibration": {
-                "images": self.calibration_images,
-                "batch_size": self.batch_size,
-                "observer": observer_config(self.activation),
-            },
-        }
-        activations.attach_(model, edit)
-        calibrate_(model, edit, context)
-        return edit
-
-
-def is_observer(value: Any) -> bool:
-    methods = all(callable(getattr(value, name, None)) for name in ("start", "update", "range"))
-    return methods and is_dataclass(value) and not isinstance(value, type)
-
-
-def observer_config(observer: Any) -> dict[str, Any]:
-    """The `_target_` config that builds `observer` again: a later stage calibrates with it."""
-    kind = type(observer)
-    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **asdict(observer)}
-
-
-def quantize_weights_(
-    model: nn.Module, grids: Mapping[str, Grid], method: WeightQuantizer, context: Context
-) -> Edit:
-    """Put the weights of the layers in `grids` on their grids; a tied weight once."""
-    owners: dict[int, str] = {}
-    for name in grids:
-        owners.setdefault(id(model.get_parameter(f"{name}.weight")), name)
-    for name in owners.values():
-        if not bool(torch.isfinite(model.get_parameter(f"{name}.weight")).all()):
-            raise CheckFailedError(f"{name}.weight holds NaN or infinity before quantization")
-    quantized = method(model, {name: grids[name] for name in owners.values()}, context)
-    results = {name: quantized[owners[id(model.get_parameter(f"{name}.weight"))]] for name in grids}
-    set_weights_(model, grids, results)
-    return {"kind": "weight_grid", "layers": {n: grid_options(g) for n, g in grids.items()}}
-
-
-def set_weights_(
-    model: nn.Module, grids: Mapping[str, Grid], results: Mapping[str, GridWeight]
-) -> None:
-    """Write quantized weights into the layers, with their scales and zero points."""
-    for name, result in results.items():
-        _check_result(name, model.get_parameter(f"{name}.weight"), result, grids[name])
-    with torch.no_grad():
-        for name, result in results.items():
-            zero_point = None if result.zero_point is None else result.zero_point.clone()
-            set_scale_(model.get_submodule(name), result.scale.clone(), zero_point)
-            model.get_parameter(f"{name}.weight").copy_(result.weight)
-
-
-def _check_result(name: str, weight: torch.Tensor, result: GridWeight, grid: Grid) -> None:
-    """Fail closed on a method that leaves its grid or revives weights that were zero."""
-    if result.steps.shape != weight.shape:
-        raise CheckFailedError(f"{name}: {tuple(result.steps.shape)} steps for its weight")
-    if result.scale.shape != grid.scale_shape(weight):
-        raise CheckFailedError(f"{name}: {tuple(result.scale.shape)} scales for its weight")
-    low, high = step_limits(grid, result.zero_point)
-    if low.ndim:
-        low, high = expand(low, weight), expand(high, weight)
-    if bool(((result.steps < low) | (result.steps > high)).any()):
-        raise CheckFailedError(f"{name}: steps beyond {grid.bits} bits")
-    if bool(result.steps[weight == 0].any()):
-        raise CheckFailedError(f"{name}: a weight that was zero is not zero any more")
-
-
-def coverage(
-    model: nn.Module, grids: Mapping[str, Grid], reasons: Mapping[str, str]
-) -> tuple[Coverage, ...]:
-    """One row for each module with weights: on which grid, or why not."""
-    rows = []
-    for name, reason in reasons.items():
-        layer = model.get_submodule(name)
-        total = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
-        grid = grids.get(name)
-        detail = grid_text(grid) if grid else f"left float: {reason}"
-        touched = total if grid else 0
-        rows.append(Coverage(name or "model", type(layer).__name__, total, touched, detail))
-    return tuple(rows)
+        return quantize_activations_(
+            model,
+            self.activation,
+            context,
+            bits=self.activation_bits,
+            symmetric=self.activation_symmetric,
+            power_of_two=self.power_of_two,
+            images=self.calibration_images,
+            batch_size=self.batch_size,
+        )

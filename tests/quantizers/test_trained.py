@@ -161,7 +161,7 @@ def test_straight_through_scales_follow_the_weights(grid):
 @pytest.mark.parametrize("method", [Lsq(), Pact(), StraightThrough(MinMax())])
 def test_a_site_rounds_as_the_quantized_model_does(scale, zero_point, bits, method):
     values = 3 * weights(6, 50)
-    module = method.activation(*site(scale, zero_point, bits))
+    module = method.activation(*site(scale, zero_point, bits), False)
     assert module.scale().item() == pytest.approx(scale, rel=1e-6)
     kept = module.scale().detach()
     expected = fake_quantize(values, kept, torch.tensor(zero_point, dtype=torch.uint8), bits)
@@ -177,7 +177,7 @@ def test_a_fixed_site_passes_the_gradient_where_nothing_is_clipped():
 
 def test_the_gradient_of_a_clip_is_that_of_pact():
     values = (2 * weights(5, 3, 7)).requires_grad_()
-    module = Pact(decay=0.01).activation(*site(0.1, 0, 4))
+    module = Pact(decay=0.01).activation(*site(0.1, 0, 4), False)
     upstream = weights(5, 3, 7, seed=1)
     (module(values) * upstream).sum().backward()
     total, passed = 0.0, []
@@ -191,7 +191,17 @@ def test_the_gradient_of_a_clip_is_that_of_pact():
 
 
 def test_pact_keeps_the_range_of_a_site_with_negative_values():
-    assert not list(Pact().activation(*site(0.1, 3, 4)).parameters())
+    assert not list(Pact().activation(*site(0.1, 3, 4), False).parameters())
+
+
+@pytest.mark.parametrize("method", [Lsq(), Pact(), StraightThrough(MinMax())])
+def test_a_site_of_a_power_of_two_stays_one(method):
+    module = method.activation(*site(0.125, 0, 8), True)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1)), *module.parameters()], lr=0.3)
+    for seed in range(4):
+        module(weights(6, 50, seed=seed).requires_grad_()).square().sum().backward()
+        optimizer.step()
+        assert math.log2(module.scale().item()).is_integer()
 
 
 def test_learning_moves_the_step_to_what_fits():

@@ -21,7 +21,7 @@ from compressbench.quantizers.grid import Grid
 from compressbench.quantizers.minmax import MinMax
 from compressbench.quantizers.nearest import Nearest
 from compressbench.stages.folding import check_scales_survive, fold_batchnorm_, own_norms
-from compressbench.stages.quantize import quantize_weights_
+from compressbench.stages.rounding import quantize_weights_
 
 EXAMPLE = torch.zeros(2, *SHAPE)
 

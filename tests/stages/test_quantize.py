@@ -366,3 +366,21 @@ def test_two_ranks_end_with_identical_tensors_close_to_those_of_one(tmp_path):
         assert results[0] == results[1]
         alone = stage(MinMax()).run({"model": start()}, context()).artifact.model(images())
         torch.testing.assert_close(torch.tensor(results[0][0][1]), alone, atol=0.05, rtol=0)
+
+
+def test_powers_of_two_are_the_scales_of_weights_and_of_activations():
+    options = {"power_of_two": True, "fold_batchnorm": True, "bits": 5}
+    model = stage(MinMax(), **options).run({"model": start()}, context()).artifact.model
+    scales = [layer.weight_scale for layer in artifact.quantized_layers(model).values()]
+    scales += [site.scale for site in model.get_submodule(CHILD)]
+    exponents = torch.cat([scale.flatten() for scale in scales]).log2()
+    assert torch.equal(exponents, exponents.round())
+    assert len(exponents.unique()) > 2
+
+
+def test_a_reduced_range_has_seven_bits_for_eight_and_leaves_the_rest():
+    options = {"reduce_range": True, "bits": 4, "rules": [{"layers": "fc", "bits": 8}]}
+    result = stage(**options).run({"model": start()}, context())
+    bits = artifact.weight_bits(result.artifact.edits)
+    assert bits == {"stem": 4, "depthwise": 4, "grouped": 4, "fc": 7}
+    assert artifact.integer_weight(result.artifact.model.fc).abs().max() == 63
