@@ -48,10 +48,10 @@ class Quantize:
     the model runs), on grids of `activation_bits` in [4, 8], around zero if
     `activation_symmetric`. `bits`, `granularity`, `group_size`, `symmetric`, `narrow` and
     `power_of_two` are those of `Grid`, with 7 bits for 8 if `reduce_range`: no pair of products
-    then leaves the 16 bits that x86 CPUs without VNNI add in; `rules` and `widths` change them for some layers (`Scheme`).
-    `allocation` chooses the bits of the layers whose bits neither rules nor widths set, and then
-    `bits` has no meaning. Weights that are zero stay zero. Layers that are not quantized are in the
-    coverage, with the reason.
+    then leaves the 16 bits that x86 CPUs without VNNI add in; `rules` and `widths` change them for
+    some layers (`Scheme`). `allocation` chooses the bits of the layers whose bits neither rules nor
+    widths set, and then `bits` has no meaning. Weights that are zero stay zero. Layers that are not
+    quantized are in the coverage, with the reason.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -91,6 +91,8 @@ class Quantize:
             raise UserError(f"weight must be a weight quantizer, got {self.weight!r}")
         if self.allocation is not None and not isinstance(self.allocation, Allocation):
             raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
+        if self.allocation is not None and self.reduce_range:
+            raise UserError("reduce_range=true with an allocation: put 7 for 8 into its widths")
         if isinstance(self.activation, Dynamic):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
