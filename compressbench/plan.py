@@ -12,6 +12,7 @@ import torch
 
 from compressbench.core import Data, DataSpec, Runtime, Stage, UserError
 from compressbench.execute import Job, sha256_of
+from compressbench.export.opsets import NEWEST
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
@@ -58,12 +59,14 @@ def make_plan(
     data: Data,
     runtime: Runtime,
     seed: int,
+    opset: int = NEWEST,
 ) -> list[Planned]:
     """Check a recipe as a whole and give every stage its content key.
 
     `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
     architecture to start from) and `teacher` (the name of an earlier stage). Raises UserError
-    for anything that cannot work, before any work is done.
+    for anything that cannot work, before any work is done. `opset` counts in the key of a stage
+    that weighs exported files.
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
@@ -76,7 +79,7 @@ def make_plan(
     planned: dict[str, Planned] = {}
     for name, stage in built.items():
         planned[name] = _plan_stage(
-            name, stage, stages, model, dataset, data, runtime, seed, planned
+            name, stage, stages, model, dataset, data, runtime, seed, planned, opset
         )
     return list(planned.values())
 
@@ -128,6 +131,7 @@ def _plan_stage(
     runtime: Runtime,
     seed: int,
     before: Mapping[str, Planned],
+    opset: int,
 ) -> Planned:
     where = f"recipe.stages.{name}"
     own = _own_model(name, stage, stages, model)
@@ -159,6 +163,7 @@ def _plan_stage(
         "environment": versions(_FIT_LIBRARIES + (_EXPORT_LIBRARIES if weighs else ())),
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
+        **({"opset": opset} if weighs else {}),
     }
     job = Job(
         name,

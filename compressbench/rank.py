@@ -33,7 +33,8 @@ def _run(path: Path) -> None:
     data = build(description["dataset"], "dataset")
     scratch = Path(description["scratch"])
     workshop = Workshop(store, data, description["dataset"], runtime,
-                        description["checkpoint_seconds"], _progress_file(scratch))  # fmt: skip
+                        description["checkpoint_seconds"], _progress_file(scratch),
+                        description["opset"])  # fmt: skip
     job = Job(**description["job"])
     parents = {
         role: artifacts.load(_entry_folder(store, key), build_model, key)

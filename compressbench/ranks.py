@@ -43,6 +43,7 @@ def run_on_ranks(
         "dataset": dict(workshop.dataset),
         "runtime": asdict(workshop.runtime),
         "checkpoint_seconds": workshop.checkpoint_seconds,
+        "opset": workshop.opset,
         "store": str(workshop.store.root),
         "folder": str(folder),
         "scratch": str(scratch),

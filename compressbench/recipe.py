@@ -25,6 +25,7 @@ from compressbench.core import (
     Step,
 )
 from compressbench.execute import OUTCOME, Job, build_model, execute
+from compressbench.export.opsets import NEWEST
 from compressbench.plan import SCHEMA, Planned
 from compressbench.report import shrink_warning
 from compressbench.store.entries import Entry, Store
@@ -44,6 +45,7 @@ class Workshop:
     runtime: Runtime
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
+    opset: int = NEWEST  # highest of the target runtime
 
     def context(self, job: Job, scratch: Path) -> Context:
         return Context(
@@ -53,19 +55,19 @@ class Workshop:
             folder=scratch,
             build=build,
             progress=self.progress,
-            export_bytes=lambda artifact: _exported_bytes(artifact, self.data, scratch),
+            export_bytes=lambda artifact: _exported_bytes(artifact, self, scratch),
             checkpoint_seconds=self.checkpoint_seconds,
         )
 
 
-def _exported_bytes(artifact: Artifact, data: Data, scratch: Path) -> int:
+def _exported_bytes(artifact: Artifact, workshop: Workshop, scratch: Path) -> int:
     """Bytes of the ONNX file of an artifact, which is written for this and removed."""
     from compressbench.export.onnx import export_onnx
 
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(artifact, data, path)
+        export_onnx(artifact, workshop.data, path, workshop.opset)
         return path.stat().st_size
 
 
@@ -157,13 +159,15 @@ def _measured(
 def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., Any]) -> Entry:
     def export(folder: Path) -> dict[str, Any]:
         workshop.progress(0, 1, "exporting to ONNX")
-        report: dict[str, Any] = export_onnx(artifact, workshop.data, folder / "model.onnx")
+        file = folder / "model.onnx"
+        report: dict[str, Any] = export_onnx(artifact, workshop.data, file, workshop.opset)
         (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
         return {}
 
     shared = {
         "parents": {"model": artifact.key},
         "data": asdict(workshop.data.spec),
+        "opset": workshop.opset,
         "environment": versions(["torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"]),
     }
     parts = _parts("export", shared, "compressbench.export.onnx.export_onnx")

@@ -149,7 +149,15 @@ def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
         "history": {name: list(values) for name, values in step.history.items()},
         "warnings": list(step.warnings),
         "tables": {name: list(rows) for name, rows in step.tables.items()},
+        "layers": _layers(step.files),
     }
+
+
+def _layers(files: Path) -> list[dict[str, Any]]:
+    """What the export made of each layer: bits, storage, granularity, kernel, reason."""
+    path = files / "export.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["layers"] if path.is_file() else []
+    return rows
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

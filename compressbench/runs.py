@@ -12,6 +12,7 @@ from typing import Any
 
 from compressbench.core import Data, Step
 from compressbench.errors import UserError
+from compressbench.export.opsets import check_opset
 from compressbench.measure.accuracy import check_metric
 from compressbench.plan import Planned, make_plan
 from compressbench.recipe import Workshop, run
@@ -34,7 +35,7 @@ from compressbench.units import seconds_text
 
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
 KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "name",
-        "checkpoint_seconds"}  # fmt: skip
+        "checkpoint_seconds", "opset"}  # fmt: skip
 MAX_RECIPE_BYTES = 200_000  # YAML is parsed at about 100 kB/s
 MAX_RECIPE_DEPTH = 40
 
@@ -73,6 +74,7 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
     seconds = config["checkpoint_seconds"]
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
         raise UserError(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}")
+    check_opset(config["opset"])
     recipe = config["recipe"]
     for name in sorted(set(recipe) - {"stages"}):
         raise UserError(f"recipe.{name}: no such key; a recipe has stages")
@@ -81,9 +83,11 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], Workshop]:
     data: Data = _build(config, "dataset", "manifest")
     check_metric(data.spec.metric)
     plan = make_plan(
-        recipe["stages"], config["model"], config["dataset"], data, runtime, config["seed"]
-    )
-    return plan, Workshop(Store.default(), data, config["dataset"], runtime, seconds)
+        recipe["stages"], config["model"], config["dataset"], data, runtime, config["seed"],
+        config["opset"],
+    )  # fmt: skip
+    store, opset = Store.default(), config["opset"]
+    return plan, Workshop(store, data, config["dataset"], runtime, seconds, opset=opset)
 
 
 def _build(config: Mapping[str, Any], group: str, method: str) -> Any:

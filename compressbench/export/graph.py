@@ -55,6 +55,8 @@ def insert_before(
 
 def replace(node: ir.Node, value: ir.Value) -> None:
     """Let everyone who read the output of `node` read `value`, and drop the node."""
+    if value.type is None:
+        value.type, value.shape = node.outputs[0].type, node.outputs[0].shape
     ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
     drop(node)
 

@@ -4,36 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from compressbench.artifact import integer_weight, weight_bits
+from compressbench.artifact import integer_weight, weight_grids, zero_point
 from compressbench.core import Artifact, CheckFailedError
 
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """`weight = scale * integers`: integers int8 [O, ...], scale float64 [O] or []."""
+    """`weight = scale * steps`: steps int16 [O, I, ...]; scale float64 [], [O] or, of G groups of
+    I / G input channels, [O, G].
 
-    integers: NDArray[np.int8]
+    Of an asymmetric grid, `zero_point` int64 in the shape of the scale: step + zero point is in
+    [0, 2**bits - 1]. None where steps lie around zero.
+    """
+
+    steps: NDArray[np.int16]
     scale: NDArray[np.float64]
     bits: int
+    zero_point: NDArray[np.int64] | None = None
 
     def per_channel(self) -> WeightGrid:
-        return replace(self, scale=np.broadcast_to(self.scale, len(self.integers)).copy())
+        """The same with one scale for each output channel, where there was one for all."""
+        if self.scale.ndim:
+            return self
+        return replace(
+            self,
+            scale=np.full(len(self.steps), self.scale),
+            zero_point=None
+            if self.zero_point is None
+            else np.full(len(self.steps), self.zero_point),
+        )
 
     def times(self, factor: NDArray[np.float64]) -> WeightGrid:
-        """The grid of `factor[:, None] * weight`: signs go into the integers, which are symmetric.
+        """The grid of `factor[:, None] * weight`: a sign goes into the steps, and an asymmetric
+        grid is reflected.
 
-        A channel whose factor is zero becomes zero integers with scale 1.
+        A channel whose factor is zero becomes zero steps with scale 1.
         """
-        sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (self.integers.ndim - 1))
-        scale = np.where(factor == 0.0, 1.0, self.per_channel().scale * np.abs(factor))
-        return replace(self, integers=self.integers * sign, scale=scale)
+        each = self.per_channel()
+        along = factor.reshape(-1, *[1] * (each.scale.ndim - 1))
+        sign = np.sign(factor).astype(np.int16).reshape(-1, *[1] * (self.steps.ndim - 1))
+        zero_point = each.zero_point
+        if zero_point is not None:
+            zero_point = np.where(along < 0, (1 << self.bits) - 1 - zero_point, zero_point)
+        return replace(
+            each,
+            steps=self.steps * sign,
+            scale=np.where(along == 0.0, 1.0, each.scale * np.abs(along)),
+            zero_point=zero_point,
+        )
+
+    def rows(self) -> NDArray[np.int16]:
+        """The steps with the axes of the scale and one more, of those that share one."""
+        return self.steps.reshape(*self.scale.shape, -1)
 
 
 Grids = Mapping[str, WeightGrid]  # by the name of the weight's initializer
@@ -46,14 +74,25 @@ def read_grids(artifact: Artifact, graph: ir.Graph) -> tuple[dict[str, WeightGri
     """
     grids: dict[str, WeightGrid] = {}
     owners: dict[str, str] = {}
-    for layer, bits in weight_bits(artifact.edits).items():
+    for layer, grid in weight_grids(artifact.edits).items():
         name = _initializer(artifact.model, layer, graph)
-        module = artifact.model.get_submodule(layer)
-        scale = module.get_buffer("weight_scale").double().flatten().numpy()
-        exact: NDArray[Any] = scale.reshape(()) if scale.size == 1 else scale
-        grids[name] = WeightGrid(integer_weight(module).numpy().astype(np.int8), exact, bits)
+        grids[name] = _weight_grid(artifact.model.get_submodule(layer), grid.bits)
         owners[layer] = name
     return grids, owners
+
+
+def _weight_grid(layer: nn.Module, bits: int) -> WeightGrid:
+    scale = layer.get_buffer("weight_scale").double().numpy()
+    shape: tuple[int, ...] = () if scale.size == 1 else scale.shape[:2]
+    if shape and shape[1] == 1:
+        shape = shape[:1]
+    offset = zero_point(layer)
+    return WeightGrid(
+        integer_weight(layer).numpy(),
+        scale.reshape(shape),
+        bits,
+        None if offset is None else offset.numpy().astype(np.int64).reshape(shape),
+    )
 
 
 def _initializer(model: nn.Module, layer: str, graph: ir.Graph) -> str:

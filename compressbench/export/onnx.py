@@ -3,73 +3,88 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from compressbench.artifact import activation_grid, weight_bits
+from compressbench.artifact import activation_grid, weight_bits, weight_grids
 from compressbench.core import Artifact, CheckFailedError, Data, DataSpec
+from compressbench.export.opsets import (
+    IR_VERSION,
+    MIN_ONNXRUNTIME,
+    NATIVE,
+    NEWEST,
+    OLDEST,
+    check_opset,
+    declared_opset,
+)
+from compressbench.quantizers.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from compressbench.export.grids import WeightGrid
     from compressbench.export.lowering.bias import Biases
-
-OPSET, OPSET_INT2 = 21, 25  # INT4 came with 21, INT2 with 25
-IR_VERSION = {OPSET: 10, OPSET_INT2: 13}
-MIN_ONNXRUNTIME = {OPSET: "1.18", OPSET_INT2: "1.32"}
+    from compressbench.export.lowering.storage import Storage
 
 
-def export_onnx(artifact: Artifact, data: Data, path: Path) -> dict[str, Any]:
+def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST) -> dict[str, Any]:
     """Write `artifact` as one .onnx file; the report (plain JSON) says what became of each layer.
 
-    Raise CheckFailedError when a quantized layer is not in the graph or the file does not load.
+    `opset` in [17, 25] is the highest that the target runtime knows; the file declares the lowest
+    of 21 and 25 that its weights need, or `opset` below 21. Raise CheckFailedError when a quantized
+    layer is not in the graph or the file does not load, UserError where `opset` lacks an operator.
     The bytes depend on the artifact, the dataset's description and a few training images only.
     """
     import onnx
 
     from compressbench.export import translate
     from compressbench.export.grids import read_grids
-    from compressbench.export.lowering import constants, weights
+    from compressbench.export.lowering import bias, constants, oldest, storage, weights
     from compressbench.export.lowering.strip import strip
+    from compressbench.export.serialize import to_bytes
 
-    opset = OPSET_INT2 if 2 in weight_bits(artifact.edits).values() else OPSET
+    check_opset(opset)
+    declared = declared_opset(weight_bits(artifact.edits).values(), opset)
     example = data.prepare(data.split("train").inputs[:2].cpu())
-    model = translate.to_graph(artifact.model, example, opset)
-    model.ir_version = IR_VERSION[opset]
+    model = translate.to_graph(artifact.model, example, max(declared, NATIVE))
+    model.ir_version = IR_VERSION[declared]
     grids, owners = read_grids(artifact, model.graph)
-    grids, biases = _lower(model, grids)
+    grids = _lower(model, grids)
     wide = _wide_weights(artifact, data, model.graph, owners)
-    stored = weights.store_integers(model.graph, grids, wide)
+    stored = storage.plan_storage(model.graph, grids, wide, opset)
+    grids, biases = bias.quantize_biases(model.graph, grids, stored)
+    storage.keep_float(model.graph, stored)
+    weights.store_integers(model.graph, grids, stored)
     constants.drop_unused(model)
+    if declared == OLDEST:
+        oldest.lower_to_oldest(model)
+    newest = any(row.newest for row in stored.values())
     report = {
-        "opset": opset,
-        "min_onnxruntime": MIN_ONNXRUNTIME[opset],
+        "opset": declared,
+        "min_onnxruntime": MIN_ONNXRUNTIME[NEWEST if newest else declared],
         "input": describe_input(data.spec),
-        "layers": _layers(artifact, {n: stored[i] for n, i in owners.items()}),
+        "layers": layer_rows(artifact, {n: stored[i] for n, i in owners.items()}, owners, wide),
         "activation_sites": len((activation_grid(artifact.edits) or {"sites": []})["sites"]),
         "bias": _describe_biases(biases, owners),
     }
     proto = strip(model)
     _explain_(proto, data.spec, report)
     onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    path.write_bytes(to_bytes(proto))
     _check_loads(path)
     return report
 
 
-def _lower(
-    model: ir.Model, grids: Mapping[str, WeightGrid]
-) -> tuple[dict[str, WeightGrid], Biases]:
+def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
     """The passes, in the one order that works: what later ones look for, earlier ones clear."""
     from compressbench.export.lowering import (
         batchnorm,
-        bias,
         clamps,
         constants,
+        dynamic,
         linear,
         pooling,
         reshape,
@@ -83,20 +98,21 @@ def _lower(
     folded = batchnorm.fold_batchnorm(graph, grids)
     constants.drop_zero_biases(graph)
     clamps.drop_clamps(graph)
-    return bias.quantize_biases(graph, folded)
+    dynamic.share_quantizers(graph)
+    return folded
 
 
 def _wide_weights(
     artifact: Artifact, data: Data, graph: ir.Graph, owners: Mapping[str, str]
 ) -> set[str]:
-    """Initializers of 8-bit weights that saturate as int8 on a few images, spread over train."""
+    """Initializers of weights that saturate as int8 on a few images, spread over train."""
     import torch
 
     from compressbench.export.lowering.integer import reading_grids
-    from compressbench.export.saturation import IMAGES, wide_layers
+    from compressbench.export.saturation import IMAGES, may_saturate, wide_layers
 
-    eight = [layer for layer, bits in weight_bits(artifact.edits).items() if bits == 8]
-    grids = {layer: reading_grids(graph, owners[layer]) for layer in eight}
+    large = [n for n in owners if may_saturate(artifact.model.get_submodule(n))]
+    grids = {layer: reading_grids(graph, owners[layer]) for layer in large}
     grids = {layer: found for layer, found in grids.items() if found}
     if not grids:
         return set()
@@ -118,26 +134,41 @@ def describe_input(spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _layers(artifact: Artifact, stored: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One row for each layer with a weight matrix, in the order of the model."""
-    bits = weight_bits(artifact.edits)
+def layer_rows(
+    artifact: Artifact,
+    stored: Mapping[str, Storage],
+    owners: Mapping[str, str],
+    wide: Collection[str],
+) -> list[dict[str, Any]]:
+    """One row for each layer with a weight matrix, in the order of the model: its `bits`,
+    `storage`, `granularity`, `kernel` ("integer" or "float"), and the `reason` for both.
+    """
+    grids = weight_grids(artifact.edits)
     rows: list[dict[str, Any]] = []
     for name, module in artifact.model.named_modules():
         weight = getattr(module, "weight", None)
-        if name in bits:
-            rows.append(_row(name, bits[name], stored[name]))
+        if name in grids:
+            rows.append(_row(name, grids[name], stored[name], owners[name] in wide))
         elif isinstance(weight, Tensor) and weight.ndim > 1:
-            rows.append(_row(name, 32, "float32"))
+            rows.append(
+                {"layer": name, "bits": 32, "storage": "float32", "granularity": None,
+                 "kernel": "float", "reason": "not quantized"}
+            )  # fmt: skip
     return rows
 
 
-def _row(layer: str, bits: int, storage: str) -> dict[str, Any]:
-    reasons = {
-        "float32": "not quantized",
-        "uint8": "integers + 128: int8 could saturate on x86 CPUs without VNNI",
+def _row(layer: str, grid: Grid, stored: Storage, wide: bool) -> dict[str, Any]:
+    fits = f"{grid.bits} bits fit" + ("" if stored.zero_point is None else ", with a zero point")
+    saturates = "int8 could saturate on x86 CPUs without VNNI"
+    size = "" if grid.group_size is None else f" of {grid.group_size}"
+    return {
+        "layer": layer,
+        "bits": grid.bits,
+        "storage": stored.kind,
+        "granularity": f"{grid.granularity}{size}",
+        "kernel": "float" if stored.kernel == "float" else "integer",
+        "reason": "; ".join(filter(None, (saturates if wide else fits, stored.reason))),
     }
-    reason = reasons.get(storage, f"{bits} bits fit")
-    return {"layer": layer, "bits": bits, "storage": storage, "reason": reason}
 
 
 def _describe_biases(biases: Biases, owners: Mapping[str, str]) -> dict[str, Any]:

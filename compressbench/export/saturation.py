@@ -22,6 +22,11 @@ TOLERATED = 1e-3  # share of outputs with a saturated sum
 _LIMIT = 2**15 - 1
 
 
+def may_saturate(layer: nn.Module) -> bool:
+    """Whether two products of 255 and steps of this layer can leave 16 bits: 7 bits never do."""
+    return 2 * 255 * int(integer_weight(layer).abs().max()) > _LIMIT
+
+
 def layer_inputs(
     model: nn.Module, layers: Iterable[str], images: Tensor
 ) -> dict[str, list[Tensor]]:

@@ -20,10 +20,11 @@ INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """Trace a copy of `model` in eval mode on `example` [B, ...], B >= 2 so that B stays free.
 
-    Initializers carry the parameter names of the model. Nothing is optimized yet.
+    `opset` is at least 18. Initializers carry the parameter names of the model. Nothing is
+    optimized yet.
     """
     traced = copy.deepcopy(model).eval().cpu()
-    operator = torch.ops.compressbench.fake_quantize.default
+    operators = torch.ops.compressbench
     with _quiet():
         program = torch.onnx.export(
             traced,
@@ -31,7 +32,10 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
             dynamo=True,
             opset_version=opset,
             dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-            custom_translation_table={operator: _quantize_dequantize},
+            custom_translation_table={
+                operators.fake_quantize.default: _quantize_dequantize,
+                operators.dynamic_fake_quantize.default: _quantize_dynamically,
+            },
             optimize=False,
             verbose=False,
             input_names=[INPUT],
@@ -43,7 +47,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
 
 def _quantize_dequantize(values: Any, scale: Any, zero_point: Any, bits: int) -> Any:
     import onnx
-    from onnxscript import opset21 as op
+    from onnxscript import opset18 as op  # what the exporter starts from, whatever is asked
 
     integers = op.QuantizeLinear(values, scale, zero_point)
     if bits < 8:  # saturate at the smaller range, among the integers: exact
@@ -52,6 +56,13 @@ def _quantize_dequantize(values: Any, scale: Any, zero_point: Any, bits: int) ->
             for v in (0, 2**bits - 1)
         )
         integers = op.Clip(integers, low, high)
+    return op.DequantizeLinear(integers, scale, zero_point)
+
+
+def _quantize_dynamically(values: Any) -> Any:
+    from onnxscript import opset18 as op
+
+    integers, scale, zero_point = op.DynamicQuantizeLinear(values)
     return op.DequantizeLinear(integers, scale, zero_point)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-COUNTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+COUNTED = {"Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}
 
 
 def macs(onnx_path: Path) -> int:
-    """Multiply-accumulates of all Conv, ConvTranspose, Gemm and MatMul nodes, batch 1.
+    """Multiply-accumulates of all Conv, ConvTranspose, Gemm and MatMul nodes, batch 1, and of
+    their integer forms.
 
     Conv: out elements * in channels / groups * kernel. ConvTranspose: in elements * out channels /
     groups * kernel. Gemm, MatMul: out elements * inner length. Biases are not counted.
@@ -31,7 +32,7 @@ def macs(onnx_path: Path) -> int:
 def _count(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     first, weight = (shapes[name] for name in node.input[:2])
     output = math.prod(shapes[node.output[0]])
-    if node.op_type == "Conv":  # weight [out, in / groups, ...]
+    if node.op_type in {"Conv", "ConvInteger"}:  # weight [out, in / groups, ...]
         return output * math.prod(weight[1:])
     if node.op_type == "ConvTranspose":  # weight [in, out / groups, ...]
         return math.prod(first) * math.prod(weight[1:])

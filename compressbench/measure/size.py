@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressbench.artifact import weight_bits
+from compressbench.artifact import activation_grid, weight_grids, zero_point
 from compressbench.core import Artifact, CheckFailedError
 
 ZSTD_LEVEL = 19
@@ -48,18 +48,28 @@ def nonzero(model: nn.Module) -> int:
 
 
 def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
-    """Quantized weights at the width of their grid; scales, biases, all else as stored."""
+    """Quantized weights, and zero points of asymmetric grids and of activations, at the width of
+    their grid; scales, biases and all else as stored. What only the storage needs is not counted.
+    """
     import onnx
     from onnx_ir import DataType
 
     stored = 0
     for tensor in onnx.load(onnx_path).graph.initializer:
         kind = DataType(tensor.data_type)
-        if not (len(tensor.dims) > 1 and kind.is_integer() and kind.bitwidth <= 8):
+        if not (kind.is_integer() and kind.bitwidth <= 8):
             stored += math.prod(tensor.dims) * kind.bitwidth
-    layers = {
-        id(artifact.model.get_submodule(name).weight): (name, bits)
-        for name, bits in weight_bits(artifact.edits).items()
-    }  # a tied weight once
-    sizes = {n: artifact.model.get_parameter(f"{n}.weight").numel() for n, _ in layers.values()}
-    return stored + sum(sizes[name] * bits for name, bits in layers.values())
+    grids = weight_grids(artifact.edits)
+    layers = {id(artifact.model.get_parameter(f"{name}.weight")): name for name in grids}
+    sites = activation_grid(artifact.edits)
+    if sites is not None and not sites.get("dynamic", False):
+        stored += len(sites["sites"]) * int(sites["bits"])
+    return stored + sum(  # a tied weight once
+        _codes(artifact.model.get_submodule(name)) * grids[name].bits for name in layers.values()
+    )
+
+
+def _codes(layer: nn.Module) -> int:
+    """Integers of a quantized layer: its weights and its zero points."""
+    offset = zero_point(layer)
+    return layer.get_parameter("weight").numel() + (0 if offset is None else offset.numel())

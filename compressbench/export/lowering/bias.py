@@ -14,6 +14,7 @@ from compressbench.export.graph import add_initializer, constant, inputs, insert
 from compressbench.export.grids import Grids, WeightGrid
 from compressbench.export.lowering.batchnorm import is_layer
 from compressbench.export.lowering.integer import integer_grid
+from compressbench.export.lowering.storage import Storage
 
 LARGEST = 2.0**30  # half of int32 is left to the sum of products
 FREE = 2.0**24  # precision of a float32, for channels whose weights are all zero
@@ -28,8 +29,10 @@ class Biases:
     widened: Mapping[str, int]
 
 
-def quantize_biases(graph: ir.Graph, grids: Grids) -> tuple[dict[str, WeightGrid], Biases]:
-    """Store the bias of each layer with quantized input and weight as int32; the new grids."""
+def quantize_biases(
+    graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage]
+) -> tuple[dict[str, WeightGrid], Biases]:
+    """Store the bias of each layer on an integer kernel as int32; the new grids."""
     fitted = dict(grids)
     widened: dict[str, int] = {}
     integer = total = 0
@@ -40,7 +43,8 @@ def quantize_biases(graph: ir.Graph, grids: Grids) -> tuple[dict[str, WeightGrid
             continue
         total += 1
         activations = integer_grid(node)
-        if activations is None or weight.name not in fitted:
+        storage = storages.get(weight.name)
+        if activations is None or storage is None or storage.kernel != "integer":
             continue
         step = activations.scale
         grid, changed = _fit(fitted[weight.name], values, step)
@@ -56,21 +60,22 @@ def quantize_biases(graph: ir.Graph, grids: Grids) -> tuple[dict[str, WeightGrid
 def _fit(grid: WeightGrid, bias: NDArray[Any], step: float) -> tuple[WeightGrid, int]:
     """Choose scales under which the bias fits into int32; (grid, channels moved off their grid).
 
-    Where all integers of a channel are zero its scale is free, and is set so that the bias keeps
+    Where all steps of a channel are zero its scale is free, and is set so that the bias keeps
     float32 precision. Where a bias is over 2**30 times its unit, the scale grows until it fits
     and the channel is rounded anew: its products are then far below one part of the bias.
     """
     size = np.abs(bias.astype(np.float64)) / step
-    empty = ~grid.integers.reshape(len(grid.integers), -1).any(axis=1)
-    scale = grid.per_channel().scale
+    empty = ~grid.steps.reshape(len(grid.steps), -1).any(axis=1)
+    each = grid.per_channel()
+    scale = each.scale
     free = empty & (bias != 0) & (grid.scale.ndim > 0)
     over = ~free & (size > LARGEST * scale)
     if not free.any() and not over.any():
         return grid, 0
     wide = np.where(free, size / FREE, np.where(over, size / LARGEST, scale))
-    ratio = np.where(over, scale / wide, 1.0).reshape(-1, *[1] * (grid.integers.ndim - 1))
-    integers = np.rint(grid.integers * ratio).astype(np.int8)
-    return replace(grid, integers=integers, scale=wide), int((over & ~empty).sum())
+    ratio = np.where(over, scale / wide, 1.0).reshape(-1, *[1] * (grid.steps.ndim - 1))
+    steps = np.rint(grid.steps * ratio).astype(np.int16)
+    return replace(each, steps=steps, scale=wide), int((over & ~empty).sum())
 
 
 def _quantize(

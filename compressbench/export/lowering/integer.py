@@ -42,12 +42,26 @@ def integer_grid(node: ir.Node) -> ActivationGrid | None:
     return None
 
 
+def dynamic_quantizer(node: ir.Node) -> ir.Node | None:
+    """The DynamicQuantizeLinear that rounds the first input of a node, else None."""
+    value = node.inputs[0]
+    source = value.producer() if value is not None else None
+    if source is None or source.op_type != "DequantizeLinear" or source.inputs[0] is None:
+        return None
+    quantizer = source.inputs[0].producer()
+    return quantizer if quantizer and quantizer.op_type == "DynamicQuantizeLinear" else None
+
+
+def readers(graph: ir.Graph, weight: str) -> list[ir.Node]:
+    """The nodes that compute with an initializer, in order; a Transpose of it is looked through."""
+    direct = {usage.node for usage in graph.initializers[weight].uses()}
+    turned = {u.node for n in direct if n.op_type == "Transpose" for u in n.outputs[0].uses()}
+    return [node for node in graph if node in (turned or direct)]
+
+
 def reading_grids(graph: ir.Graph, weight: str) -> list[ActivationGrid]:
-    """The input grids of the nodes that read an initializer, in order; [] unless all have one."""
-    value = graph.initializers[weight]
-    readers = {usage.node for usage in value.uses()}
-    turned = {u.node for n in readers if n.op_type == "Transpose" for u in n.outputs[0].uses()}
-    nodes = [node for node in graph if node in (turned or readers)]
+    """The input grids of the readers of an initializer, in order; [] unless all have one."""
+    nodes = readers(graph, weight)
     grids = [integer_grid(node) for node in nodes]
     known = [grid for grid in grids if grid is not None]
     return known if len(known) == len(nodes) else []

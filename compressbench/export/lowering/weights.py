@@ -1,14 +1,15 @@
 """Weights as integers of 8, 4 or 2 bits.
 
-Where an integer kernel reads them, DequantizeLinear marks the integers; 4 and 2 bits are cast to
-int8 first, which a runtime does once, when it loads the file. Where a float kernel reads them,
-weight = Cast(integers) * scale, which is also computed once; DequantizeLinear would be computed at
-every call, and ONNX Runtime would turn it into a MatMul that rounds the activations.
+Where an integer kernel reads them, DequantizeLinear marks the integers; 4 and 2 bits become int8
+first, which a runtime does once, when it loads the file. Where a float kernel reads them,
+weight = (Cast(integers) - zero point) * scale, which is also computed once; DequantizeLinear, with
+blocks or without, would be computed at every call (a ResNet layer then takes twice the time), and
+ONNX Runtime would turn it into a MatMul that rounds the activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -16,93 +17,178 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compressbench.export.graph import add_initializer, insert_before, replace
+from compressbench.export.graph import add_initializer, drop, insert_before, replace
 from compressbench.export.grids import Grids, WeightGrid
-from compressbench.export.lowering.integer import integer_grid
+from compressbench.export.lowering.dynamic import integer_product
+from compressbench.export.lowering.integer import readers
 from compressbench.export.lowering.linear import is_transposed_weight
+from compressbench.export.lowering.storage import Storage
 
 _TYPES = {
     "int2": np.dtype(ml_dtypes.int2),
     "int4": np.dtype(ml_dtypes.int4),
     "int8": np.dtype(np.int8),
+    "uint2": np.dtype(ml_dtypes.uint2),
+    "uint4": np.dtype(ml_dtypes.uint4),
     "uint8": np.dtype(np.uint8),
 }
-_OFFSET = 128  # of uint8 storage
 
 
-def store_integers(graph: ir.Graph, grids: Grids, wide: Collection[str]) -> dict[str, str]:
-    """Replace the float initializers of all `grids`; the type stored, by initializer.
-
-    `wide` are the weights of which int8 would saturate somewhere (`export.saturation`): they are
-    stored as uint8, integers + 128, for which x86 CPUs without VNNI take a slower, exact kernel.
-    """
+def store_integers(graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage]) -> None:
+    """Replace the float initializers of all `grids`."""
     order = {node: position for position, node in enumerate(graph)}
-    stored: dict[str, str] = {}
     for name, grid in grids.items():
-        weight = graph.initializers[name]
-        uses = [usage.node for usage in weight.uses()]
-        turned = all(is_transposed_weight(node) for node in uses)
-        readers = [u.node for n in uses for u in n.outputs[0].uses()] if turned else uses
-        axis = 1 if turned else 0
-        stored[name] = _storage(grid.bits, name in wide)
+        uses = [usage.node for usage in graph.initializers[name].uses()]
         anchor = min(uses, key=order.__getitem__)
-        new = _write(anchor, name, grid, axis, stored[name], _all_integer(readers))
-        for node in uses:
-            if turned:
-                replace(node, new)
-            else:
-                node.replace_input_with(list(node.inputs).index(weight), new)
+        if storages[name].kernel == "dynamic":
+            _store_products(graph, anchor, name, grid, storages[name])
+        else:
+            _store_weight(graph, anchor, name, grid, storages[name])
         graph.initializers.pop(name)
-    return stored
 
 
-def _all_integer(readers: Sequence[ir.Node]) -> bool:
-    return bool(readers) and all(integer_grid(node) is not None for node in readers)
+def _store_weight(
+    graph: ir.Graph, anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage
+) -> None:
+    """Compute the weight from its integers in front of `anchor`, for all that read it."""
+    weight = graph.initializers[name]
+    uses = [usage.node for usage in weight.uses()]
+    turned = all(is_transposed_weight(node) for node in uses)
+    write = _dequantized if storage.kernel == "integer" else _multiplied
+    new = write(anchor, name, grid, storage, turned)
+    for node in uses:
+        if turned:
+            replace(node, new)
+        else:
+            node.replace_input_with(list(node.inputs).index(weight), new)
 
 
-def _storage(bits: int, wide: bool) -> str:
-    """int2 for 2 bits, int4 for 3 and 4, int8 for 5 to 8; uint8 where that could saturate."""
-    if bits < 5:
-        return "int2" if bits == 2 else "int4"
-    return "uint8" if wide else "int8"
-
-
-def _write(
-    anchor: ir.Node, name: str, grid: WeightGrid, axis: int, storage: str, integer: bool
+def _dequantized(
+    anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage, turned: bool
 ) -> ir.Value:
-    """Store the integers and compute the weight from them in front of `anchor`."""
-    graph = anchor.graph
-    assert isinstance(graph, ir.Graph)
-    values = grid.integers.T if axis == 1 else grid.integers
-    offset = _OFFSET if storage == "uint8" else 0
-    packed = (np.ascontiguousarray(values).astype(np.int16) + offset).astype(_TYPES[storage])
-    stored = add_initializer(graph, f"{name}.integers", packed)
-    scale = grid.scale.astype(np.float32)
-    if integer:
-        return _dequantize(anchor, name, stored, scale, axis, storage)
-    broadcast = scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    factor = add_initializer(graph, f"{name}.scale", broadcast if scale.ndim else scale)
-    exact = insert_before(anchor, "Cast", [stored], {"to": int(ir.DataType.FLOAT)})
-    return insert_before(anchor, "Mul", [exact, factor])
+    """DequantizeLinear of 8-bit integers, for a runtime to fuse."""
+    graph = _graph(anchor)
+    stored = _codes(graph, name, grid.steps, _along(storage.zero_point, grid), storage, turned)
+    scale = add_initializer(graph, f"{name}.scale", grid.scale.astype(np.float32))
+    operands = [_as_int8(anchor, name, stored, grid, storage, turned), scale]
+    if storage.kind == "uint8":
+        assert storage.zero_point is not None
+        zero_point = np.broadcast_to(storage.zero_point, grid.scale.shape).astype(np.uint8)
+        operands.append(add_initializer(graph, f"{name}.zero_point", zero_point))
+    elif anchor.op_type != "Conv":  # ONNX Runtime fuses Conv without zero points, but no Gemm
+        zeros = np.zeros(grid.scale.shape, np.int8)
+        operands.append(add_initializer(graph, f"{name}.zero_point", zeros))
+    axis = grid.steps.ndim - 1 if turned else 0
+    return insert_before(
+        anchor, "DequantizeLinear", operands, {"axis": axis} if grid.scale.ndim else {}
+    )
 
 
-def _dequantize(
+def _as_int8(
+    anchor: ir.Node, name: str, stored: ir.Value, grid: WeightGrid, storage: Storage, turned: bool
+) -> ir.Value:
+    if storage.width == 8:
+        return stored
+    if storage.zero_point is not None:
+        stored = _centered(anchor, name, stored, _along(storage.zero_point, grid), storage, turned)
+    return insert_before(anchor, "Cast", [stored], {"to": int(ir.DataType.INT8)})
+
+
+def _multiplied(
+    anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage, turned: bool
+) -> ir.Value:
+    """(Cast(integers) - zero point) * scale; groups are rows until the end."""
+    graph, grouped = _graph(anchor), grid.scale.ndim == 2
+    steps = grid.rows() if grouped else grid.steps
+    scale, zero_point = (_along(v, grid) for v in (grid.scale, storage.zero_point))
+    assert scale is not None
+    stored = _codes(graph, name, steps, zero_point, storage, turned)
+    exact = _centered(anchor, name, stored, zero_point, storage, turned)
+    factor = add_initializer(graph, f"{name}.scale", _turn(scale.astype(np.float32), turned))
+    weight = insert_before(anchor, "Mul", [exact, factor])
+    if not grouped:
+        return weight
+    shape = grid.steps.shape[::-1] if turned else grid.steps.shape
+    target = add_initializer(graph, f"{name}.shape", np.array(shape, np.int64))
+    return insert_before(anchor, "Reshape", [weight, target])
+
+
+def _centered(
     anchor: ir.Node,
     name: str,
     stored: ir.Value,
-    scale: NDArray[Any],
-    axis: int,
-    storage: str,
+    zero_point: NDArray[Any] | None,
+    storage: Storage,
+    turned: bool,
 ) -> ir.Value:
-    graph = anchor.graph
-    assert isinstance(graph, ir.Graph)
-    operands = [stored, add_initializer(graph, f"{name}.scale", scale)]
-    if storage in {"int2", "int4"}:
-        operands[0] = insert_before(anchor, "Cast", [stored], {"to": int(ir.DataType.INT8)})
-    if storage == "uint8":
-        zero_point = np.full(scale.shape, _OFFSET, np.uint8)
-        operands.append(add_initializer(graph, f"{name}.zero_point", zero_point))
-    elif anchor.op_type != "Conv":  # ONNX Runtime fuses Conv without zero points, but no Gemm
-        zero_point_int8 = np.zeros(scale.shape, np.int8)
-        operands.append(add_initializer(graph, f"{name}.zero_point", zero_point_int8))
-    return insert_before(anchor, "DequantizeLinear", operands, {"axis": axis} if scale.ndim else {})
+    """Cast(integers) - Cast(zero point), in float32, which holds them exactly."""
+    to = {"to": int(ir.DataType.FLOAT)}
+    exact = insert_before(anchor, "Cast", [stored], to)
+    if zero_point is None:
+        return exact
+    offset = _turn(zero_point, turned).astype(_TYPES[storage.kind])
+    value = add_initializer(_graph(anchor), f"{name}.offset", offset)
+    return insert_before(anchor, "Sub", [exact, insert_before(anchor, "Cast", [value], to)])
+
+
+def _store_products(
+    graph: ir.Graph, anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage
+) -> None:
+    """ConvInteger or MatMulInteger of uint8 for every node that reads the weight."""
+    nodes = readers(graph, name)
+    turned = grid.steps.ndim == 2 and nodes[0].op_type != "Conv"
+    along = _along(storage.zero_point, grid)
+    codes = _codes(graph, name, grid.steps, along, storage, turned)
+    assert storage.zero_point is not None
+    offset = storage.zero_point if storage.uneven else storage.zero_point.min()
+    if storage.width < 8:
+        if storage.uneven:
+            exact = _centered(anchor, name, codes, along, storage, turned)
+            offset = np.int64(128)
+            half = add_initializer(graph, f"{name}.half", np.array(128, np.float32))
+            codes = insert_before(anchor, "Add", [exact, half])
+        codes = insert_before(anchor, "Cast", [codes], {"to": int(ir.DataType.UINT8)})
+    zero_point = add_initializer(graph, f"{name}.zero_point", np.asarray(offset, np.uint8))
+    positions = 0 if turned else grid.steps.ndim - 2
+    scale = grid.scale.astype(np.float32)
+    if scale.ndim:
+        scale = scale.reshape(-1, *[1] * positions)
+    scales = add_initializer(graph, f"{name}.scale", scale)
+    turns = [usage.node for usage in graph.initializers[name].uses()]
+    for node in nodes:
+        integer_product(node, codes, zero_point, scales, positions)
+    for node in turns:
+        if node.op_type == "Transpose":
+            drop(node)
+
+
+def _codes(
+    graph: ir.Graph,
+    name: str,
+    steps: NDArray[np.int16],
+    zero_point: NDArray[Any] | None,
+    storage: Storage,
+    turned: bool,
+) -> ir.Value:
+    values = steps if zero_point is None else steps + zero_point
+    packed = np.ascontiguousarray(_turn(values, turned)).astype(_TYPES[storage.kind])
+    return add_initializer(graph, f"{name}.integers", packed)
+
+
+def _along(values: NDArray[Any] | None, grid: WeightGrid) -> NDArray[Any] | None:
+    """Numbers in the shape of the scale, so that they broadcast over the steps (or the rows)."""
+    if values is None or values.ndim == 0:
+        return values
+    if values.ndim == 2:
+        return values[:, :, None]
+    return values.reshape(-1, *[1] * (grid.steps.ndim - 1))
+
+
+def _turn(values: NDArray[Any], turned: bool) -> NDArray[Any]:
+    """[O, I] -> [I, O], [O, G, n] -> [G, n, O]: as a MatMul reads a weight."""
+    return np.moveaxis(values, 0, -1) if turned and values.ndim else values
+
+
+def _graph(anchor: ir.Node) -> ir.Graph:
+    assert isinstance(anchor.graph, ir.Graph)
+    return anchor.graph

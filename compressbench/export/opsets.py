@@ -1,0 +1,31 @@
+"""ONNX opsets: what each brought for us, and the runtimes that know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from compressbench.checks import check_integer
+
+OLDEST, NATIVE, INT4, NEWEST = 17, 18, 21, 25  # PyTorch's exporter writes 18 and above
+SINCE = {2: NEWEST, 4: INT4, 8: OLDEST}  # bits of a stored integer -> the opset that brought it
+IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 25: 13}
+MIN_ONNXRUNTIME = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 25: "1.32"}
+
+
+def check_opset(opset: Any) -> None:
+    """Raise UserError unless `opset` is one that we can write for."""
+    check_integer("opset", opset, OLDEST, NEWEST)
+
+
+def stored_width(bits: int, opset: int) -> int:
+    """The narrowest integers of 2, 4 or 8 bits that hold `bits` and that `opset` knows."""
+    return min(width for width, since in SINCE.items() if width >= bits and opset >= since)
+
+
+def declared_opset(bits: Iterable[int], opset: int) -> int:
+    """The opset of a file with weights of `bits` for runtimes up to `opset`: as old as they allow,
+    so that older runtimes can run it, too.
+    """
+    narrowest = min((stored_width(b, opset) for b in bits), default=8)
+    return NEWEST if SINCE[narrowest] == NEWEST else min(opset, INT4)
