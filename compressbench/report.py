@@ -11,11 +11,8 @@ import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +31,6 @@ from compressbench.units import (
 SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
 CHANCE = "no better than guessing"
-LIBRARIES = (
-    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
-    "compressbench",
-)  # fmt: skip
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "recipe.yaml")
 _SHRINKS = ("prune", "quantize")  # how the kinds of such stages begin
 _DOWNLOAD = "size/download_bytes"
@@ -58,39 +51,6 @@ class RunInfo:
     command: Sequence[str]
     started: str  # ISO 8601
     metric: str = "accuracy"
-
-
-def environment() -> dict[str, Any]:
-    """What the figures may depend on; names no machine and no person."""
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git_commit": _git_commit(),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def _cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
-
-
-def _git_commit() -> str | None:
-    """The commit of the working folder; None outside a repository or without git."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def shrink_warning(previous: Step, step: Step) -> str | None:

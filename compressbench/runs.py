@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core import Data, Step
+from compressbench.environment import environment
 from compressbench.errors import UserError
 from compressbench.export.opsets import check_opset
 from compressbench.measure.accuracy import check_metric
@@ -19,7 +20,6 @@ from compressbench.recipe import Workshop, run
 from compressbench.report import (
     RunInfo,
     build_report,
-    environment,
     headline,
     markdown,
     table,

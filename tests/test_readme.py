@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 INSTALLS = "pip install -e"  # the continuous integration runs those lines as they are
 
@@ -37,6 +39,7 @@ def run(commands: list[str], core: int, folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.timeout(600)  # of two cores that other tests use, too
 def test_every_command_of_the_readme(tmp_path):
     for name, text in named_files().items():
         path = tmp_path / name

@@ -13,12 +13,12 @@ import torch
 from sample_steps import make_info, make_step, make_steps, warned
 
 from compressbench.core import Measurement, Split
+from compressbench.environment import environment
 from compressbench.measure import measure
 from compressbench.redact import redact
 from compressbench.report import (
     build_report,
     comparison_rows,
-    environment,
     markdown,
     shrink_warning,
     table,

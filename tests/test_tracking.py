@@ -40,7 +40,9 @@ def test_a_run_lands_in_sqlite_once_however_often_it_is_logged(tmp_path, capsys)
     home = tmp_path / "größe und maß"
     folder = home / "runs" / "a"
     ended = log_run(Local(str(home)), folder)
-    assert sync([str(folder)]) == 0  # waits for a worker that a loaded machine made late
+    deadline = time.monotonic() + 120  # the run's own worker may be late on a loaded machine
+    while sync([str(folder)]):
+        assert time.monotonic() < deadline
     database = home / "mlflow.db"
     run = rows(database, "select run_uuid, name, status from runs")
     assert [r[1:] for r in run] == [("quantize digits", "FINISHED")]

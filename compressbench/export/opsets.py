@@ -7,10 +7,11 @@ from typing import Any
 
 from compressbench.checks import check_integer
 
-OLDEST, NATIVE, INT4, NEWEST = 17, 18, 21, 25  # PyTorch's exporter writes 18 and above
+OLDEST, NATIVE, PLAIN, INT4, NEWEST = 17, 18, 20, 21, 25  # PyTorch's exporter writes 18 and above
 SINCE = {2: NEWEST, 4: INT4, 8: OLDEST}  # bits of a stored integer -> the opset that brought it
 IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 25: 13}
-MIN_ONNXRUNTIME = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 25: "1.32"}
+# The oldest that ran files of every kind of grid and activation; before 1.15 none was tried.
+MIN_ONNXRUNTIME = {17: "1.15", 18: "1.15", 19: "1.16", 20: "1.17", 21: "1.23", 25: "1.32"}
 
 
 def check_opset(opset: Any) -> None:
@@ -28,4 +29,4 @@ def declared_opset(bits: Iterable[int], opset: int) -> int:
     so that older runtimes can run it, too.
     """
     narrowest = min((stored_width(b, opset) for b in bits), default=8)
-    return NEWEST if SINCE[narrowest] == NEWEST else min(opset, INT4)
+    return max(SINCE[narrowest], min(opset, PLAIN))

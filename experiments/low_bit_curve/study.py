@@ -23,7 +23,16 @@ HERE = Path(__file__).parent
 BITS = (8, 6, 5, 4, 3, 2)
 GRANULARITIES = ("tensor", "channel", "group")
 ROUNDINGS = ("nearest, min-max", "nearest", "gptq", "adaround", "brecq")
-FITTED = ("adaround", "brecq")
+CHOSEN = {  # fits take minutes, and from five bits on are no better than the nearest
+    ("nearest, min-max", "tensor"): (),
+    ("nearest, min-max", "group"): (),
+    ("gptq", "tensor"): (),
+    ("gptq", "group"): (4, 3, 2),
+    ("adaround", "tensor"): (),
+    ("adaround", "channel"): (4, 3, 2),
+    ("adaround", "group"): (),
+    **{("brecq", granularity): (4, 3, 2) for granularity in GRANULARITIES},
+}
 GROUP = 4  # input channels; 36 weights of a 3x3 convolution share a scale
 ALL, ENDS = "all layers", "ends at 8 bits"
 STAGE = "recipe.stages.quantize"
@@ -39,10 +48,12 @@ class Setting:
     layers: str
 
     def overrides(self) -> list[str]:
-        if self.rounding == "lsq":
+        if self.rounding.startswith("lsq"):
             stage = "recipe.stages.qat"
-            return ["recipe=qat", f"{stage}.bits={self.bits}", f"{stage}.activation=null",
-                    f"{stage}.epochs=0.25"]  # fmt: skip
+            found = ["recipe=qat", f"{stage}.bits={self.bits}", f"{stage}.activation=null",
+                     f"{stage}.epochs=0.25"]  # fmt: skip
+            teacher = [f"+loss@{stage}.loss=hinton", f"{stage}.teacher=train"]
+            return found + (teacher if "teacher" in self.rounding else [])
         method = self.rounding.partition(",")[0]
         found = [
             "recipe=quantize",
@@ -65,12 +76,13 @@ class Setting:
 def settings() -> Iterator[Setting]:
     """The grid of the table; then first and last at 8 bits, and a quarter epoch of LSQ."""
     for rounding, granularity, bits in itertools.product(ROUNDINGS, GRANULARITIES, BITS):
-        if rounding not in FITTED or bits < 5:  # minutes each, and from five bits on no better
+        if bits in CHOSEN.get((rounding, granularity), BITS):
             yield Setting(rounding, granularity, bits, ALL)
-    for rounding, bits in itertools.product(ROUNDINGS, (3, 2)):
+    for rounding, bits in itertools.product(ROUNDINGS[1:], (3, 2)):
         yield Setting(rounding, "channel", bits, ENDS)
-    for bits in (8, 4, 3, 2):
-        yield Setting("lsq", "channel", bits, ENDS)
+    yield Setting("lsq", "channel", 8, ENDS)  # the control
+    for bits in (3, 2):
+        yield Setting("lsq, teacher", "channel", bits, ENDS)
 
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
