@@ -177,14 +177,15 @@ def main() -> None:
     found: dict[Setting, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
-        waiting = {pool.submit(measure, setting, where): setting for setting in wanted}
+        per_channel_first = sorted(wanted, key=lambda s: s.granularity != "channel")
+        waiting = {pool.submit(measure, setting, where): setting for setting in per_channel_first}
         for number, done in enumerate(as_completed(waiting), 1):
             row = found[waiting[done]] = done.result()
             print(f"{number}/{len(wanted)} {row['rounding']}, {row['granularity']}, "
                   f"{row['bits']} bits, {row['layers']}: {100 * row['test_accuracy']:.2f}",
                   flush=True)  # fmt: skip
-    rows = [found[s] for s in wanted]
-    write(rows)
+            rows = [found[s] for s in wanted if s in found]
+            write(rows)
     print(table(rows))
 
 

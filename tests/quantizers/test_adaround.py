@@ -146,7 +146,7 @@ def test_every_step_is_floor_or_ceil_and_outputs_are_at_least_as_close(grid, kin
     if low.ndim:
         low, high = expand(low, weight), expand(high, weight)
     exact = weight / expand(scale, weight)
-    down, up = torch.floor(exact - 1e-4), torch.ceil(exact + 1e-4)  # a step itself may go either way
+    down, up = torch.floor(exact - 1e-4), torch.ceil(exact + 1e-4)  # a step goes either way
     assert (result.steps >= down.clamp(low, high)).all()
     assert (result.steps <= up.clamp(low, high)).all()
     assert not result.steps[weight == 0].any()
