@@ -34,9 +34,10 @@ def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST)
     """Write `artifact` as one .onnx file; the report (plain JSON) says what became of each layer.
 
     `opset` in [17, 25] is the highest that the target runtime knows; the file declares the lowest
-    of 20, 21 and 25 that its weights need, or `opset` below 20. Raise CheckFailedError when a quantized
-    layer is not in the graph or the file does not load, UserError where `opset` lacks an operator.
-    The bytes depend on the artifact, the dataset's description and a few training images only.
+    of 20, 21 and 25 that its weights need, or `opset` below 20. Raise CheckFailedError when a
+    quantized layer is not in the graph or the file does not load, UserError where `opset` lacks an
+    operator. The bytes depend on the artifact, the dataset's description and a few training images
+    only.
     """
     import onnx
 
