@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import zstandard
 from export_zoo import Residual, run
 from PIL import Image
 
 from compressbench.export.bundle import write_bundle
+
+pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
 
 
 def test_the_bundle_runs_without_us(export, data, tmp_path):

@@ -18,6 +18,8 @@ from torch import nn
 from compressbench.core import CheckFailedError
 from compressbench.export.onnx import export_onnx
 
+pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
+
 
 def _operators(path):
     return [node.op_type for node in onnx.load(path).graph.node]

@@ -20,10 +20,12 @@ from compressbench.export.grids import WeightGrid
 from compressbench.export.onnx import export_onnx
 from compressbench.measure import size
 from compressbench.measure.kernels import INTEGER, integer_kernels
+from compressbench.models.resnet import ResNet
 from compressbench.quantizers import activations
 from compressbench.quantizers.dynamic import Dynamic
 from compressbench.quantizers.grid import Grid, round_to_grid, rows, scale_of
 
+pytestmark = pytest.mark.xdist_group("export_grids")  # they share three exports
 GRIDS = {
     "narrow8": Grid(8),
     "full8": Grid(8, narrow=False),
@@ -292,3 +294,20 @@ def test_activations_of_few_bits_keep_their_kernels(data, tmp_path):
                      (np.max, np.mean))  # fmt: skip
     assert largest < 0.15  # a value that rounds to the other side moves by a fifteenth
     assert mean < 0.005
+
+
+@pytest.mark.long
+def test_3_bit_codes_in_int4_download_at_their_entropy(data, tmp_path):
+    """Within 5 % of (entropy of each layer's codes + everything else as stored)."""
+    torch.manual_seed(0)
+    model = ResNet(list(data.spec.input_shape), 5, 56, 16).eval()
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    made = on_grids(model, dict.fromkeys(layers, Grid(3)), "none", data)
+    path = tmp_path / "model.onnx"
+    export_onnx(made, data, path)
+    codes = [artifacts.integer_weight(model.get_submodule(n)).numpy().ravel() for n in layers]
+    shares = [np.unique(c, return_counts=True)[1] / c.size for c in codes]
+    entropy = sum(-(p * np.log2(p)).sum() * c.size for p, c in zip(shares, codes, strict=True)) / 8
+    stored = sum((c.size + 1) // 2 for c in codes)
+    assert sum(c.size for c in codes) > 850_000
+    assert size.download_bytes(path) <= 1.05 * (entropy + path.stat().st_size - stored)

@@ -13,6 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from compressbench.artifact import integer_weight, set_mask_
 from compressbench.export.onnx import export_onnx
 
+pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
+
 WEIGHT_ONLY = [
     *((kind, 32) for kind in MODELS),
     (Mobile, 2),
