@@ -6,6 +6,8 @@ The kinds of edits:
 - `mask`: `layers` [names] whose `weight_mask` (bool, shape of the weight) holds zeros for good
 - `weight_grid`: `layers` {name: options of its `Grid`}; the layer has `weight_scale` (and, unless
   symmetric, `weight_zero_point`), and every weight is its scale times a step of the grid
+- `codebook`: `layers` {name: bits}; the layer has `weight_codebook`, 2**bits ascending float32
+  values, and every weight is one of them
 - `fold`: `pairs` [[layer, BatchNorm], ...]: the layer has a bias, the BatchNorm is an nn.Identity
 - `bias`: `layers` [names] that have a bias which the architecture does not give them
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
@@ -17,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ DESCRIPTION = "artifact.json"
 GRID_TOLERANCE = 1e-3  # of one step of the grid
 
 
-def apply_edit_(model: nn.Module, edit: Edit) -> None:
+def apply_edit_(model: nn.Module, edit: Edit) -> None:  # noqa: C901 - one case a kind
     """Give `model` the structure of one edit; the values come from the stored tensors."""
     match edit["kind"]:
         case "resize":
@@ -44,10 +46,10 @@ def apply_edit_(model: nn.Module, edit: Edit) -> None:
                 set_mask_(model.get_submodule(name))
         case "weight_grid":
             for name, options in edit["layers"].items():
-                grid, layer = Grid(**options), model.get_submodule(name)
-                shape = grid.scale_shape(_weight(layer))
-                zero_point = None if grid.symmetric else torch.zeros(shape, dtype=torch.uint8)
-                set_scale_(layer, torch.ones(shape), zero_point)
+                _set_grid_(model.get_submodule(name), Grid(**options))
+        case "codebook":
+            for name, bits in edit["layers"].items():
+                set_codebook_(model.get_submodule(name), torch.zeros(1 << bits))
         case "fold":
             _drop_norms_(model, edit)
         case "bias":
@@ -57,6 +59,12 @@ def apply_edit_(model: nn.Module, edit: Edit) -> None:
             activations.attach_(model, edit)
         case kind:
             raise CheckFailedError(f"unknown kind of edit {kind!r}: made by a newer version?")
+
+
+def _set_grid_(layer: nn.Module, grid: Grid) -> None:
+    shape = grid.scale_shape(_weight(layer))
+    zero_point = None if grid.symmetric else torch.zeros(shape, dtype=torch.uint8)
+    set_scale_(layer, torch.ones(shape), zero_point)
 
 
 def _drop_norms_(model: nn.Module, edit: Edit) -> None:
@@ -110,6 +118,11 @@ def set_scale_(layer: nn.Module, scale: Tensor, zero_point: Tensor | None) -> No
         layer.register_buffer("weight_zero_point", zero_point)
 
 
+def set_codebook_(layer: nn.Module, values: Tensor) -> None:
+    """Hang the values that its weights may have, float32 [2**bits], into a layer."""
+    layer.register_buffer("weight_codebook", values)
+
+
 def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if hasattr(m, "weight_mask")}
 
@@ -128,9 +141,20 @@ def weight_grids(edits: Iterable[Edit]) -> dict[str, Grid]:
     }
 
 
-def weight_bits(edits: Iterable[Edit]) -> dict[str, int]:
-    """Layer name -> bits, of the layers whose weights are on a grid."""
-    return {name: grid.bits for name, grid in weight_grids(edits).items()}
+def codebook_bits(edits: Iterable[Edit]) -> dict[str, int]:
+    """Layer name -> bits of a code, of the layers whose weights are in a codebook."""
+    return {
+        name: bits
+        for edit in edits
+        if edit["kind"] == "codebook"
+        for name, bits in edit["layers"].items()
+    }
+
+
+def weight_bits(edits: Sequence[Edit]) -> dict[str, int]:
+    """Layer name -> bits, of the layers whose weights are on a grid or in a codebook."""
+    grids = {name: grid.bits for name, grid in weight_grids(edits).items()}
+    return grids | codebook_bits(edits)
 
 
 def activation_grid(edits: Iterable[Edit]) -> Edit | None:
@@ -162,7 +186,8 @@ def _buffer(layer: nn.Module, name: str) -> Tensor:
 def check(artifact: Artifact) -> None:
     """Raise CheckFailedError unless every earlier stage's work is still there.
 
-    Masked weights are exactly zero, quantized weights are on their grid, all tensors are finite,
+    Masked weights are exactly zero, quantized weights on their grid or in their codebook, tensors
+    finite,
     and the properties are those that the edits establish.
     """
     model = artifact.model
@@ -174,6 +199,11 @@ def check(artifact: Artifact) -> None:
             raise CheckFailedError(f"{name}: a weight that was pruned is not zero any more")
     for name, grid in weight_grids(artifact.edits).items():
         _check_grid(name, model.get_submodule(name), grid)
+    for name, bits in codebook_bits(artifact.edits).items():
+        layer = model.get_submodule(name)
+        book = _buffer(layer, "weight_codebook")
+        if len(book) != 1 << bits or not bool(torch.isin(_weight(layer), book).all()):
+            raise CheckFailedError(f"{name}: weights left their codebook of {1 << bits} values")
 
 
 def _check_grid(name: str, layer: nn.Module, grid: Grid) -> None:

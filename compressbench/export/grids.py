@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from compressbench.artifact import integer_weight, weight_grids, zero_point
+from compressbench.artifact import codebook_bits, integer_weight, weight_bits, zero_point
 from compressbench.core import Artifact, CheckFailedError
 
 
@@ -21,12 +21,16 @@ class WeightGrid:
 
     Of an asymmetric grid, `zero_point` int64 in the shape of the scale: step + zero point is in
     [0, 2**bits - 1]. None where steps lie around zero.
+
+    With a `codebook`, float64 [2**bits], the steps are positions in it: `scale * codebook[steps]`;
+    the scale may then be negative or zero.
     """
 
     steps: NDArray[np.int16]
     scale: NDArray[np.float64]
     bits: int
     zero_point: NDArray[np.int64] | None = None
+    codebook: NDArray[np.float64] | None = None
 
     def per_channel(self) -> WeightGrid:
         """The same with one scale for each output channel, where there was one for all."""
@@ -47,6 +51,8 @@ class WeightGrid:
         A channel whose factor is zero becomes zero steps with scale 1.
         """
         each = self.per_channel()
+        if self.codebook is not None:
+            return replace(each, scale=each.scale * factor)
         along = factor.reshape(-1, *[1] * (each.scale.ndim - 1))
         sign = np.sign(factor).astype(np.int16).reshape(-1, *[1] * (self.steps.ndim - 1))
         zero_point = each.zero_point
@@ -74,11 +80,20 @@ def read_grids(artifact: Artifact, graph: ir.Graph) -> tuple[dict[str, WeightGri
     """
     grids: dict[str, WeightGrid] = {}
     owners: dict[str, str] = {}
-    for layer, grid in weight_grids(artifact.edits).items():
+    books = codebook_bits(artifact.edits)
+    for layer, bits in weight_bits(artifact.edits).items():
         name = _initializer(artifact.model, layer, graph)
-        grids[name] = _weight_grid(artifact.model.get_submodule(layer), grid.bits)
+        read = _codebook if layer in books else _weight_grid
+        grids[name] = read(artifact.model.get_submodule(layer), bits)
         owners[layer] = name
     return grids, owners
+
+
+def _codebook(layer: nn.Module, bits: int) -> WeightGrid:
+    book = layer.get_buffer("weight_codebook").numpy()
+    codes = np.searchsorted(book, layer.get_parameter("weight").detach().numpy())
+    one = np.array(1.0)
+    return WeightGrid(codes.astype(np.int16), one, bits, codebook=book.astype(np.float64))
 
 
 def _weight_grid(layer: nn.Module, bits: int) -> WeightGrid:

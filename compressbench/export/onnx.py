@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from compressbench.artifact import activation_grid, weight_bits, weight_grids
+from compressbench.artifact import activation_grid, codebook_bits, weight_bits, weight_grids
 from compressbench.core import Artifact, CheckFailedError, Data, DataSpec
 from compressbench.export.opsets import (
     IR_VERSION,
@@ -112,7 +112,8 @@ def _wide_weights(
     from compressbench.export.lowering.integer import reading_grids
     from compressbench.export.saturation import IMAGES, may_saturate, wide_layers
 
-    large = [n for n in owners if may_saturate(artifact.model.get_submodule(n))]
+    on_grids = weight_grids(artifact.edits)
+    large = [n for n in on_grids if may_saturate(artifact.model.get_submodule(n))]
     grids = {layer: reading_grids(graph, owners[layer]) for layer in large}
     grids = {layer: found for layer, found in grids.items() if found}
     if not grids:
@@ -144,12 +145,18 @@ def layer_rows(
     """One row for each layer with a weight matrix, in the order of the model: its `bits`,
     `storage`, `granularity`, `kernel` ("integer" or "float"), and the `reason` for both.
     """
-    grids = weight_grids(artifact.edits)
+    grids, books = weight_grids(artifact.edits), codebook_bits(artifact.edits)
     rows: list[dict[str, Any]] = []
     for name, module in artifact.model.named_modules():
         weight = getattr(module, "weight", None)
         if name in grids:
             rows.append(_row(name, grids[name], stored[name], owners[name] in wide))
+        elif name in books:
+            rows.append(
+                {"layer": name, "bits": books[name], "storage": stored[name].kind,
+                 "granularity": f"codebook of {1 << books[name]}", "kernel": "float",
+                 "reason": stored[name].reason}
+            )  # fmt: skip
         elif isinstance(weight, Tensor) and weight.ndim > 1:
             rows.append(
                 {"layer": name, "bits": 32, "storage": "float32", "granularity": None,

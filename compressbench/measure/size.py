@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressbench.artifact import activation_grid, weight_grids, zero_point
+from compressbench.artifact import activation_grid, weight_bits, zero_point
 from compressbench.core import Artifact, CheckFailedError
 
 ZSTD_LEVEL = 19
@@ -49,7 +49,8 @@ def nonzero(model: nn.Module) -> int:
 
 def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
     """Quantized weights, and zero points of asymmetric grids and of activations, at the width of
-    their grid; scales, biases and all else as stored. What only the storage needs is not counted.
+    their grid or code; all else (scales, codebooks, biases) as stored. What only the storage needs
+    is not counted.
     """
     import onnx
     from onnx_ir import DataType
@@ -59,13 +60,13 @@ def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
         kind = DataType(tensor.data_type)
         if not (kind.is_integer() and kind.bitwidth <= 8):
             stored += math.prod(tensor.dims) * kind.bitwidth
-    grids = weight_grids(artifact.edits)
-    layers = {id(artifact.model.get_parameter(f"{name}.weight")): name for name in grids}
+    bits = weight_bits(artifact.edits)
+    layers = {id(artifact.model.get_parameter(f"{name}.weight")): name for name in bits}
     sites = activation_grid(artifact.edits)
     if sites is not None and not sites.get("dynamic", False):
         stored += len(sites["sites"]) * int(sites["bits"])
     return stored + sum(  # a tied weight once
-        _codes(artifact.model.get_submodule(name)) * grids[name].bits for name in layers.values()
+        _codes(artifact.model.get_submodule(name)) * bits[name] for name in layers.values()
     )
 
 

@@ -90,7 +90,9 @@ class Prune:
             if WEIGHT_QUANTIZED not in stage.adds:
                 continue
             scheme = getattr(stage, "scheme", None)
-            other = set() if scheme is None else scheme().all_bits() - {GRID_BITS}
+            if scheme is None:  # a codebook: zero may not be one of its values
+                raise UserError("pruning after a codebook is not possible: prune before it")
+            other = scheme().all_bits() - {GRID_BITS}
             if other:
                 raise UserError(
                     f"pruning after quantization needs {GRID_BITS}-bit weights, got "

@@ -23,16 +23,6 @@ HERE = Path(__file__).parent
 BITS = (8, 6, 5, 4, 3, 2)
 GRANULARITIES = ("tensor", "channel", "group")
 ROUNDINGS = ("nearest, min-max", "nearest", "gptq", "adaround", "brecq")
-CHOSEN = {  # fits take minutes, and from five bits on are no better than the nearest
-    ("nearest, min-max", "tensor"): (),
-    ("nearest, min-max", "group"): (),
-    ("gptq", "tensor"): (),
-    ("gptq", "group"): (4, 3, 2),
-    ("adaround", "tensor"): (),
-    ("adaround", "channel"): (4, 3, 2),
-    ("adaround", "group"): (),
-    **{("brecq", granularity): (4, 3, 2) for granularity in GRANULARITIES},
-}
 GROUP = 4  # input channels; 36 weights of a 3x3 convolution share a scale
 ALL, ENDS = "all layers", "ends at 8 bits"
 STAGE = "recipe.stages.quantize"
@@ -48,10 +38,14 @@ class Setting:
     layers: str
 
     def overrides(self) -> list[str]:
+        if self.rounding == "codebook":
+            stage = "recipe.stages.codebook"
+            return ["recipe=codebook", f"{stage}.bits={self.bits}", f"{stage}.rules=[]"]
         if self.rounding.startswith("lsq"):
             stage = "recipe.stages.qat"
             found = ["recipe=qat", f"{stage}.bits={self.bits}", f"{stage}.activation=null",
-                     f"{stage}.epochs=0.25"]  # fmt: skip
+                     f"{stage}.epochs=0.25", f"{stage}.optimizer.lr=0.01",
+                     "dataset.crop_padding=0"]  # fmt: skip
             teacher = [f"+loss@{stage}.loss=hinton", f"{stage}.teacher=train"]
             return found + (teacher if "teacher" in self.rounding else [])
         method = self.rounding.partition(",")[0]
@@ -74,15 +68,15 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """The grid of the table; then first and last at 8 bits, and a quarter epoch of LSQ."""
+    """The grid of the table and codebooks; first and last at 8 bits; a quarter epoch of LSQ."""
     for rounding, granularity, bits in itertools.product(ROUNDINGS, GRANULARITIES, BITS):
-        if bits in CHOSEN.get((rounding, granularity), BITS):
-            yield Setting(rounding, granularity, bits, ALL)
+        yield Setting(rounding, granularity, bits, ALL)
+    for bits in BITS:
+        yield Setting("codebook", "tensor", bits, ALL)
     for rounding, bits in itertools.product(ROUNDINGS[1:], (3, 2)):
         yield Setting(rounding, "channel", bits, ENDS)
-    yield Setting("lsq", "channel", 8, ENDS)  # the control
-    for bits in (3, 2):
-        yield Setting("lsq, teacher", "channel", bits, ENDS)
+    for rounding, bits in itertools.product(("lsq", "lsq, teacher"), (8, 3, 2)):
+        yield Setting(rounding, "channel", bits, ENDS)  # 8 bits are the control
 
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +129,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True)
     for axis, granularity in zip(axes, GRANULARITIES, strict=True):
-        for rounding in ROUNDINGS:
+        for rounding in (*ROUNDINGS, "codebook"):
             line = [r for r in rows if (r["rounding"], r["granularity"], r["layers"])
                     == (rounding, granularity, ALL)]  # fmt: skip
             axis.plot([int(r["bits"]) for r in line],
@@ -149,6 +143,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=90)
+    pyplot.close(figure)
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -30,6 +30,7 @@ _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
 _GROUPS = "no integer kernel takes a scale per group"
 _UNEVEN = "no integer convolution takes zero points that differ between channels"
+_CODEBOOK = "no integer kernel computes with values of a codebook"
 _OLD = f"{_UNEVEN}, before the runtimes of opset {NEWEST}"
 
 
@@ -72,7 +73,8 @@ def plan_storage(
 
 def _plan(grid: WeightGrid, nodes: Sequence[ir.Node], wide: bool, opset: int) -> Storage:
     width = stored_width(grid.bits, opset)
-    natural = None if _fits(grid.steps, width) and not wide else _zero_point(grid, width)
+    around_zero = grid.codebook is None and _fits(grid.steps, width) and not wide
+    natural = None if around_zero else _zero_point(grid, width)
     rounded = bool(nodes) and all(dynamic_quantizer(node) for node in nodes)
     offset = _zero_point(grid, width) if rounded else natural
     made = Storage(width, offset, "dynamic" if rounded else "integer")
@@ -93,6 +95,8 @@ def _why_float(nodes: Sequence[ir.Node], rounded: bool) -> str:
 
 def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: int) -> str:
     """Why the grid of the weight rules integer kernels out, or ""."""
+    if grid.codebook is not None:
+        return _CODEBOOK
     if grid.scale.ndim == 2:
         return _GROUPS
     convolutions = [node for node in nodes if node.op_type == "Conv"]
@@ -119,6 +123,8 @@ def _zero_point(grid: WeightGrid, width: int) -> NDArray[np.int64]:
     if grid.zero_point is not None:
         return grid.zero_point
     half = 1 << (width - 1)
+    if grid.codebook is not None:
+        return np.zeros(grid.scale.shape, np.int64)
     highest = grid.rows().max(axis=-1)
     if grid.steps.min() > -half:
         highest = np.full(highest.shape, highest.max())

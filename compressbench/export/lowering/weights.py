@@ -4,7 +4,8 @@ Where an integer kernel reads them, DequantizeLinear marks the integers; 4 and 2
 first, which a runtime does once, when it loads the file. Where a float kernel reads them,
 weight = (Cast(integers) - zero point) * scale, which is also computed once; DequantizeLinear, with
 blocks or without, would be computed at every call (a ResNet layer then takes twice the time), and
-ONNX Runtime would turn it into a MatMul that rounds the activations.
+ONNX Runtime would turn it into a MatMul that rounds the activations. Of a codebook,
+weight = Gather(values, Cast(codes)) * scale, computed once, too.
 """
 
 from __future__ import annotations
@@ -103,7 +104,12 @@ def _multiplied(
     scale, zero_point = (_along(v, grid) for v in (grid.scale, storage.zero_point))
     assert scale is not None
     stored = _codes(graph, name, steps, zero_point, storage, turned)
-    exact = _centered(anchor, name, stored, zero_point, storage, turned)
+    if grid.codebook is None:
+        exact = _centered(anchor, name, stored, zero_point, storage, turned)
+    else:
+        exact = _looked_up(anchor, name, stored, grid.codebook)
+    if not grid.scale.ndim and float(grid.scale) == 1.0:
+        return exact
     factor = add_initializer(graph, f"{name}.scale", _turn(scale.astype(np.float32), turned))
     weight = insert_before(anchor, "Mul", [exact, factor])
     if not grouped:
@@ -129,6 +135,15 @@ def _centered(
     offset = _turn(zero_point, turned).astype(_TYPES[storage.kind])
     value = add_initializer(_graph(anchor), f"{name}.offset", offset)
     return insert_before(anchor, "Sub", [exact, insert_before(anchor, "Cast", [value], to)])
+
+
+def _looked_up(
+    anchor: ir.Node, name: str, codes: ir.Value, codebook: NDArray[np.float64]
+) -> ir.Value:
+    """The values of a codebook at the codes, float32."""
+    values = add_initializer(_graph(anchor), f"{name}.codebook", codebook.astype(np.float32))
+    index = insert_before(anchor, "Cast", [codes], {"to": int(ir.DataType.INT32)})
+    return insert_before(anchor, "Gather", [values, index])
 
 
 def _store_products(
