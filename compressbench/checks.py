@@ -36,3 +36,9 @@ def check_flag(name: str, value: Any) -> None:
     """Raise UserError unless `value` is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"{name} must be true or false, got {value!r}")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raise UserError unless `value` is a finite number of at least 0."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise UserError(f"{name} must be a number of at least 0, got {value!r}")

@@ -165,11 +165,12 @@ class Stage(Protocol):
     is refused, since this stage would silently undo it. They are read-only for the type checker:
     a class attribute, a field or a property will do.
 
-    Four more may be there: `starts_fresh = True` for a stage that never goes on from the one
+    Five more may be there: `starts_fresh = True` for a stage that never goes on from the one
     before; `weighs_files`, true where what it does depends on bytes of exported files;
     `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
     raise UserError for options that cannot work after those stages, or on the architecture (in
-    eval mode) that the stage's model begins with.
+    eval mode) that the stage's model begins with; `check_teacher(model, teacher, spec)` the same
+    for that of a teacher.
     """
 
     @property
@@ -243,6 +244,38 @@ class DistillationLoss(Protocol):
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        ...
+
+
+@runtime_checkable
+class FeatureLoss(Protocol):
+    """A loss between what a layer of a student and one of its teacher give, [B, ...] each."""
+
+    @property
+    def layers(self) -> Mapping[str, str] | None:
+        """Layers of the student -> layers of the teacher, None for a choice of its own."""
+        ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def choose(self, count: int) -> Sequence[int]:
+        """Which of `count` pairs of layers to compare, where none are named.
+
+        The pairs are the last layers of each resolution that both models have, in forward order.
+        """
+        ...
+
+    def connect(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module | None:
+        """A module, trained with the student, that makes features of the shape `student` (without
+        the batch) ones that can be compared with `teacher`; None where they can be already.
+
+        Raises UserError with both shapes where there is no way.
+        """
+        ...
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Features [B, ...] of both, the student's connected -> a scalar of at least 0."""
         ...
 
 

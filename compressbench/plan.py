@@ -64,9 +64,9 @@ def make_plan(
     """Check a recipe as a whole and give every stage its content key.
 
     `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
-    architecture to start from) and `teacher` (the name of an earlier stage). Raises UserError
-    for anything that cannot work, before any work is done. `opset` counts in the key of a stage
-    that weighs exported files.
+    architecture to start from) and `teacher` (the name of an earlier stage, or a list of names).
+    Raises UserError for anything that cannot work, before any work is done. `opset` counts in the
+    key of a stage that weighs exported files.
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
@@ -144,9 +144,9 @@ def _plan_stage(
         at = f"{where}.model" if stages[name].get("model") else "model"
         architecture, checkpoint, begins_with = _architecture(own, data, at)
     _check_model(stage, begins_with, data.spec, where)
-    teacher = _teacher(name, stages[name], before, where)
-    if teacher is not None:
-        parents["teacher"] = teacher
+    for role, teacher in _teachers(name, stages[name], before, where).items():
+        parents[role] = teacher
+        _check_teacher(stage, begins_with, before[teacher].begins_with, data.spec, where)
     config = _own_options(stages[name])
     weighs = bool(getattr(stage, "weighs_files", False))
     targets = {*_ALWAYS_RUNS, *_targets([config, architecture, dataset])}
@@ -234,20 +234,37 @@ def _try_model(
     return model
 
 
-def _teacher(
+def _teachers(
     name: str, config: Mapping[str, Any], before: Mapping[str, Planned], where: str
-) -> str | None:
-    teacher = config.get("teacher")
-    if teacher is None:
+) -> dict[str, str]:
+    """Role ("teacher", "teacher.1", ...) -> the stage that `teacher` names, or that it lists."""
+    given = config.get("teacher")
+    if given is None:
         if config.get("loss") is not None and "teacher" in config:
             raise UserError(f"{where}.teacher is required: the name of an earlier stage")
-        return None
+        return {}
     if "loss" in config and config["loss"] is None:
-        raise UserError(f"{where}.teacher={teacher} has no use without a loss: set both or neither")
-    if teacher not in before:
-        choices = nearest(str(teacher), before)
-        raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")
-    return str(teacher)
+        raise UserError(f"{where}.teacher={given} has no use without a loss: set both or neither")
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not names or len(set(map(str, names))) < len(names):
+        raise UserError(f"{where}.teacher={given} must name stages, each once")
+    for teacher in names:
+        if teacher not in before:
+            choices = nearest(str(teacher), before)
+            raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")
+    return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
+
+
+def _check_teacher(
+    stage: Stage, model: torch.nn.Module, teacher: torch.nn.Module, spec: DataSpec, where: str
+) -> None:
+    """Let a stage look at the architectures that it and its teacher begin with."""
+    check_teacher = getattr(stage, "check_teacher", None)
+    if check_teacher is not None:
+        try:
+            check_teacher(model, teacher, spec)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 def _targets(tree: Any) -> Iterator[str]:

@@ -114,7 +114,7 @@ def show_plan(plan: list[Planned], workshop: Workshop) -> None:
                 "stage": planned.name,
                 "kind": planned.kind,
                 "starts from": planned.parents.get("model", "a fresh model"),
-                "teacher": planned.parents.get("teacher", ""),
+                "teacher": ", ".join(n for role, n in planned.parents.items() if role != "model"),
                 "key": planned.key[:12],
                 "store": "hit" if stored else "miss",
                 "estimate": seconds_text(0.0 if stored else seconds[planned.name]),

@@ -1,33 +1,34 @@
-"""Train a student on what its teacher answers."""
+"""Train a student on what its teacher answers, on what it is like inside, or on both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compressbench.core import TRAINED, Artifact, Context, DistillationLoss, Outcome, UserError
-from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
-from compressbench.stages.train import GRIDS, descend
+from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.stages import teaching
+from compressbench.stages.schedule import Optimizer, Schedule
+from compressbench.stages.train import GRIDS
 
 
 @dataclass(frozen=True)
 class Distill:
-    """Fit the student to `loss` of its own and the teacher's logits. Options: `Schedule`.
+    """Fit the student to `loss`: one between its own and the teacher's logits, one between their
+    features, or a sum of several. Options: `Schedule`.
 
-    The teacher is the stage that the recipe names (`teacher: train`). The student is the model
-    of the stage before, or a fresh one where the stage carries a `model` of its own.
+    The teacher is the stage that the recipe names (`teacher: train`); of a list of stages the
+    logits are averaged. The student is the model of the stage before, or a fresh one where the
+    stage carries a `model` of its own.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     adds: ClassVar[frozenset[str]] = frozenset({TRAINED})
     destroys: ClassVar[frozenset[str]] = GRIDS
 
-    loss: DistillationLoss
+    loss: Any
     epochs: float
     batch_size: int
     optimizer: Optimizer
@@ -35,29 +36,18 @@ class Distill:
 
     def __post_init__(self) -> None:
         self.schedule()
-        if not callable(self.loss):
-            raise UserError(f"loss must be a distillation loss, got {self.loss!r}")
+        teaching.check_loss(self.loss)
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs features that cannot be compared."""
+        teaching.check_teacher(self.loss, model, teacher, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         images = round(self.epochs * train_images)
         return images, images
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
-        teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
-        loss = against(teacher.to(context.runtime.device), self.loss)
-        return descend(inputs["model"], loss, self.schedule(), context)
-
-
-def against(teacher: nn.Module, loss: DistillationLoss) -> BatchLoss:
-    """The loss of `fit_` against a frozen teacher that sees the same augmented batch."""
-
-    def batch_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            answers = teacher(inputs)
-        logits = model(inputs)
-        return loss(logits, answers, targets), logits
-
-    return batch_loss
+        return teaching.learn(inputs, self.loss, self.schedule(), context)

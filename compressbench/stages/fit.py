@@ -44,6 +44,7 @@ class _Module(pl.LightningModule):
         self.groups = groups
         self.model, self.loss, self.schedule, self.context = model, loss, schedule, context
         self.masked = list(masked_layers(model).values())
+        self.parts: dict[str, Tensor] = {}  # sums of the terms of the loss, over the epoch so far
         images = len(context.data.split("train"))
         self.share = schedule.share(world_size())
         self.per_epoch = max(1, images // world_size() // self.share)
@@ -71,6 +72,8 @@ class _Module(pl.LightningModule):
         self.first_epoch, self.first_step = state["epoch"], state["step"]
         self.history = state["history"]
         self.model.load_state_dict(state["model"])
+        if isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(state["loss"])
 
     def checkpoint(self) -> dict[str, Any]:
         optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
@@ -79,6 +82,7 @@ class _Module(pl.LightningModule):
             "step": self.step,
             "history": self.history,
             "model": self.model.state_dict(),
+            "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),  # type: ignore[union-attr]
         }
@@ -105,6 +109,9 @@ class _Module(pl.LightningModule):
             correct = (logits.argmax(1) == targets).sum()
             count = torch.tensor(float(len(targets)), device=loss.device)
             self.sums += torch.stack([loss.detach().float() * count, correct.float(), count])
+            terms = getattr(self.loss, "terms", {})
+            for name, value in terms.items() if len(terms) > 1 else ():
+                self.parts[name] = self.parts.get(name, 0.0) + value.detach().float() * count
             new = torch.where(torch.isfinite(loss), self.bad_step, self.step)
             self.bad_step.copy_(torch.where(self.bad_step >= 0, self.bad_step, new))
         return loss
@@ -136,6 +143,9 @@ class _Module(pl.LightningModule):
         loss, correct, images = self.sums.tolist()
         self.history["train/loss"].append(loss / images)
         self.history["train/accuracy"].append(correct / images)
+        for name, total in self.parts.items():
+            self.history.setdefault(f"train/{name}", []).append(float(total) / images)
+        self.parts.clear()
         self.sums.zero_()
         due = time.monotonic() - self.saved >= self.context.checkpoint_seconds
         if due and rank() == 0 and self.step < self.steps:
@@ -181,13 +191,16 @@ def fit_(
 ) -> dict[str, list[float]]:
     """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
 
-    `loss(model, inputs, targets)` returns the scalar loss and the logits. The optimizer gets
+    `loss(model, inputs, targets)` returns the scalar loss and the logits; one that is a module has
+    its parameters trained along, and the means of its `terms` returned, too. The optimizer gets
     `groups`, or one group with all that is trainable. Masked weights are exactly zero after every
     step. Raises CheckFailedError when the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+        groups = [*groups, {"params": own}] if own else groups
         module = _Module(model.train(), loss, schedule, context, groups)
         state = load_checkpoint(context.folder / CHECKPOINT)
         if state is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -17,7 +18,6 @@ from compressbench.core import (
     Artifact,
     Context,
     DataSpec,
-    DistillationLoss,
     Edit,
     Observer,
     Outcome,
@@ -25,8 +25,8 @@ from compressbench.core import (
 )
 from compressbench.quantizers.grid import Granularity, Grid
 from compressbench.quantizers.trained import ActivationTraining, WeightTraining
+from compressbench.stages import teaching
 from compressbench.stages.calibrate import is_observer, quantize_activations_
-from compressbench.stages.distill import against
 from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.on_grid import OnGrid
 from compressbench.stages.preparation import prepare_
@@ -61,7 +61,7 @@ class QuantizeAware:
     optimizer: Optimizer
     warmup: float = 0.0
     label_smoothing: float = 0.0
-    loss: DistillationLoss | None = None
+    loss: Any = None
     bits: int = 4
     granularity: Granularity = "channel"
     group_size: int | None = None
@@ -92,8 +92,8 @@ class QuantizeAware:
                 raise UserError(f"{name} must be a trained quantizer of {name}s, got {method!r}")
         if not is_observer(self.ranges):
             raise UserError(f"ranges must be an observer, got {self.ranges!r}")
-        if self.loss is not None and not callable(self.loss):
-            raise UserError(f"loss must be a distillation loss or null, got {self.loss!r}")
+        if self.loss is not None:
+            teaching.check_loss(self.loss)
 
     @property
     def adds(self) -> frozenset[str]:
@@ -115,6 +115,10 @@ class QuantizeAware:
         grids, _ = self.scheme().grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, example(spec))
+
+    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs features that cannot be compared."""
+        teaching.check_teacher(self.loss, model, teacher, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
@@ -138,8 +142,8 @@ class QuantizeAware:
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
-        loss = self._loss(inputs, context)
-        history = fit_(trained, loss, self.schedule(), context, trained.groups())
+        with self._loss(model, inputs, context) as loss:
+            history = fit_(trained, loss, self.schedule(), context, trained.groups())
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = replace(
             start,
@@ -162,13 +166,12 @@ class QuantizeAware:
             batch_size=self.calibration_batch_size,
         )
 
-    def _loss(self, inputs: Mapping[str, Artifact], context: Context) -> BatchLoss:
+    def _loss(
+        self, model: nn.Module, inputs: Mapping[str, Artifact], context: Context
+    ) -> AbstractContextManager[BatchLoss]:
         if self.loss is None:
-            return cross_entropy(self.label_smoothing)
-        if "teacher" not in inputs:
-            raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
-        teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
-        return against(teacher.to(context.runtime.device), self.loss)
+            return nullcontext(cross_entropy(self.label_smoothing))
+        return teaching.lesson(model, inputs, self.loss, context)
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressbench.core import Context, Runtime, Stage
+from compressbench.core import Context, FeatureLoss, Runtime, Stage
 from compressbench.data.digits import Digits
 from compressbench.groups import GROUPS, config_folder, options
 from compressbench.quantizers.activations import fake_quantize
@@ -108,18 +108,22 @@ def test_a_criterion_scores_every_weight(path):
 
 @pytest.mark.parametrize("path", of("loss"), ids=lambda p: p.stem)
 @settings(max_examples=10, deadline=None)
-@given(batch=st.integers(1, 5), classes=st.integers(2, 9), seed=st.integers(0, 99))
+@given(batch=st.integers(3, 5), classes=st.integers(2, 9), seed=st.integers(0, 99))
 def test_a_loss_is_a_scalar_with_a_gradient(path, batch, classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(batch, classes, generator=generator, requires_grad=True)
-    teacher = torch.randn(batch, classes, generator=generator)
     targets = torch.randint(classes, (batch,), generator=generator)
-    loss = build(plain(path))(student, teacher, targets)
-    loss.backward()
-    assert loss.shape == ()
-    assert loss >= 0
-    assert torch.isfinite(student.grad).all()
-    assert student.grad.abs().sum() > 0
+    loss = build(composed(path))
+    for term in getattr(loss, "terms", {"": loss}).values():
+        shape = (batch, classes, 3, 2) if isinstance(term, FeatureLoss) else (batch, classes)
+        student = torch.randn(*shape, generator=generator, requires_grad=True)
+        teacher = torch.randn(*shape, generator=generator)
+        pair = (student, teacher)
+        found = term(*pair) if isinstance(term, FeatureLoss) else term(*pair, targets)
+        found.backward()
+        assert found.shape == ()
+        assert found >= 0
+        assert torch.isfinite(student.grad).all()
+        assert student.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("path", of("sensitivity"), ids=lambda p: p.stem)

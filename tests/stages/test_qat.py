@@ -301,7 +301,7 @@ def test_order_words_and_passes():
         ({"activation": MinMax()}, "activation must be a trained quantizer of activations, got M"),
         ({"weight": Nearest(MinMax())}, "weight must be a trained quantizer of weights, got Near"),
         ({"ranges": Lsq()}, "ranges must be an observer, got Lsq"),
-        ({"loss": "hinton"}, "loss must be a distillation loss or null, got 'hinton'"),
+        ({"loss": "hinton"}, "loss must be a distillation loss, got 'hinton'"),
     ],
 )
 def test_refuses_in_one_line(options, message):

@@ -1,0 +1,230 @@
+"""Learning from a teacher: which layers are compared, what is trained, what is left behind."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compressbench import artifact as artifacts
+from compressbench.core import TRAINED, Artifact, Context, Runtime, UserError
+from compressbench.criteria.magnitude import Magnitude
+from compressbench.data.batches import batches
+from compressbench.data.digits import Digits
+from compressbench.losses.attention import Attention
+from compressbench.losses.fitnets import FitNets
+from compressbench.losses.hinton import Hinton
+from compressbench.losses.mixed import Mixed
+from compressbench.losses.rkd import Rkd
+from compressbench.losses.similarity import Similarity
+from compressbench.models.mlp import Mlp
+from compressbench.models.resnet import ResNet
+from compressbench.models.small_cnn import SmallCnn
+from compressbench.quantizers.lsq import Lsq
+from compressbench.quantizers.minmax import MinMax
+from compressbench.stages.distill import Distill
+from compressbench.stages.features import pair, resolutions, shapes
+from compressbench.stages.finetune import Finetune
+from compressbench.stages.prune import Prune
+from compressbench.stages.qat import QuantizeAware
+from compressbench.stages.teaching import check_teacher, lesson
+from compressbench.targets import build
+
+SPEC = Digits().spec
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+def cnn(width=4, seed=0) -> Artifact:
+    torch.manual_seed(seed)
+    return Artifact(SmallCnn([1, 8, 8], 10, width=width).eval(), {}, (), frozenset({TRAINED}))
+
+
+def context(folder, **runtime) -> Context:
+    return Context(Digits(), Runtime(max_batches=4, **runtime), 5, folder, build)
+
+
+def distill(loss, **options) -> Distill:
+    return Distill(loss, **{"epochs": 1, "batch_size": 32, "optimizer": SGD} | options)
+
+
+def run(loss, folder, student=None, **teachers):
+    inputs = {"model": student or cnn(), **(teachers or {"teacher": cnn(8, 1)})}
+    return distill(loss).run(inputs, context(folder))
+
+
+def weights(outcome):
+    return artifacts.digest(replace(outcome.artifact, edits=()))
+
+
+def test_the_last_layer_of_each_resolution_is_found():
+    example = torch.zeros(2, 3, 32, 32)
+    small = shapes(ResNet([3, 32, 32], 10, 8, 8), example)
+    assert resolutions(small) == {(32, 32): "layer1", (16, 16): "layer2", (8, 8): "layer3"}
+    large = shapes(SmallCnn([3, 32, 32], 10), example)
+    assert pair(Attention(), small, large) == [
+        ("layer1", "blocks.0"), ("layer2", "blocks.1"), ("layer3", "blocks.2")]  # fmt: skip
+    assert pair(FitNets(), small, large) == [("layer2", "blocks.1")]
+    assert pair(Rkd(), small, large) == pair(Similarity(), small, large) == [("layer3", "blocks.2")]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (FitNets({"blocks.0": "blocks.1"}), r"from blocks.1: \[4, 8, 8\] .* \[8, 4, 4\]"),
+        (Attention({"blocks.7": "blocks.1"}), "the student has no layer 'blocks.7'; the nearest"),
+        (Attention({"blocks.1": "trunk"}), "the teacher has no layer 'trunk'"),
+        (Mixed({"at": Attention({"nix": "blocks.1"})}), "loss at: layers: the student"),
+    ],
+)  # fmt: skip
+def test_layers_that_cannot_be_compared_are_refused_before_training(loss, message):
+    with pytest.raises(UserError, match=message):
+        check_teacher(loss, cnn().model, cnn(4).model, SPEC)
+
+
+def test_models_without_a_resolution_in_common_are_refused():
+    with pytest.raises(UserError, match=r"no resolution in common \(none and 8x8, 4x4, 2x2\)"):
+        check_teacher(Rkd(), Mlp([1, 8, 8], 10).eval(), cnn().model, SPEC)
+    check_teacher(Hinton(), Mlp([1, 8, 8], 10).eval(), cnn().model, SPEC)
+
+
+def test_the_first_loss_equals_its_parts_computed_by_hand(tmp_path):
+    """Hinton's and attention's, from the features that a plain forward pass gives."""
+    student, teacher = cnn(), cnn(8, 1)
+    both = Mixed({"kd": Hinton(), "at": Attention(weight=7.0)})
+    made, data = context(tmp_path), Digits()
+    inputs, targets = next(iter(batches(data, "train", 16)))
+
+    def features(model):
+        found, x = [], inputs
+        for entry, blocks in zip(model.entries, model.blocks, strict=True):
+            x = blocks(F.relu(entry(x)))
+            found.append(x)
+        return found, model(inputs)
+
+    model = student.model
+    with lesson(model, {"teacher": teacher}, both, made) as found:
+        loss, logits = found(model, inputs, targets)
+    (ours, own), (theirs, answers) = features(model), features(teacher.model)
+    attention = sum(Attention()(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(logits, own)
+    expected = {"kd": Hinton()(own, answers, targets), "at": 7.0 * attention}
+    for name, value in expected.items():
+        assert torch.allclose(found.terms[name], value), name
+    assert torch.allclose(loss, sum(expected.values()))
+    assert not any(m._forward_hooks for m in [*model.modules(), *teacher.model.modules()])
+
+
+def test_without_a_loss_between_outputs_the_labels_count(tmp_path):
+    student, teacher = cnn(), cnn(8, 1)
+    inputs, targets = next(iter(batches(Digits(), "train", 16)))
+    with lesson(student.model, {"teacher": teacher}, Rkd(), context(tmp_path)) as found:
+        found(student.model, inputs, targets)
+    assert torch.allclose(found.terms["labels"], F.cross_entropy(student.model(inputs), targets))
+
+
+def test_each_term_is_logged_and_they_add_up(tmp_path):
+    terms = {
+        "kd": Hinton(),
+        "at": Attention(),
+        "hints": FitNets(),
+        "rkd": Rkd(),
+        "sp": Similarity(),
+    }
+    history = run(Mixed(terms), tmp_path).history
+    parts = [history[f"train/{name}"][0] for name in terms]
+    assert all(part > 0 for part in parts)
+    assert history["train/loss"][0] == pytest.approx(sum(parts), rel=1e-5)
+    assert "train/hinton" not in run(Hinton(), tmp_path / "alone").history
+
+
+def test_a_projection_is_trained_and_left_behind(tmp_path):
+    student, teacher = cnn(), cnn(8, 1)
+    loss = FitNets(weight=3.0)
+    with lesson(student.model, {"teacher": teacher}, loss, context(tmp_path)) as found:
+        before = deepcopy(found.connectors[0].state_dict())
+        inputs, targets = next(iter(batches(Digits(), "train", 16)))
+        found(student.model, inputs, targets)[0].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in found.parameters())
+        assert before["weight"].shape == (16, 8, 1, 1)
+    made = run(loss, tmp_path)
+    assert set(made.artifact.model.state_dict()) == set(student.model.state_dict())
+
+
+def test_every_term_changes_what_is_learned(tmp_path):
+    losses = [Hinton(), *(Mixed({"kd": Hinton(), "more": more})
+                          for more in (Attention(), FitNets(), Rkd(), Similarity()))]  # fmt: skip
+    digests = {weights(run(loss, tmp_path / str(i))) for i, loss in enumerate(losses)}
+    assert len(digests) == len(losses)
+
+
+def test_a_resumed_lesson_ends_on_the_same_bits(tmp_path):
+    """The projection is part of what a fit saves."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(done, total, text):
+        if done == total:
+            raise Stopped
+
+    loss, inputs = FitNets(), {"model": cnn(), "teacher": cnn(8, 1)}
+    two = replace(distill(loss), epochs=2)
+    whole = two.run(inputs, context(tmp_path / "whole"))
+    broken = replace(context(tmp_path / "broken"), checkpoint_seconds=0.0)
+    with pytest.raises(Stopped):
+        two.run(inputs, replace(broken, progress=stop))
+    assert weights(two.run(inputs, broken)) == weights(whole)
+
+
+def test_the_answers_of_several_teachers_are_averaged(tmp_path):
+    one, two = cnn(8, 1), cnn(6, 2)
+    with lesson(
+        cnn().model, {"teacher": one, "teacher.1": two}, Hinton(), context(tmp_path)
+    ) as found:
+        inputs, targets = next(iter(batches(Digits(), "train", 16)))
+        model = cnn().model
+        loss, logits = found(model, inputs, targets)
+    mean = (one.model(inputs) + two.model(inputs)) / 2
+    assert torch.allclose(loss, Hinton()(logits, mean, targets))
+    with pytest.raises(UserError, match="features of several teachers"):
+        run(Rkd(), tmp_path, **{"teacher": one, "teacher.1": two})
+
+
+def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):
+    pruned = Prune(Magnitude(), 0.8).run({"model": cnn(8, 1)}, context(tmp_path)).artifact
+    options = {"epochs": 1, "batch_size": 32, "optimizer": SGD}
+    loss = Mixed({"kd": Hinton(alpha=1.0), "at": Attention(weight=1.0)})
+    taught = Finetune(**options, loss=loss).run(
+        {"model": pruned, "teacher": cnn(8, 1)}, context(tmp_path / "taught")
+    )
+    alone = Finetune(**options).run({"model": pruned}, context(tmp_path / "alone"))
+    artifacts.check(taught.artifact)
+    assert weights(taught) != weights(alone)
+    inputs, _ = next(iter(batches(Digits(), "validation", 64)))
+    answers = cnn(8, 1).model(inputs)
+    far, near = ((m.artifact.model(inputs) - answers).norm() for m in (alone, taught))
+    assert near < 0.8 * far
+    with pytest.raises(UserError, match="label_smoothing=0\\.1 has no meaning with a loss"):
+        Finetune(**options, loss=loss, label_smoothing=0.1)
+
+
+def test_training_on_grids_takes_features_too(tmp_path):
+    inputs = {"model": cnn(), "teacher": cnn()}
+    loss = Mixed({"kd": Hinton(), "at": Attention()})
+    still = partial(torch.optim.SGD, lr=1e-9)
+    stage = QuantizeAware(Lsq(), Lsq(), MinMax(), 1, 32, still, loss=loss, bits=8)
+    outcome = stage.run(inputs, context(tmp_path))
+    artifacts.check(outcome.artifact)
+    other = replace(distill(loss), optimizer=still)
+    strange = other.run({"model": cnn(), "teacher": cnn(4, 1)}, context(tmp_path / "strange"))
+    # Its own float self differs by the rounding, and by BatchNorm's statistics of the batch.
+    assert 0 < outcome.history["train/at"][0] < strange.history["train/at"][0]
+
+
+def test_a_loss_that_is_none_is_refused():
+    with pytest.raises(UserError, match="loss must be a distillation loss"):
+        distill(3)
