@@ -197,9 +197,9 @@ def test_the_answers_of_several_teachers_are_averaged(tmp_path):
 
 def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):
     teacher = Artifact(trained(), {}, (), frozenset({TRAINED}))
-    pruned = Prune(Magnitude(), 0.8).run({"model": teacher}, context(tmp_path)).artifact
+    pruned = Prune(Magnitude(), 0.5).run({"model": teacher}, context(tmp_path)).artifact
     gentle = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    options = {"epochs": 5, "batch_size": 32, "optimizer": gentle}
+    options = {"epochs": 2, "batch_size": 32, "optimizer": gentle}
     loss = Mixed({"kd": Hinton(alpha=1.0), "at": Attention(weight=1.0)})
     taught = Finetune(**options, loss=loss).run(
         {"model": pruned, "teacher": teacher}, context(tmp_path / "taught", max_batches=None)
@@ -208,10 +208,13 @@ def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):
         {"model": pruned}, context(tmp_path / "alone", max_batches=None)
     )
     artifacts.check(taught.artifact)
-    inputs, _ = next(iter(batches(Digits(), "validation", 64)))
-    answers = teacher.model(inputs)
-    far, near = ((m.artifact.model(inputs) - answers).norm() for m in (alone, taught))
-    assert near < 0.8 * far
+    inputs, targets = next(iter(batches(Digits(), "validation", 256)))
+    with torch.no_grad():
+        answers = teacher.model(inputs)
+        far, near = (
+            Hinton(alpha=1.0)(m.artifact.model(inputs), answers, targets) for m in (alone, taught)
+        )
+    assert near < 0.7 * far
     with pytest.raises(UserError, match="label_smoothing=0\\.1 has no meaning with a loss"):
         Finetune(**options, loss=loss, label_smoothing=0.1)
 
