@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,3 +97,33 @@ def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
         for handle in handles:
             handle.remove()
     return recorder.calls, recorder.producer.get(id(output), -1)
+
+
+Site = tuple[str, int]  # a function and the index of its call, as in `Call`
+
+
+def watch(
+    model: nn.Module, inputs: Tensor, sites: Container[Site], take: Callable[[Site, Tensor], None]
+) -> None:
+    """Run `model` and hand the outputs of the calls at `sites` to `take`, in call order."""
+    with _Watcher(sites, take):
+        model(inputs)
+
+
+class _Watcher(TorchFunctionMode):
+    def __init__(self, sites: Container[Site], take: Callable[[Site, Tensor], None]) -> None:
+        super().__init__()
+        self.sites, self.take = sites, take
+        self.counts: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = function_name(func)
+        index = self.counts.get(name, 0)
+        self.counts[name] = index + takes_floats(args, kwargs or {})
+        if (name, index) in self.sites:
+            for tensor in tensors_in([output])[:1]:
+                self.take((name, index), tensor)
+        return output

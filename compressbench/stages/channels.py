@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,17 @@ from compressbench.core import (
     Coverage,
     Criterion,
     DataSpec,
+    ModelCriterion,
     Outcome,
+    UserError,
 )
+from compressbench.criteria.scores import scores_of
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.coupling import Family, Unit, families, units
 from compressbench.stages.layers import (
-    Scope,
-    check_choices,
-    importance,
+    check_criterion,
+    check_names,
+    forward_images,
     layers_with_weights,
     prunable_layers,
     skipped,
@@ -49,6 +52,7 @@ from compressbench.stages.removal import (
 )
 
 EXAMPLES = 4  # samples of the proofs
+Scope = Literal["global", "layer"]
 FLOOR = 0.1  # of a layer's channels, which stay by default
 
 
@@ -71,7 +75,7 @@ class PruneChannels:
     adds: ClassVar[frozenset[str]] = frozenset({CHANNEL_PRUNED})
     destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
 
-    criterion: Criterion
+    criterion: Criterion | ModelCriterion
     sparsity: float
     scope: Scope = "layer"
     round_to: int = 8
@@ -80,7 +84,10 @@ class PruneChannels:
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
-        check_choices(self.criterion, self.scope, self.skip)
+        check_criterion(self.criterion)
+        check_names("skip", self.skip)
+        if self.scope not in ("global", "layer"):
+            raise UserError(f'scope must be "global" or "layer", got {self.scope!r}')
         check_share("sparsity", self.sparsity)
         check_integer("round_to", self.round_to, 1)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
@@ -88,7 +95,8 @@ class PruneChannels:
             check_integer("min_channels", self.min_channels, 1)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        return 0, min(self.batchnorm_images, train_images)
+        looked_at = (self.batchnorm_images, forward_images(self.criterion))
+        return 0, sum(min(images, train_images) for images in looked_at)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -140,7 +148,7 @@ class PruneChannels:
     def _cuts(self, model: nn.Module, candidates: list[Unit], context: Context) -> Cuts:
         """Root of a family -> the channels of the root to remove."""
         layers = {n: m for n, m in prunable_layers(model).items() if _is_out(n, candidates)}
-        scores = channel_scores(importance(self.criterion, layers, context), layers)
+        scores = channel_scores(scores_of(self.criterion, model, layers, context), layers)
         ranked = [
             Ranked.of(unit, scores, self.round_to, self._floor(unit.width)) for unit in candidates
         ]

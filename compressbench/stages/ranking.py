@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from compressbench.criteria.scores import of_channels, over_mean
 from compressbench.stages.coupling import Unit
 
 Atom = tuple[int, ...]
@@ -19,13 +18,7 @@ def channel_scores(
     scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """Layer -> importance of its output channels over their mean, float64 [out channels]."""
-    found = {}
-    for name, score in scores.items():
-        layer = layers[name]
-        transposed = isinstance(layer, _ConvNd) and layer.transposed
-        sums = (score.transpose(0, 1) if transposed else score).double().flatten(1).sum(1)
-        found[name] = sums / sums.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return found
+    return {name: over_mean(of_channels(layers[name], score)) for name, score in scores.items()}
 
 
 @dataclass(frozen=True)
