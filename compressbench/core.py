@@ -101,6 +101,7 @@ class Artifact:
 
     `model` runs in float with masks and fake-quantizers in place. `edits` turn the freshly
     configured architecture of `model_config` into this one; they are plain JSON, in order.
+    `early` are the tensors of an early epoch, where training was asked to keep it.
     """
 
     model: nn.Module
@@ -108,6 +109,7 @@ class Artifact:
     edits: tuple[Edit, ...]
     properties: frozenset[str]
     key: str = ""
+    early: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

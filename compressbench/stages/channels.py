@@ -176,6 +176,7 @@ class PruneChannels:
             edits=(*start.edits, cut.edit),
             properties=start.properties | self.adds,
             key="",
+            early={},  # of other shapes
         )
         warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
         return Outcome(artifact, coverage, warnings=warnings)

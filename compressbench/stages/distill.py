@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressbench.core import TRAINED, Artifact, Context, DistillationLoss, Outcome, UserError
 from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
-from compressbench.stages.train import GRIDS, descend
+from compressbench.stages.train import GRIDS, cross_entropy, descend
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,21 @@ class Distill:
         teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
         loss = against(teacher.to(context.runtime.device), self.loss)
         return descend(inputs["model"], loss, self.schedule(), context)
+
+
+def loss_of(
+    loss: DistillationLoss | None,
+    label_smoothing: float,
+    inputs: Mapping[str, Artifact],
+    context: Context,
+) -> BatchLoss:
+    """Cross-entropy with the labels, or `loss` against the teacher among `inputs`."""
+    if loss is None:
+        return cross_entropy(label_smoothing)
+    if "teacher" not in inputs:
+        raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
+    teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
+    return against(teacher.to(context.runtime.device), loss)
 
 
 def against(teacher: nn.Module, loss: DistillationLoss) -> BatchLoss:

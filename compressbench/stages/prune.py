@@ -119,7 +119,7 @@ class Prune:
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
-        self._left(model)
+        self.left(model)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         looked_at = (self.batchnorm_images, forward_images(self.criterion))
@@ -128,15 +128,15 @@ class Prune:
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
-        left = self._left(model)
+        left = self.left(model)
         layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
         with activations_in_float(model):
-            masks = self._masks(model, layers, context)
+            masks = self.masks(model, layers, context)
             check_grids(start, masks, hasattr(self.criterion, "update"))
             before = {n: int(layers[n].get_parameter("weight").count_nonzero()) for n in masks}
             self._update_(model, layers, masks, context)
-            edits = _mask_(layers, masks)
-            coverage = _coverage(model, masks, before, left)
+            edits = mask_(layers, masks)
+            coverage = zeroed(model, masks, before, left)
             if not any(row.touched for row in coverage):
                 raise CheckFailedError(self._nothing(masks))
             reestimate_batchnorm_(model, context, self.batchnorm_images)
@@ -152,7 +152,7 @@ class Prune:
         )
         return Outcome(artifact, coverage)
 
-    def _masks(
+    def masks(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
         """Layer -> what stays of its weight; layers with one tied weight get the same mask."""
@@ -191,7 +191,7 @@ class Prune:
             for name, weight in moved.items():
                 layers[name].get_parameter("weight").copy_(weight)
 
-    def _left(self, model: nn.Module) -> dict[str, str]:
+    def left(self, model: nn.Module) -> dict[str, str]:
         """Name -> reason, of the modules with weights that are not pruned."""
         layers = prunable_layers(model)
         left = left_out(model, self.skip, self.layers)
@@ -246,7 +246,7 @@ def activations_in_float(model: nn.Module) -> Iterator[None]:
         quantizers.observe = None
 
 
-def _mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[Edit]:
+def mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[Edit]:
     """Set the masks that hold zeros; the edit names the layers that had none before.
 
     The edit that named a layer first stays where it is: a `resize` after it knows its buffer.
@@ -261,7 +261,7 @@ def _mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list
     return [{"kind": "mask", "layers": fresh}] if fresh else []
 
 
-def _coverage(
+def zeroed(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     before: Mapping[str, int],

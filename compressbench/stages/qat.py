@@ -26,14 +26,13 @@ from compressbench.core import (
 from compressbench.quantizers.grid import Granularity, Grid
 from compressbench.quantizers.trained import ActivationTraining, WeightTraining
 from compressbench.stages.calibrate import is_observer, quantize_activations_
-from compressbench.stages.distill import against
+from compressbench.stages.distill import loss_of
 from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.on_grid import OnGrid
 from compressbench.stages.preparation import prepare_
 from compressbench.stages.rounding import coverage
-from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.stages.schedule import Optimizer, Schedule
 from compressbench.stages.scheme import Scheme, example
-from compressbench.stages.train import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class QuantizeAware:
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
-        loss = self._loss(inputs, context)
+        loss = loss_of(self.loss, self.label_smoothing, inputs, context)
         history = fit_(trained, loss, self.schedule(), context, trained.groups())
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = replace(
@@ -161,14 +160,6 @@ class QuantizeAware:
             images=self.calibration_images,
             batch_size=self.calibration_batch_size,
         )
-
-    def _loss(self, inputs: Mapping[str, Artifact], context: Context) -> BatchLoss:
-        if self.loss is None:
-            return cross_entropy(self.label_smoothing)
-        if "teacher" not in inputs:
-            raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
-        teacher = deepcopy(inputs["teacher"].model).eval().requires_grad_(False)
-        return against(teacher.to(context.runtime.device), self.loss)
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:
