@@ -32,6 +32,7 @@ from compressbench.quantizers import activations
 from compressbench.quantizers.grid import Grid, expand, step_limits
 
 TENSORS = "model.safetensors"
+EARLY = "early.safetensors"
 DESCRIPTION = "artifact.json"
 GRID_TOLERANCE = 1e-3  # of one step of the grid
 
@@ -221,6 +222,8 @@ def save(artifact: Artifact, folder: Path) -> str:
     """Write safetensors and JSON into `folder`, which exists; return the digest."""
     state = {k: v.detach().cpu().contiguous() for k, v in unique_state(artifact.model).items()}
     save_file(state, folder / TENSORS)
+    if artifact.early:
+        save_file({k: v.cpu().contiguous() for k, v in artifact.early.items()}, folder / EARLY)
     description = {
         "schema": 1,
         "model": dict(artifact.model_config),
@@ -249,6 +252,7 @@ def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str
         tuple(description["edits"]),
         frozenset(description["properties"]),
         key,
+        load_file(folder / EARLY) if (folder / EARLY).exists() else {},
     )
     if digest(artifact) != description["digest"]:
         raise CheckFailedError(f"{folder}: the tensors are not those that were stored")

@@ -101,6 +101,7 @@ class Artifact:
 
     `model` runs in float with masks and fake-quantizers in place. `edits` turn the freshly
     configured architecture of `model_config` into this one; they are plain JSON, in order.
+    `early` are the tensors of an early epoch, where training was asked to keep it.
     """
 
     model: nn.Module
@@ -108,6 +109,7 @@ class Artifact:
     edits: tuple[Edit, ...]
     properties: frozenset[str]
     key: str = ""
+    early: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,30 @@ class Stage(Protocol):
 
 
 class Criterion(Protocol):
-    """An importance score for pruning."""
+    """An importance score for pruning, from the weights alone.
+
+    Scores have the shape of the layer's weight, one for each weight, higher is kept, and a channel
+    has the sum over its weights; or they are [output channels], and a weight has that of its
+    channel. A class attribute `comparable = False` says that scores of different layers are in
+    different units: ranked together, each layer's are then divided by their mean.
+    """
 
     def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
-        """Importance of every weight of `layers`, in the shape of the weight; higher is kept.
+        """Importance of the weights of `layers`, finite; the same on all ranks."""
+        ...
 
-        The importance of a channel is the sum of its weights' importance.
-        """
+
+class ModelCriterion(Protocol):
+    """An importance score that looks at the whole model, at work on training images for instance.
+
+    It may also have `update(model, masks, context)`: new weights, by layer, zero where `masks`
+    (True is kept) say so, that make up for what goes.
+    """
+
+    def of_model(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+    ) -> dict[str, Tensor]:
+        """As `Criterion`; `layers` are some of `model` (CPU, eval mode), which is not changed."""
         ...
 
 

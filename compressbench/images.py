@@ -16,19 +16,24 @@ def training_images(context: Context, images: int, batch_size: int) -> Iterator[
 
     `context.seed` chooses them; each rank gets its share.
     """
+    return (inputs for inputs, _ in training_batches(context, images, batch_size))
+
+
+def training_batches(
+    context: Context, images: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `training_images` with their labels, int64 [B]."""
     cap = context.runtime.max_batches
     ranks = world_size()
     if images < ranks:
         raise UserError(f"{images} training images cannot be shared by {ranks} processes")
-    limit = images if cap is None else min(images, cap * batch_size * ranks)
-    for inputs, _ in batches(
+    return batches(
         context.data,
         "train",
         batch_size,
         device=context.runtime.device,
-        limit=limit,
+        limit=images if cap is None else min(images, cap * batch_size * ranks),
         shuffle_seed=context.seed,
         rank=rank(),
         world_size=ranks,
-    ):
-        yield inputs
+    )

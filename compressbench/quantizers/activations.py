@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressbench.core import CheckFailedError, Edit
-from compressbench.quantizers.sites import function_name, takes_floats
+from compressbench.tracing import function_name, takes_floats
 
 CHILD = "activation_quantizers"  # the name under which the quantizers hang in a model
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from compressbench.checks import check_integer
 from compressbench.core import Context, Observer
-from compressbench.quantizers.grid import Grid, GridWeight
-from compressbench.quantizers.moments import on_cpu
-from compressbench.quantizers.reconstruction import Fit, fit_layer, layer_moments, working_copies
+from compressbench.layer_inputs import layer_moments, working_copies
+from compressbench.quantizers.grid import Grid, GridWeight, on_cpu
+from compressbench.quantizers.reconstruction import Fit, fit_layer
 
 
 @dataclass(frozen=True)

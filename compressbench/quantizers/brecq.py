@@ -12,19 +12,20 @@ from torch.func import functional_call
 from compressbench.checks import check_integer, is_number
 from compressbench.collectives import mean_over_ranks, world_size
 from compressbench.core import Context, Observer, UserError
-from compressbench.quantizers.blocks import Unit, find_units
-from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, round_to_grid
-from compressbench.quantizers.moments import on_cpu
-from compressbench.quantizers.reconstruction import (
+from compressbench.layer_inputs import (
     PASS_BATCH,
-    Fit,
-    SoftSteps,
     calibration_batches,
-    fit_,
-    fit_layer,
     input_of,
     layer_moments,
     working_copies,
+)
+from compressbench.quantizers.blocks import Unit, find_units
+from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, on_cpu, round_to_grid
+from compressbench.quantizers.reconstruction import (
+    Fit,
+    SoftSteps,
+    fit_,
+    fit_layer,
 )
 
 CACHE_BYTES = 2 * 2**30  # inputs and outputs of a block, on each process, and one batch more

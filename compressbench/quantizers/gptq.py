@@ -10,21 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.checks import check_flag, check_integer, check_positive
-from compressbench.core import CheckFailedError, Context, Observer, UserError
+from compressbench.compensation import columns, compensated, damped
+from compressbench.core import Context, Observer, UserError
+from compressbench.layer_inputs import layer_moments, working_copies
+from compressbench.moments import Moments
 from compressbench.quantizers.grid import (
     Grid,
     GridWeight,
     choose_scale,
     expand,
+    on_cpu,
     round_to_grid,
     step_limits,
 )
-from compressbench.quantizers.moments import Moments, on_cpu
-from compressbench.quantizers.reconstruction import layer_moments, working_copies
 
 Order = Literal["activation", "natural"]
 ORDERS = ("activation", "natural")
-_BLOCK = 128  # inputs whose errors are passed on together to all that follow
 
 
 @dataclass(frozen=True)
@@ -81,27 +82,21 @@ class Gptq:
         weight = moments.weight
         scale, zero_point = choose_scale(weight, grid, self.ranges)
         nearest = round_to_grid(weight, scale, grid, zero_point)
-        hessian = self._hessian(moments.second.double())
+        hessian = damped(moments.second.double(), self.damping)
         target = moments.rows(weight).double()
         target += torch.linalg.solve(hessian, moments.shift.double().mT).mT
         order = self._order(hessian)
         back = order.argsort(dim=1)
         rounding = Rounding.of(moments, nearest, grid).permuted(order)
-        target, hessian = _columns(target, order), _columns(_columns(hessian, order).mT, order)
-        steps = compensated(target, hessian, rounding)
+        target, hessian = columns(target, order), columns(columns(hessian, order).mT, order)
+        steps = torch.round(compensated(target, hessian, rounding.place) / rounding.scale)
         for _ in range(self.sweeps):
             sweep_(steps, target, hessian, rounding)
-        found = _columns(steps, back).reshape(weight.shape).to(torch.int16)
+        found = columns(steps, back).reshape(weight.shape).to(torch.int16)
         result = replace(nearest, steps=found)
         better = moments.error(result.weight) < moments.error(nearest.weight)
         kept = better.reshape(-1, *[1] * (weight.ndim - 1))
         return replace(nearest, steps=torch.where(kept, found, nearest.steps))
-
-    def _hessian(self, second: Tensor) -> Tensor:
-        """[G, K, K], positive definite: an input that is always zero gets the mean, or 1."""
-        mean = second.diagonal(dim1=1, dim2=2).mean(dim=1)
-        added = torch.where(mean > 0, self.damping * mean, torch.ones_like(mean))
-        return second + torch.diag_embed(added[:, None].expand(second.shape[:2]))
 
     def _order(self, hessian: Tensor) -> Tensor:
         """[G, K]: the columns of each group as they are taken."""
@@ -132,7 +127,7 @@ class Rounding:
         return cls(full(nearest.scale), full(low), full(high), moments.rows(weight) == 0)
 
     def permuted(self, order: Tensor) -> Rounding:
-        return Rounding(*(_columns(v, order) for v in (self.scale, self.low, self.high, self.zero)))
+        return Rounding(*(columns(v, order) for v in (self.scale, self.low, self.high, self.zero)))
 
     def __call__(self, values: Tensor, column: int) -> Tensor:
         """The steps float32 [G, O / G] nearest to `values` of one column."""
@@ -140,23 +135,9 @@ class Rounding:
         steps = steps.clamp(self.low[..., column], self.high[..., column])
         return steps.masked_fill(self.zero[..., column], 0.0)
 
-
-def compensated(target: Tensor, hessian: Tensor, rounding: Rounding) -> Tensor:
-    """Steps float64 [G, R, K] for `target` [G, R, K], column by column, as `Gptq` says."""
-    upper = _upper(hessian)
-    left, steps = target.clone(), torch.zeros_like(target)
-    for start in range(0, target.shape[2], _BLOCK):
-        end = min(start + _BLOCK, target.shape[2])
-        errors = []
-        for column in range(start, end):
-            found = rounding(left[..., column], column).double()
-            steps[..., column] = found
-            error = left[..., column] - found * rounding.scale[..., column]
-            errors.append(error / upper[:, None, column, column])
-            move = upper[:, None, column, column + 1 : end]
-            left[..., column + 1 : end] -= errors[-1][..., None] * move
-        left[..., end:] -= torch.stack(errors, dim=-1) @ upper[:, start:end, end:]
-    return steps
+    def place(self, values: Tensor, column: int) -> Tensor:
+        """The values float64 on the grid nearest to `values` of one column."""
+        return self(values, column).double() * self.scale[..., column]
 
 
 def sweep_(steps: Tensor, target: Tensor, hessian: Tensor, rounding: Rounding) -> None:
@@ -169,19 +150,3 @@ def sweep_(steps: Tensor, target: Tensor, hessian: Tensor, rounding: Rounding) -
         found = rounding(best, column).double()
         slope += (found * scale - now)[..., None] * hessian[:, None, column]
         steps[..., column] = found
-
-
-def _upper(hessian: Tensor) -> Tensor:
-    """U [G, K, K], upper triangular, U^T U = hessian^-1."""
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if not bool(failed.any()):
-        found = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not bool(found.info.any()):
-            upper: Tensor = found.L
-            return upper
-    raise CheckFailedError("the Hessian of a layer is not positive definite: raise damping")
-
-
-def _columns(values: Tensor, order: Tensor) -> Tensor:
-    """`values` [G, R, K] with the columns of each group in the order [G, K]."""
-    return values.gather(2, order[:, None].expand(values.shape))

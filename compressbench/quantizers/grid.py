@@ -185,3 +185,8 @@ def round_to_grid(
     if zero_point is not None:
         low, high = expand(low, weight), expand(high, weight)
     return GridWeight(scale, steps.clamp(low, high).to(torch.int16), zero_point)
+
+
+def on_cpu(result: GridWeight) -> GridWeight:
+    zero_point = None if result.zero_point is None else result.zero_point.cpu()
+    return GridWeight(result.scale.cpu(), result.steps.cpu(), zero_point)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compressbench.quantizers.sites import function_name, tensors_in
+from compressbench.tracing import function_name, tensors_in
 
 
 class _Uses(TorchFunctionMode):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from compressbench.checks import check_integer, check_share
+from compressbench.checks import check_flag, check_integer, check_positive, check_share
 from compressbench.collectives import assert_same_on_ranks
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
@@ -23,72 +24,135 @@ from compressbench.core import (
     Artifact,
     CheckFailedError,
     Context,
-    Coverage,
     Criterion,
     DataSpec,
+    ModelCriterion,
     Outcome,
+    UserError,
 )
+from compressbench.criteria.mean_activation import MeanActivation
+from compressbench.criteria.scores import scores_of
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.coupling import Family, Unit, families, units
+from compressbench.stages.cutting import Cut, Cutter, narrowed, reasons_of
 from compressbench.stages.layers import (
-    Scope,
-    check_choices,
-    importance,
-    layers_with_weights,
+    check_criterion,
+    check_names,
+    forward_images,
     prunable_layers,
     skipped,
-    weights,
 )
-from compressbench.stages.ranking import Ranked, channel_scores, choose
-from compressbench.stages.removal import (
-    Cuts,
-    check_replay,
-    remove_channels,
-    removed_channels,
-    resize_edit,
+from compressbench.stages.limits import check_limit, least, missed, most
+from compressbench.stages.ranking import (
+    Atom,
+    Ranked,
+    Worth,
+    below,
+    channel_scores,
+    choose,
+    choose_below,
+    mean_worth,
 )
+from compressbench.stages.removal import Cuts, check_replay
 
 EXAMPLES = 4  # samples of the proofs
+Scope = Literal["global", "layer"]
 FLOOR = 0.1  # of a layer's channels, which stay by default
 
 
 @dataclass(frozen=True)
 class PruneChannels:
-    """Remove the output channels of least importance, about the share `sparsity` of them.
+    """Remove the output channels of least importance, with all that depends on them.
 
-    A channel's importance: the sum over its weights by the criterion, over the mean of its layer;
-    the mean over the layers that are coupled (added, concatenated, depthwise, ...), whose channels
-    go together. `scope` "layer" takes the share from each set of coupled layers, "global" from
-    all channels by one ranking, sets of coupled layers counting once. The channels that stay in a
-    layer are a multiple of `round_to`, as near to the share as that allows, and at least
-    `min_channels` (None: a tenth, and `round_to`). The model's outputs stay, and so do the
-    channels of layers that match `skip` (names or fnmatch patterns), layers no wider than
-    `round_to`, and layers for which it cannot be proven that the rest computes the same; the
-    coverage says why. BatchNorm statistics are then measured on `batchnorm_images` images.
+    How many: about the share `sparsity` of the channels; or all that are less important than
+    `threshold`, and with `activation_threshold` also those of less mean absolute activation; or
+    just as many as the limits ask for, all that are given together: `params`, `macs` (of one
+    sample), `onnx_bytes`, each a number, a share in (0, 1) of what it was, or "2x" for half. They
+    are found by bisection over the share, on the real smaller models and files: never over a
+    limit, and with a warning where the nearest is undercut by more than `tolerance` of it.
+
+    A channel's importance is the criterion's, or the sum over its weights, over the mean of its
+    layer (`normalize`; a threshold is compared with it as it is); the mean over the layers that
+    are coupled (added, concatenated, depthwise, ...), whose channels go together. `scope` "layer"
+    takes the share from each set of coupled layers, "global" from all channels by one ranking,
+    sets of coupled layers counting once. The channels that stay in a layer are a multiple of
+    `round_to`, as near to the share as that allows, and never less than `min_channels`, nor than
+    1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's outputs
+    stay, and so do the channels of layers that match `skip` (names or fnmatch patterns), layers
+    no wider than `round_to`, and layers for which it cannot be proven that the rest computes the
+    same; the coverage says why. BatchNorm statistics are then measured on `batchnorm_images`
+    images.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({CHANNEL_PRUNED})
     destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
 
-    criterion: Criterion
-    sparsity: float
+    criterion: Criterion | ModelCriterion
+    sparsity: float | None = None
+    threshold: float | None = None
+    activation_threshold: float | None = None
+    params: int | float | str | None = None
+    macs: int | float | str | None = None
+    onnx_bytes: int | float | str | None = None
+    tolerance: float = 0.05
     scope: Scope = "layer"
+    normalize: bool = True
     round_to: int = 8
     min_channels: int | None = None
+    max_layer_sparsity: float | None = None
     skip: Sequence[str] = ()
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
-        check_choices(self.criterion, self.scope, self.skip)
-        check_share("sparsity", self.sparsity)
+        check_criterion(self.criterion)
+        check_names("skip", self.skip)
+        if self.scope not in ("global", "layer"):
+            raise UserError(f'scope must be "global" or "layer", got {self.scope!r}')
+        check_share("tolerance", self.tolerance)
+        check_flag("normalize", self.normalize)
         check_integer("round_to", self.round_to, 1)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
         if self.min_channels is not None:
             check_integer("min_channels", self.min_channels, 1)
+        if self.max_layer_sparsity is not None:
+            check_share("max_layer_sparsity", self.max_layer_sparsity)
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.sparsity is not None:
+            check_share("sparsity", self.sparsity)
+        for name in ("threshold", "activation_threshold"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        for name, value in self.limits().items():
+            check_limit(name, value)
+        given = [n for n in ("sparsity", "threshold") if getattr(self, n) is not None]
+        given += [", ".join(self.limits())] if self.limits() else []
+        if len(given) != 1:
+            raise UserError(
+                "exactly one target must be set: sparsity, threshold, or limits (params, macs, "
+                f"onnx_bytes), got {' and '.join(given) or 'none'}"
+            )
+        if self.activation_threshold is not None and self.threshold is None:
+            raise UserError("activation_threshold goes with a threshold: set both")
+
+    def limits(self) -> dict[str, int | float | str]:
+        """The limits that are given, by name."""
+        named = {"params": self.params, "macs": self.macs, "onnx_bytes": self.onnx_bytes}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def weighs_files(self) -> bool:
+        return self.onnx_bytes is not None
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name to skip that no layer has."""
+        skipped(self.skip, prunable_layers(model))
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        return 0, min(self.batchnorm_images, train_images)
+        looked_at = (self.batchnorm_images, forward_images(self.criterion))
+        return 0, sum(min(images, train_images) for images in looked_at)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -96,26 +160,48 @@ class PruneChannels:
         example = example_inputs(context.data.spec)
         found = families(deepcopy(original), example)
         candidates, left = self._candidates(original, found)
-        cuts = self._cuts(original, candidates, context)
-        model, cuts, failed = _remove(original, found, cuts, example)
-        left |= _reasons_of(found, failed)
-        removed = removed_channels(found, cuts)
-        assert_same_on_ranks(_digest(removed), "which channels were removed")
-        coverage = _coverage(original, model, left)
-        if not removed:
-            raise CheckFailedError(self._nothing([] if failed else candidates, left))
-        edit = resize_edit(original, model, removed)
-        check_replay(original, model, edit, example)
-        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        cuts_at = self._cuts_at(original, candidates, context)
+        cutter = Cutter(start, original, found, example)
+        cut, warnings = self._cut(cutter, cuts_at, context)
+        left |= reasons_of(found, cutter.failed)
+        assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
+        coverage = narrowed(original, cut.model, left)
+        if not cut.removed:
+            raise CheckFailedError(self._nothing([] if cutter.failed else candidates, left))
+        check_replay(original, cut.model, cut.edit, example)
+        reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
         artifact = replace(
             start,
-            model=model.eval(),
-            edits=(*start.edits, edit),
+            model=cut.model.eval(),
+            edits=(*start.edits, cut.edit),
             properties=start.properties | self.adds,
             key="",
+            early={},  # of other shapes
         )
-        warnings = tuple(f"channels of {root} stay: {reason}" for root, reason in failed.items())
+        warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
         return Outcome(artifact, coverage, warnings=warnings)
+
+    def _cut(
+        self, cutter: Cutter, cuts_at: Callable[[float], Cuts], context: Context
+    ) -> tuple[Cut, tuple[str, ...]]:
+        """The smaller model, and warnings."""
+        if not self.limits():
+            return cutter.cut(cuts_at(self.sparsity or 0.0)), ()
+        before = cutter.figures(cutter.cut({}), self.limits(), context)
+        allowed = {name: most(value, before[name]) for name, value in self.limits().items()}
+        if all(before[name] <= allowed[name] for name in allowed):
+            raise UserError(
+                "nothing to prune: "
+                + ", ".join(f"{n} is {before[n]:,.0f} already" for n in allowed)
+            )
+        found = least(
+            lambda share: cutter.cut(cuts_at(share)),
+            lambda cut: cutter.figures(cut, self.limits(), context),
+            allowed,
+            1.0,
+        )
+        warning = missed(found.figures, allowed, self.tolerance)
+        return found.trial, (warning,) if warning else ()
 
     def _candidates(
         self, model: nn.Module, found: Sequence[Family]
@@ -137,34 +223,45 @@ class PruneChannels:
                 candidates.extend(wide)
         return candidates, left | dict.fromkeys(names, "named in skip")
 
-    def _cuts(self, model: nn.Module, candidates: list[Unit], context: Context) -> Cuts:
-        """Root of a family -> the channels of the root to remove."""
+    def _cuts_at(
+        self, model: nn.Module, candidates: list[Unit], context: Context
+    ) -> Callable[[float], Cuts]:
+        """Share -> root of a family -> the channels of the root to remove."""
         layers = {n: m for n, m in prunable_layers(model).items() if _is_out(n, candidates)}
-        scores = channel_scores(importance(self.criterion, layers, context), layers)
-        ranked = [
-            Ranked.of(unit, scores, self.round_to, self._floor(unit.width)) for unit in candidates
-        ]
+        worth = self._worth(model, layers, context)
+        ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
+        if self.threshold is not None:
+            return lambda share: _by_root(choose_below(ranked))
         pools = [ranked] if self.scope == "global" else [[one] for one in ranked]
-        cuts: dict[str, list[int]] = {}
-        for pool in pools:
-            for one, atoms in choose(pool, self.sparsity):
-                channels = [channel for atom in atoms for channel in atom]
-                if channels:
-                    cuts.setdefault(one.unit.family.root, []).extend(channels)
-        return {root: sorted(channels) for root, channels in cuts.items()}
+        return lambda share: _by_root([pair for pool in pools for pair in choose(pool, share)])
+
+    def _worth(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> Worth:
+        def scores_by(criterion: Criterion | ModelCriterion) -> dict[str, Tensor]:
+            scores = scores_of(criterion, model, layers, context)
+            relative = self.normalize and self.threshold is None
+            return channel_scores(scores, layers, relative)
+
+        if self.threshold is None:
+            return partial(mean_worth, scores=scores_by(self.criterion))
+        parts = [(scores_by(self.criterion), self.threshold)]
+        if self.activation_threshold is not None:
+            parts.append((scores_by(MeanActivation()), self.activation_threshold))
+        return below(parts)
 
     def _floor(self, width: int) -> int:
-        if self.min_channels is not None:
-            return self.min_channels
-        return max(self.round_to, math.ceil(FLOOR * width))
+        if self.min_channels is None and self.max_layer_sparsity is None:
+            return max(self.round_to, math.ceil(FLOOR * width))
+        share = 1.0 if self.max_layer_sparsity is None else self.max_layer_sparsity
+        return max(self.min_channels or 1, math.ceil((1.0 - share) * width - 1e-9))
 
     def _nothing(self, candidates: list[Unit], left: Mapping[str, str]) -> str:
         if not candidates:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             return f"prune_channels touched nothing: no layer can be pruned ({reasons})"
         widest = max(unit.width for unit in candidates)
+        named = "sparsity" if self.threshold is None else "threshold"
         return (
-            f"prune_channels touched nothing: sparsity={self.sparsity} with round_to="
+            f"prune_channels touched nothing: {named}={getattr(self, named)} with round_to="
             f"{self.round_to} and at most {widest} channels in a layer removes none"
         )
 
@@ -179,60 +276,14 @@ def _is_out(name: str, candidates: Sequence[Unit]) -> bool:
     return any(name in unit.layers for unit in candidates)
 
 
-def _remove(
-    model: nn.Module, found: Sequence[Family], cuts: Cuts, example: Tensor
-) -> tuple[nn.Module, Cuts, dict[str, str]]:
-    """Remove what can be proven; also the cuts that were made, and root -> reason of the others."""
-    try:
-        return remove_channels(model, found, cuts, example), cuts, {}
-    except CheckFailedError:
-        failed = {}
-        for root, channels in cuts.items():
-            try:
-                remove_channels(model, found, {root: channels}, example)
-            except CheckFailedError as error:
-                failed[root] = str(error)
-    proven = {root: channels for root, channels in cuts.items() if root not in failed}
-    return remove_channels(model, found, proven, example), proven, failed
-
-
-def _reasons_of(found: Sequence[Family], failed: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: failed[family.root]
-        for family in found
-        if family.root in failed
-        for name in family.layers()
-    }
+def _by_root(chosen: Sequence[tuple[Ranked, list[Atom]]]) -> Cuts:
+    cuts: dict[str, list[int]] = {}
+    for one, atoms in chosen:
+        channels = [channel for atom in atoms for channel in atom]
+        if channels:
+            cuts.setdefault(one.unit.family.root, []).extend(channels)
+    return {root: sorted(channels) for root, channels in cuts.items()}
 
 
 def _digest(removed: object) -> str:
     return hashlib.sha256(json.dumps(removed, sort_keys=True).encode()).hexdigest()
-
-
-def _coverage(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
-    """One row a module with weights; `touched` counts weights that are gone."""
-    rows = []
-    for name, old in layers_with_weights(before).items():
-        new = after.get_submodule(name)
-        total, remaining = weights(old), weights(new)
-        detail = _detail(old, new, left.get(name, ""))
-        touched = total - remaining
-        rows.append(Coverage(name or "model", type(old).__name__, total, touched, detail))
-    return tuple(rows)
-
-
-def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:
-    (wide, wide_in), (narrow, narrow_in) = _widths(old), _widths(new)
-    if narrow != wide:
-        return f"{wide} → {narrow} channels"
-    inputs = f"inputs {wide_in} → {narrow_in}, " if narrow_in != wide_in else ""
-    return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding ask for no less'}"
-
-
-def _widths(layer: nn.Module) -> tuple[int, int]:
-    """(output, input) channels, or features."""
-    names = (("out_channels", "in_channels"), ("out_features", "in_features"))
-    for out, into in names:
-        if hasattr(layer, out):
-            return getattr(layer, out), getattr(layer, into)
-    return 0, 0

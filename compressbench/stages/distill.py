@@ -50,4 +50,4 @@ class Distill:
         return images, images
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
-        return teaching.learn(inputs, self.loss, self.schedule(), context)
+        return teaching.learn(inputs["model"], inputs, self.loss, 0.0, self.schedule(), context)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressbench.quantizers.sites import Call
 from compressbench.stages.folding import single_calls, unchanged_outputs
+from compressbench.tracing import Call
 
 # f(s x) = s f(x) for s > 0, channel by channel; where the first two axes stay as they are
 _POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")

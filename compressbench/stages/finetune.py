@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from compressbench.checks import check_share
-from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
+from compressbench.checks import check_not_negative
+from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.criteria.scores import is_transposed
 from compressbench.stages import teaching
-from compressbench.stages.schedule import Optimizer, Schedule
-from compressbench.stages.train import GRIDS, cross_entropy, descend
+from compressbench.stages.layers import prunable_layers
+from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.stages.train import GRIDS
 
 
 @dataclass(frozen=True)
 class Finetune:
     """Training of a model that is trained already: on the labels, with `label_smoothing`, or on
     the distillation `loss`, for which the recipe names the `teacher`. Options: `Schedule`.
+
+    `group_lasso` times the sum of sqrt(n) ||w||_2 over the output channels of convolutions and
+    linear layers, of n weights w each, is added to the loss: it drives whole channels towards
+    zero, which a channel pruning that follows can then remove (Yuan and Lin 2006; for channels Wen
+    et al. 2016, arXiv:1608.03665).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -31,16 +40,12 @@ class Finetune:
     warmup: float = 0.0
     label_smoothing: float = 0.0
     loss: Any = None
+    group_lasso: float = 0.0
 
     def __post_init__(self) -> None:
         self.schedule()
-        check_share("label_smoothing", self.label_smoothing)
-        if self.loss is not None:
-            teaching.check_loss(self.loss)
-            if self.label_smoothing:
-                raise UserError(
-                    f"label_smoothing={self.label_smoothing} has no meaning with a loss: set one"
-                )
+        teaching.check_choice(self.loss, self.label_smoothing)
+        check_not_negative("group_lasso", self.group_lasso)
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
@@ -54,7 +59,40 @@ class Finetune:
         return images, 0 if self.loss is None else images
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
-        if self.loss is not None:
-            return teaching.learn(inputs, self.loss, self.schedule(), context)
-        loss = cross_entropy(self.label_smoothing)
-        return descend(inputs["model"], loss, self.schedule(), context)
+        lasso = partial(WithGroupLasso, factor=self.group_lasso) if self.group_lasso else None
+        return teaching.learn(
+            inputs["model"],
+            inputs,
+            self.loss,
+            self.label_smoothing,
+            self.schedule(),
+            context,
+            lasso,
+        )
+
+
+class WithGroupLasso(nn.Module):
+    """`loss` plus `factor` times the group lasso of the model, see `Finetune`."""
+
+    def __init__(self, loss: BatchLoss, factor: float) -> None:
+        super().__init__()
+        self.loss, self.factor = loss, factor
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        value, logits = self.loss(model, inputs, targets)
+        lasso = self.factor * group_lasso(model)
+        self.terms = {**getattr(self.loss, "terms", {"labels": value}), "group_lasso": lasso}
+        return value + lasso, logits
+
+
+def group_lasso(model: nn.Module) -> Tensor:
+    """Sum of sqrt(n) ||w||_2 over all output channels, of n weights w each."""
+    unique = {id(m.weight): m for m in prunable_layers(model).values()}
+    terms = []
+    for layer in unique.values():
+        weight = layer.get_parameter("weight")
+        rows = (weight.transpose(0, 1) if is_transposed(layer) else weight).flatten(1)
+        norms = (rows.square().sum(1) + 1e-12).sqrt()  # a gradient at zero, too
+        terms.append(rows.shape[1] ** 0.5 * norms.sum())
+    return torch.stack(terms).sum()

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressbench.artifact import apply_edit_
 from compressbench.core import CheckFailedError, Edit, UserError
 from compressbench.quantizers.grid import Grid
-from compressbench.quantizers.sites import Call, trace
 from compressbench.quantizers.weights import weight_uses
 from compressbench.stages.scheme import FUNCTIONS, LAYERS
+from compressbench.tracing import Call, trace
 
 _TOLERANCE = 1e-3  # of the largest output; float32 rounding stays far below, a mistake does not
 

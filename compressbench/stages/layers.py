@@ -1,19 +1,17 @@
-"""What the pruning stages share: the layers, those to skip, their importance, their options."""
+"""What the pruning stages share: the layers, their names, checks of options."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from compressbench.core import CheckFailedError, Context, Criterion, UserError
-
-Scope = Literal["global", "layer"]
+from compressbench.core import UserError
+from compressbench.criteria.scores import is_criterion
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -30,7 +28,7 @@ def layers_with_weights(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if weights(m)}
 
 
-def skipped(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+def skipped(patterns: Iterable[str], names: Iterable[str], option: str = "skip") -> set[str]:
     """The names that match one of `patterns` (fnmatch). UserError for a pattern without match."""
     known, found = list(names), set()
     for pattern in patterns:
@@ -38,31 +36,43 @@ def skipped(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
         if not matches:
             close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
             advice = f"; the nearest name is {close[0]}" if close else ""
-            raise UserError(f"skip: no convolution or linear layer is named {pattern!r}{advice}")
+            raise UserError(
+                f"{option}: no convolution or linear layer is named {pattern!r}{advice}"
+            )
         found |= matches
     return found
 
 
-def importance(
-    criterion: Criterion, layers: Mapping[str, nn.Module], context: Context
-) -> dict[str, Tensor]:
-    """The criterion's scores, float32; CheckFailedError where shape or values cannot be used."""
-    scores = criterion(layers, context)
+def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None) -> dict[str, str]:
+    """Name -> reason, of the modules with weights that the options leave alone."""
+    layers = prunable_layers(model)
+    named = skipped(skip, layers)
+    chosen = set(layers) if wanted is None else skipped(wanted, layers, "layers")
+    kept = {id(layers[name].weight) for name in named}
+    left = {}
     for name, layer in layers.items():
-        weight = layer.get_parameter("weight")
-        if name not in scores or scores[name].shape != weight.shape:
-            got = tuple(scores[name].shape) if name in scores else "nothing"
-            raise CheckFailedError(f"importance of {name}: {got} for {tuple(weight.shape)} weights")
-        if not bool(torch.isfinite(scores[name]).all()):
-            raise CheckFailedError(f"importance of {name}: NaN or infinity")
-    return {name: scores[name].detach().float().cpu() for name in layers}
+        if name in named:
+            left[name] = "named in skip"
+        elif id(layer.weight) in kept:
+            left[name] = "its weight is that of a layer named in skip"
+        elif name not in chosen:
+            left[name] = "not named in layers"
+    others = layers_with_weights(model).keys() - layers.keys()
+    return left | dict.fromkeys(others, "only convolutions and linear layers are pruned")
 
 
-def check_choices(criterion: Any, scope: Any, skip: Any) -> None:
-    """UserError unless the options that both pruning stages have are what they should be."""
-    if not callable(criterion):
+def check_criterion(criterion: Any) -> None:
+    if not is_criterion(criterion):
         raise UserError(f"criterion must be a pruning criterion, got {criterion!r}")
-    if scope not in ("global", "layer"):
-        raise UserError(f'scope must be "global" or "layer", got {scope!r}')
-    if isinstance(skip, str) or not all(isinstance(pattern, str) for pattern in skip):
-        raise UserError(f"skip must be a list of layer names, got {skip!r}")
+
+
+def check_names(option: str, names: Any) -> None:
+    """UserError unless `names` is a list of names or patterns."""
+    if isinstance(names, str) or not all(isinstance(pattern, str) for pattern in names):
+        raise UserError(f"{option} must be a list of layer names, got {names!r}")
+
+
+def forward_images(criterion: Any) -> int:
+    """Training images that a criterion looks at."""
+    images = getattr(criterion, "images", 0)
+    return images if isinstance(images, int) else 0

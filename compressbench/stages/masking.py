@@ -25,6 +25,17 @@ def by_share(
     return {name: mask for part in parts for name, mask in part.items()}
 
 
+def by_count(
+    scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], counts: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Masks that keep `counts` weights of each layer, the most important, or all but `zeros`."""
+    parts: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        share = 1.0 - counts[name] / max(1, score.numel())
+        parts |= _drop_least({name: score}, {name: zeros[name]}, share)
+    return parts
+
+
 def by_threshold(
     scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], threshold: float
 ) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from compressbench.artifact import activation_grid, masked_layers, set_mask_, weight_bits
-from compressbench.checks import check_integer, check_positive, check_share
+from compressbench.artifact import activation_grid, masked_layers, set_mask_
+from compressbench.checks import check_flag, check_integer
 from compressbench.collectives import assert_same_on_ranks
 from compressbench.core import (
     MASKED,
@@ -22,39 +23,53 @@ from compressbench.core import (
     Context,
     Coverage,
     Criterion,
+    DataSpec,
     Edit,
+    ModelCriterion,
     Outcome,
     Stage,
     UserError,
 )
+from compressbench.criteria.mean_activation import MeanActivation
+from compressbench.criteria.scores import of_weights, scores_of
 from compressbench.quantizers.activations import CHILD, ActivationQuantizers
 from compressbench.stages import masking
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.calibrate import calibrate_
+from compressbench.stages.grid_rules import NO_UPDATE, check_grids, check_scheme
 from compressbench.stages.layers import (
-    Scope,
-    check_choices,
-    importance,
+    check_criterion,
+    check_names,
+    forward_images,
     layers_with_weights,
+    left_out,
     prunable_layers,
-    skipped,
     weights,
 )
-
-GRID_BITS = 8  # coarser grids lose too much: their integers are few, and no finetune may follow
-GRID_SPARSITY = 0.5
+from compressbench.stages.selection import Selection, WeightScope
 
 
 @dataclass(frozen=True)
 class Prune:
     """Zero the least important weights of convolutions and linear layers.
 
-    Either `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros that
-    were there before included, of all layers together (`scope` "global") or of each layer; or
-    `threshold`: every weight of less importance goes, in either scope. Of equal weights those of
-    lower index go first; the most important weight of a layer always stays. Layers that match
-    `skip` (names or fnmatch patterns) are left and do not count. BatchNorm statistics are then
-    measured on `batchnorm_images` training images, and activations calibrated again.
+    One target. `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros
+    that were there before included, spread by the `scope`: "global" (one ranking of all layers),
+    "layer" (the same share of each), "erk" or "lamp" (a share for each layer by its shape, or by
+    the squares of its weights: `budgets`). `threshold`: every weight of less importance goes, and
+    with `activation_threshold` also those of output channels whose mean absolute activation
+    (`MeanActivation`) is less. `pattern` "N:M": N of M inputs stay (`patterns.Inputs`).
+
+    Of equal weights those of lower index go first; the most important weight of a layer always
+    stays. `pattern` "RxC" takes weights in blocks, by the sum of their importance, to a sparsity
+    (of the blocks) or a threshold. In a global ranking `normalize` divides scores by their layer's
+    mean; None does where the criterion's are not comparable between layers.
+
+    Only the layers that match `layers` (names or fnmatch patterns; None: all) and not `skip` are
+    pruned and count; so do those that a pattern fits: others are left, unless `layers` has their
+    very name, which is refused. A criterion with an `update` then moves the weights that stay.
+    BatchNorm statistics are measured on `batchnorm_images` training images, and activations
+    calibrated again.
 
     Weights on integer grids keep their scales; the grids must have 8 bits, and at most half of
     the weights may go, since no float finetune can follow.
@@ -64,62 +79,66 @@ class Prune:
     adds: ClassVar[frozenset[str]] = frozenset({MASKED})
     destroys: ClassVar[frozenset[str]] = frozenset()
 
-    criterion: Criterion
+    criterion: Criterion | ModelCriterion
     sparsity: float | None = None
     threshold: float | None = None
-    scope: Scope = "global"
+    activation_threshold: float | None = None
+    scope: WeightScope = "global"
+    normalize: bool | None = None
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
     skip: Sequence[str] = ()
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
-        check_choices(self.criterion, self.scope, self.skip)
+        check_criterion(self.criterion)
+        check_names("skip", self.skip)
+        check_names("layers", self.layers or ())
         check_integer("batchnorm_images", self.batchnorm_images, 2)
-        if (self.sparsity is None) == (self.threshold is None):
-            raise UserError(
-                "exactly one of sparsity and threshold must be set, "
-                f"got sparsity={self.sparsity!r} and threshold={self.threshold!r}"
-            )
-        if self.sparsity is not None:
-            check_share("sparsity", self.sparsity)
-        else:
-            check_positive("threshold", self.threshold)
+        self.selection()
+        if self.normalize is not None:
+            check_flag("normalize", self.normalize)
+            if self.sparsity is None or self.scope != "global":
+                raise UserError(
+                    f"normalize={self.normalize} is for a sparsity with scope=global: otherwise "
+                    "scores of different layers are not compared"
+                )
+
+    def selection(self) -> Selection:
+        return Selection(
+            self.sparsity, self.threshold, self.activation_threshold, self.scope, self.pattern
+        )
 
     def check_line(self, earlier: Sequence[Stage]) -> None:
-        """Refuse before anything runs what `_check_grids` would refuse after a training."""
+        """Refuse before anything runs what `check_grids` would refuse after a training."""
         for stage in earlier:
-            if WEIGHT_QUANTIZED not in stage.adds:
-                continue
-            scheme = getattr(stage, "scheme", None)
-            if scheme is None:  # a codebook: zero may not be one of its values
-                raise UserError("pruning after a codebook is not possible: prune before it")
-            other = scheme().all_bits() - {GRID_BITS}
-            if other:
-                raise UserError(
-                    f"pruning after quantization needs {GRID_BITS}-bit weights, got "
-                    f"bits={min(other)}: no finetune can follow on a grid"
-                )
-            if self.sparsity is not None and self.sparsity > GRID_SPARSITY:
-                raise UserError(
-                    f"sparsity after quantization must be at most {GRID_SPARSITY}, "
-                    f"got {self.sparsity}: no finetune can follow on a grid"
-                )
+            if WEIGHT_QUANTIZED in stage.adds:
+                check_scheme(stage, self.selection().share)
+                if hasattr(self.criterion, "update"):
+                    raise UserError(NO_UPDATE)
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        self.left(model)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        return 0, min(self.batchnorm_images, train_images)
+        looked_at = (self.batchnorm_images, forward_images(self.criterion))
+        return 0, sum(min(images, train_images) for images in looked_at)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
-        left = _left(model, self.skip)
+        left = self.left(model)
         layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
-        masks = self._masks(layers, context)
-        _check_grids(start, masks)
-        before = {n: int(layers[n].get_parameter("weight").count_nonzero()) for n in masks}
-        edits = _mask_(layers, masks)
-        coverage = _coverage(model, masks, before, left)
-        if not any(row.touched for row in coverage):
-            raise CheckFailedError(self._nothing(masks))
         with activations_in_float(model):
+            masks = self.masks(model, layers, context)
+            check_grids(start, masks, hasattr(self.criterion, "update"))
+            before = {n: int(layers[n].get_parameter("weight").count_nonzero()) for n in masks}
+            self._update_(model, layers, masks, context)
+            edits = mask_(layers, masks)
+            coverage = zeroed(model, masks, before, left)
+            if not any(row.touched for row in coverage):
+                raise CheckFailedError(self._nothing(masks))
             reestimate_batchnorm_(model, context, self.batchnorm_images)
         grid = activation_grid(start.edits)
         if grid is not None:
@@ -133,30 +152,84 @@ class Prune:
         )
         return Outcome(artifact, coverage)
 
-    def _masks(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
+    def masks(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+    ) -> dict[str, Tensor]:
         """Layer -> what stays of its weight; layers with one tied weight get the same mask."""
-        owners: dict[int, str] = {}
-        for name, layer in layers.items():
-            owners.setdefault(id(layer.weight), name)
-        if not owners:
+        owned = _owned(layers)
+        if not owned:
             raise UserError("prune: no convolution or linear layer is left to prune")
-        owned = {name: layers[name] for name in owners.values()}
-        scores = importance(self.criterion, owned, context)
+        scores = weight_scores(self.criterion, model, owned, context)
+        activity = None
+        if self.activation_threshold is not None:
+            activity = weight_scores(MeanActivation(), model, owned, context)
         zeros = {name: layer.get_parameter("weight").detach() == 0 for name, layer in owned.items()}
-        if self.sparsity is not None:
-            masks = masking.by_share(scores, zeros, self.sparsity, self.scope == "global")
-        else:
-            masks = masking.by_threshold(scores, zeros, self.threshold or 0.0)
+        masks = self.selection().masks(owned, scores, zeros, activity, self._normalizes())
         assert_same_on_ranks(masking.digest(masks), "which weights were pruned")
+        owners = {id(layer.weight): name for name, layer in owned.items()}
         return {name: masks[owners[id(layer.weight)]] for name, layer in layers.items()}
+
+    def _normalizes(self) -> bool:
+        if self.normalize is not None:
+            return self.normalize
+        alike = bool(getattr(self.criterion, "comparable", True))
+        return self.sparsity is not None and self.scope == "global" and not alike
+
+    def _update_(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        masks: Mapping[str, Tensor],
+        context: Context,
+    ) -> None:
+        """Let the criterion move the weights that stay, if it does that."""
+        update = getattr(self.criterion, "update", None)
+        if update is None:
+            return
+        moved = update(model, {name: masks[name] for name in _owned(layers)}, context)
+        with torch.no_grad():
+            for name, weight in moved.items():
+                layers[name].get_parameter("weight").copy_(weight)
+
+    def left(self, model: nn.Module) -> dict[str, str]:
+        """Name -> reason, of the modules with weights that are not pruned."""
+        layers = prunable_layers(model)
+        left = left_out(model, self.skip, self.layers)
+        shape = self.selection().shape()
+        for name, layer in layers.items():
+            misfit = shape.misfit(layer) if shape is not None and name not in left else ""
+            if misfit and name in (self.layers or ()):
+                raise UserError(f"pattern={self.pattern} does not fit {name}: {misfit}")
+            if misfit:
+                left[name] = f"{self.pattern}: {misfit}"
+        return left
 
     def _nothing(self, masks: Mapping[str, Tensor]) -> str:
         total = sum(mask.numel() for mask in masks.values())
         zeros = sum(int((~mask).sum()) for mask in masks.values())
-        what = (
-            f"threshold={self.threshold}" if self.sparsity is None else f"sparsity={self.sparsity}"
+        return (
+            f"prune touched nothing: {self.selection().target()}, and {zeros} of {total} weights "
+            "were zero before"
         )
-        return f"prune touched nothing: {what}, and {zeros} of {total} weights were zero before"
+
+
+def weight_scores(
+    criterion: Criterion | ModelCriterion,
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    context: Context,
+) -> dict[str, Tensor]:
+    """The criterion's importance of every weight of `layers`, float32."""
+    scores = scores_of(criterion, model, layers, context)
+    return {name: of_weights(layer, scores[name]) for name, layer in layers.items()}
+
+
+def _owned(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers without those whose weight an earlier one has."""
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        owners.setdefault(id(layer.weight), name)
+    return {name: layers[name] for name in owners.values()}
 
 
 @contextmanager
@@ -173,41 +246,7 @@ def activations_in_float(model: nn.Module) -> Iterator[None]:
         quantizers.observe = None
 
 
-def _left(model: nn.Module, skip: Sequence[str]) -> dict[str, str]:
-    """Name -> reason, of the modules with weights that are not pruned."""
-    layers = prunable_layers(model)
-    named = skipped(skip, layers)
-    kept = {id(layers[name].weight) for name in named}
-    left = {
-        n: "named in skip" if n in named else "its weight is that of a layer named in skip"
-        for n, layer in layers.items()
-        if id(layer.weight) in kept
-    }
-    others = layers_with_weights(model).keys() - layers.keys()
-    return left | dict.fromkeys(others, "only convolutions and linear layers are pruned")
-
-
-def _check_grids(start: Artifact, masks: Mapping[str, Tensor]) -> None:
-    """The rule for weights on integer grids: 8 bits, at most half of them zero."""
-    bits = weight_bits(start.edits)
-    if not bits:
-        return
-    coarse = next((n for n, b in bits.items() if b != GRID_BITS), None)
-    if coarse is not None:
-        raise UserError(
-            f"prune after quantize needs {GRID_BITS}-bit weights, {coarse} has {bits[coarse]}: "
-            "no finetune can follow on a grid"
-        )
-    total = sum(mask.numel() for mask in masks.values())
-    share = sum(int((~mask).sum()) for mask in masks.values()) / total
-    if share > GRID_SPARSITY + 0.5 * len(masks) / total:  # each layer may round up
-        raise UserError(
-            f"prune after quantize may zero at most {GRID_SPARSITY} of the weights, got "
-            f"{share:.3g}: no finetune can follow on a grid"
-        )
-
-
-def _mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[Edit]:
+def mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[Edit]:
     """Set the masks that hold zeros; the edit names the layers that had none before.
 
     The edit that named a layer first stays where it is: a `resize` after it knows its buffer.
@@ -222,7 +261,7 @@ def _mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list
     return [{"kind": "mask", "layers": fresh}] if fresh else []
 
 
-def _coverage(
+def zeroed(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     before: Mapping[str, int],

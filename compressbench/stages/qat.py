@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
-from compressbench.checks import check_flag, check_integer, check_share
+from compressbench.checks import check_flag, check_integer
 from compressbench.core import (
     ACTIVATION_QUANTIZED,
     TRAINED,
@@ -31,9 +30,8 @@ from compressbench.stages.folding import check_scales_survive
 from compressbench.stages.on_grid import OnGrid
 from compressbench.stages.preparation import prepare_
 from compressbench.stages.rounding import coverage
-from compressbench.stages.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.stages.schedule import Optimizer, Schedule
 from compressbench.stages.scheme import Scheme, example
-from compressbench.stages.train import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class QuantizeAware:
     def __post_init__(self) -> None:
         self.schedule()
         self.scheme()
-        check_share("label_smoothing", self.label_smoothing)
+        teaching.check_choice(self.loss, self.label_smoothing)
         check_integer("activation_bits", self.activation_bits, 4, 8)
         check_flag("activation_symmetric", self.activation_symmetric)
         check_flag("fold_batchnorm", self.fold_batchnorm)
@@ -92,8 +90,6 @@ class QuantizeAware:
                 raise UserError(f"{name} must be a trained quantizer of {name}s, got {method!r}")
         if not is_observer(self.ranges):
             raise UserError(f"ranges must be an observer, got {self.ranges!r}")
-        if self.loss is not None:
-            teaching.check_loss(self.loss)
 
     @property
     def adds(self) -> frozenset[str]:
@@ -142,7 +138,8 @@ class QuantizeAware:
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
-        with self._loss(model, inputs, context) as loss:
+        loss_for = teaching.loss_for(model, inputs, self.loss, self.label_smoothing, context)
+        with loss_for as loss:
             history = fit_(trained, loss, self.schedule(), context, trained.groups())
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = replace(
@@ -165,13 +162,6 @@ class QuantizeAware:
             images=self.calibration_images,
             batch_size=self.calibration_batch_size,
         )
-
-    def _loss(
-        self, model: nn.Module, inputs: Mapping[str, Artifact], context: Context
-    ) -> AbstractContextManager[BatchLoss]:
-        if self.loss is None:
-            return nullcontext(cross_entropy(self.label_smoothing))
-        return teaching.lesson(model, inputs, self.loss, context)
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:

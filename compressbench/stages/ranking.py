@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from compressbench.criteria.scores import of_channels, over_mean
 from compressbench.stages.coupling import Unit
 
 Atom = tuple[int, ...]
+Worth = Callable[[Unit, Atom], float]
 
 
 def channel_scores(
-    scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module]
+    scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module], normalize: bool = True
 ) -> dict[str, Tensor]:
-    """Layer -> importance of its output channels over their mean, float64 [out channels]."""
-    found = {}
-    for name, score in scores.items():
-        layer = layers[name]
-        transposed = isinstance(layer, _ConvNd) and layer.transposed
-        sums = (score.transpose(0, 1) if transposed else score).double().flatten(1).sum(1)
-        found[name] = sums / sums.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return found
+    """Layer -> importance of its output channels (over their mean), float64 [out channels]."""
+    found = {name: of_channels(layers[name], score) for name, score in scores.items()}
+    return {name: over_mean(score) for name, score in found.items()} if normalize else found
 
 
 @dataclass(frozen=True)
@@ -41,9 +36,10 @@ class Ranked:
     scores: tuple[float, ...]
 
     @classmethod
-    def of(cls, unit: Unit, scores: Mapping[str, Tensor], round_to: int, floor: int) -> Ranked:
-        worth = [(_worth(unit, atom, scores), atom) for atom in unit.atoms]
-        ranked = sorted(worth)  # of equal importance, the lower channels first
+    def of(cls, unit: Unit, worth: Worth, round_to: int, floor: int) -> Ranked:
+        ranked = sorted(
+            (worth(unit, atom), atom) for atom in unit.atoms
+        )  # of equal importance, the lower channels first
         step = math.lcm(round_to, unit.size) // unit.size
         kept, start = len(ranked), 0
         blocks: list[tuple[Atom, ...]] = []
@@ -59,7 +55,7 @@ class Ranked:
             kept, start = kept - count, start + count
 
 
-def _worth(unit: Unit, atom: Atom, scores: Mapping[str, Tensor]) -> float:
+def mean_worth(unit: Unit, atom: Atom, scores: Mapping[str, Tensor]) -> float:
     """The mean importance of an atom's channels over the layers they come from."""
     values: list[float] = []
     for name in unit.layers:
@@ -88,3 +84,24 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
         chosen[number].extend(block)
         removed += count
     return list(zip(pool, chosen, strict=True))
+
+
+def choose_below(pool: Sequence[Ranked]) -> list[tuple[Ranked, list[Atom]]]:
+    """The atoms of the blocks that are worth nothing by `below`, as far as they fill blocks."""
+    return [
+        (one, [a for block, s in zip(one.blocks, one.scores, strict=True) if s <= 0 for a in block])
+        for one in pool
+    ]
+
+
+def below(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> Worth:
+    """Worth 0 of an atom whose mean importance is less than the threshold in one of `parts`, pairs
+    of scores and threshold; above 1 of all others.
+    """
+
+    def worth(unit: Unit, atom: Atom) -> float:
+        values = [mean_worth(unit, atom, scores) for scores, _ in parts]
+        low = any(v < least for v, (_, least) in zip(values, parts, strict=True))
+        return 0.0 if low else 1.0 + max(values[0], 0.0)
+
+    return worth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,26 @@ from compressbench.core import UserError
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 BatchLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> (loss, logits)
+
+
+class Companion(Protocol):
+    """Looks after a model while it is fitted; what it knows is saved with the fit."""
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """`step` of `steps` is done; masks may change, parameters are those that will be kept."""
+        ...
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        """`epoch`, counted from 1, is done."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up a state after a restart."""
+        ...
 
 
 @dataclass(frozen=True)

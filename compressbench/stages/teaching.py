@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressbench.checks import check_share
 from compressbench.core import (
     TRAINED,
     Artifact,
@@ -22,9 +23,9 @@ from compressbench.core import (
     UserError,
 )
 from compressbench.stages.features import Shape, pair, shapes, watched
-from compressbench.stages.schedule import Schedule
+from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example
-from compressbench.stages.train import touched
+from compressbench.stages.train import cross_entropy, touched
 
 Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`terms`)
 
@@ -42,6 +43,16 @@ def check_loss(loss: Any) -> None:
     """Raise UserError unless `loss` is a distillation loss or a sum of them."""
     if not all(callable(term) for term in terms_of(loss).values()):
         raise UserError(f"loss must be a distillation loss, got {loss!r}")
+
+
+def check_choice(loss: Any, label_smoothing: Any) -> None:
+    """Raise UserError unless at most one of a distillation loss and label smoothing is set."""
+    check_share("label_smoothing", label_smoothing)
+    if loss is None:
+        return
+    check_loss(loss)
+    if label_smoothing:
+        raise UserError(f"label_smoothing={label_smoothing} has no meaning with a loss: set one")
 
 
 def terms_of(loss: Teaching) -> dict[str, Any]:
@@ -160,15 +171,35 @@ def lesson(
         yield made
 
 
+def loss_for(
+    student: nn.Module,
+    inputs: Mapping[str, Artifact],
+    loss: Teaching,
+    label_smoothing: float,
+    context: Context,
+) -> AbstractContextManager[BatchLoss]:
+    """What `fit_` trains `student` on: the labels where `loss` is None, else its teachers."""
+    if loss is None:
+        return nullcontext(cross_entropy(label_smoothing))
+    return lesson(student, inputs, loss, context)
+
+
 def learn(
-    inputs: Mapping[str, Artifact], loss: Teaching, schedule: Schedule, context: Context
+    start: Artifact,
+    inputs: Mapping[str, Artifact],
+    loss: Teaching,
+    label_smoothing: float,
+    schedule: Schedule,
+    context: Context,
+    penalty: Callable[[BatchLoss], BatchLoss] | None = None,
 ) -> Outcome:
-    """Fit a copy of the model among `inputs` to what its teachers give."""
+    """Fit a copy of the model of `start` to the labels, or to what the teachers among `inputs`
+    give; `penalty` adds to the loss.
+    """
     from compressbench.stages.fit import fit_  # Lightning takes seconds to import
 
-    start = inputs["model"]
     model = deepcopy(start.model)
-    with lesson(model, inputs, loss, context) as made:
-        history = fit_(model, made, schedule, context)
+    with loss_for(model, inputs, loss, label_smoothing, context) as made:
+        history = fit_(model, penalty(made) if penalty else made, schedule, context)
     trained = replace(start, model=model, properties=start.properties | {TRAINED})
     return Outcome(trained, touched(model, "trained"), history)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.core import Context, FeatureLoss, Runtime, Stage
+from compressbench.criteria.scores import of_channels, of_weights, scores_of
 from compressbench.data.digits import Digits
 from compressbench.groups import GROUPS, config_folder, options
 from compressbench.quantizers.activations import fake_quantize
@@ -97,13 +98,26 @@ def test_a_model_maps_images_to_logits(path, shape):
 
 
 @pytest.mark.parametrize("path", of("criterion"), ids=lambda p: p.stem)
-def test_a_criterion_scores_every_weight(path):
-    layers = {"a": nn.Conv2d(3, 5, (1, 3)), "b": nn.Linear(7, 2), "c": nn.Conv2d(4, 4, 3, groups=4)}
-    scores = build(plain(path))(layers, context())
+def test_a_criterion_scores_every_weight_or_channel_and_changes_nothing(path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, (1, 3)), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Flatten(), nn.Linear(96, 10), nn.BatchNorm1d(10),
+    ).eval()  # fmt: skip
+    layers = {name: model[int(name)] for name in ("0", "3", "7")}
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    criterion = build(composed(path) | ({"images": 40} if "images" in read(path) else {}))
+    scores, again = (scores_of(criterion, model, layers, context()) for _ in range(2))
     for name, layer in layers.items():
-        assert scores[name].shape == layer.weight.shape
-        assert torch.isfinite(scores[name]).all()
-        assert (scores[name] >= 0).all()
+        assert (of_weights(layer, scores[name]) >= 0).all()
+        assert of_weights(layer, scores[name]).shape == layer.weight.shape
+        assert of_channels(layer, scores[name]).shape == layer.weight.shape[:1]
+        assert torch.equal(scores[name], again[name])
+    assert all(torch.equal(values, before[n]) for n, values in model.state_dict().items())
+    assert not any(p.grad is not None for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("path", of("loss"), ids=lambda p: p.stem)

@@ -65,6 +65,26 @@ MISTAKES = [
     (["recipe=quantize", f"+{QUANTIZE}.widths.clasifier=4"], "nearest name is classifier"),
     (["recipe=quant_then_prune", f"{PRUNE}.sparsity=0.6"], "at most 0.5, got 0.6"),
     (["recipe=quant_then_prune", f"{QUANTIZE}.bits=4"], "needs 8-bit weights, got bits=4"),
+    (
+        ["recipe=prune_2_4", f"{PRUNE}.layers=[entries.0.0]"],
+        "2:4 does not fit entries.0.0: 4 does not",
+    ),
+    (["recipe=prune_2_4", f"{PRUNE}.sparsity=0.5"], "pattern=2:4 is a target of its own"),
+    ([f"{PRUNE}.pattern=4:2", f"{PRUNE}.sparsity=null"], r"0 < N < M, such as .* got '4:2'"),
+    ([f"{PRUNE}.layers=[clasifier]"], "layers: no .* 'clasifier'; the nearest name is classifier"),
+    ([f"{PRUNE}.skip=[clasifier]"], "skip: no .* 'clasifier'; the nearest name is classifier"),
+    (
+        [f"{PRUNE}.scope=erk", f"{PRUNE}.threshold=0.1", f"{PRUNE}.sparsity=null"],
+        "scope=erk spreads",
+    ),
+    (
+        [f"criterion@{PRUNE}.criterion=apoz", f"{PRUNE}.criterion.images=0"],
+        "images must be an integer of at least 1, got 0",
+    ),
+    (
+        ["recipe=quant_then_prune", f"criterion@{PRUNE}.criterion=sparsegpt"],
+        "this criterion moves weights",
+    ),
     (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is no stage before .* mean train?"),
     (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is no stage before distill"),
     (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),

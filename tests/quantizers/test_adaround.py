@@ -13,10 +13,11 @@ from torch import nn
 
 from compressbench.core import Context, Runtime, UserError
 from compressbench.data.digits import Digits
+from compressbench.layer_inputs import working_copies
+from compressbench.moments import Moments
 from compressbench.quantizers.adaround import AdaRound
 from compressbench.quantizers.grid import Grid, choose_scale, expand, round_to_grid, step_limits
 from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.moments import Moments
 from compressbench.quantizers.reconstruction import (
     Fit,
     SoftSteps,
@@ -24,7 +25,6 @@ from compressbench.quantizers.reconstruction import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     rounding_penalty,
-    working_copies,
 )
 from compressbench.targets import build
 

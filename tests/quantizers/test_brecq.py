@@ -12,17 +12,13 @@ from torch import nn
 
 from compressbench.core import Context, Runtime, UserError
 from compressbench.data.digits import Digits
+from compressbench.layer_inputs import calibration_batches, input_of, working_copies
 from compressbench.models.resnet import ResNet
 from compressbench.quantizers.adaround import AdaRound
 from compressbench.quantizers.blocks import Unit, find_units
 from compressbench.quantizers.brecq import Block, Brecq
 from compressbench.quantizers.grid import Grid, choose_scale, expand, step_limits
 from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.reconstruction import (
-    calibration_batches,
-    input_of,
-    working_copies,
-)
 from compressbench.targets import build
 
 GRIDS = {

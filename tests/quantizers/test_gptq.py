@@ -15,10 +15,10 @@ from torch import nn
 
 from compressbench.core import Context, Runtime, UserError
 from compressbench.data.digits import Digits
+from compressbench.moments import Moments
 from compressbench.quantizers.gptq import Gptq
 from compressbench.quantizers.grid import Grid, choose_scale, round_to_grid
 from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.moments import Moments
 from compressbench.quantizers.mse import Mse
 from compressbench.quantizers.nearest import Nearest
 from compressbench.targets import build

@@ -26,6 +26,9 @@ from compressbench.core import (
 )
 from compressbench.criteria.l2 import L2
 from compressbench.criteria.magnitude import Magnitude
+from compressbench.criteria.mean_activation import MeanActivation
+from compressbench.criteria.sparsegpt import SparseGpt
+from compressbench.criteria.wanda import Wanda
 from compressbench.quantizers.activations import CHILD
 from compressbench.quantizers.minmax import MinMax
 from compressbench.quantizers.nearest import Nearest
@@ -324,7 +327,7 @@ def test_a_sparsity_outside_its_range_is_refused(value):
         ({"sparsity": 0.5, "threshold": 0.1}, "exactly one of sparsity and threshold"),
         ({"threshold": 0.0}, "threshold must be a number above 0, got 0.0"),
         ({"threshold": float("inf")}, "threshold must be"),
-        ({"sparsity": 0.5, "scope": "all"}, 'scope must be "global" or "layer", got \'all\''),
+        ({"sparsity": 0.5, "scope": "all"}, "scope must be global, layer, erk, lamp, got 'all'"),
         ({"sparsity": 0.5, "skip": "fc"}, "skip must be a list"),
         ({"sparsity": 0.5, "batchnorm_images": 1}, "batchnorm_images"),
         ({"sparsity": 0.5, "criterion": "l2"}, "criterion must be"),
@@ -349,3 +352,91 @@ def test_it_is_a_stage():
     assert isinstance(stage, Stage)
     assert stage.passes(500) == (0, 500)
     assert stage.passes(5000) == (0, 1024)
+
+
+def test_two_thresholds_as_a_slow_loop_reads_them():
+    start = trained()
+    with torch.no_grad():
+        start.model.conv.bias[0] = -100.0  # a channel that ReLU keeps silent
+    stage = Prune(Magnitude(), threshold=0.01, activation_threshold=0.001)
+    result = pruned(stage, start).artifact.model
+    own = context()
+    images = own.data.prepare(own.data.split("train").inputs)
+    with torch.no_grad():
+        stem = F.relu(start.model.bn(start.model.stem(images)))
+        conv = F.relu(start.model.conv(stem))
+        outputs = {"stem": stem, "conv": conv, "fc": start.model.fc(conv.mean((2, 3)))}
+    for name, output in outputs.items():
+        activity = output.abs().movedim(1, 0).flatten(1).mean(1)
+        layer = start.model.get_submodule(name)
+        for channel, weights in enumerate(layer.weight.detach()):
+            idle = float(activity[channel]) < 0.001
+            expected = torch.where((weights.abs() < 0.01) | idle, 0.0, weights)
+            assert torch.equal(result.get_submodule(name).weight[channel].detach(), expected)
+    assert not bool(result.conv.weight[0].any())
+
+
+def test_activations_alone_by_threshold():
+    start = trained()
+    with torch.no_grad():
+        start.model.conv.bias[2] = -100.0
+    outcome = pruned(Prune(MeanActivation(64), threshold=1e-3), start)
+    silent = (outcome.artifact.model.conv.weight == 0).flatten(1).all(1)
+    assert silent.tolist() == [False, False, True, False, False, False]
+
+
+def test_a_criterion_of_other_units_is_normalised_when_ranked_together():
+    start = trained()
+    with torch.no_grad():
+        start.model.bn.weight.mul_(1e-3)  # the inputs of conv
+    shares = {}
+    for normalize in (None, False):
+        stage = Prune(Wanda(64), sparsity=0.5, normalize=normalize)
+        shares[normalize] = zeros(pruned(stage, start).artifact.model)["stem"] / 144
+    assert shares[False] == 0
+    assert 0.3 < shares[None] < 0.7
+    with pytest.raises(UserError, match="normalize=True is for a sparsity with scope=global"):
+        Prune(Wanda(64), sparsity=0.5, scope="layer", normalize=True)
+
+
+def test_only_the_layers_named_are_pruned():
+    outcome = pruned(Prune(Magnitude(), sparsity=0.5, layers=["conv"]))
+    assert zeros(outcome.artifact.model) == {"stem": 0, "conv": 216, "fc": 0}
+    assert {r.layer: r.detail for r in outcome.coverage}["fc"] == "left: not named in layers"
+    with pytest.raises(UserError, match=r"layers: no .* 'convv'; the nearest name is conv"):
+        Prune(Magnitude(), sparsity=0.5, layers=["convv"]).check_model(Net(), Noise().spec)
+
+
+def test_a_pattern_leaves_what_it_does_not_fit_unless_that_is_named():
+    outcome = pruned(Prune(Magnitude(), pattern="2:4"))
+    assert zeros(outcome.artifact.model) == {"stem": 0, "conv": 216, "fc": 0}
+    rows = {row.layer: row.detail for row in outcome.coverage}
+    assert rows["stem"] == "left: 2:4: 4 does not divide its 2 inputs"
+    with pytest.raises(UserError, match="pattern=2:4 does not fit fc: 4 does not divide its 6"):
+        Prune(Magnitude(), pattern="2:4", layers=["conv", "fc"]).check_model(Net(), Noise().spec)
+    Prune(Magnitude(), pattern="2:4", layers=["*"]).check_model(Net(), Noise().spec)
+
+
+def test_sparsegpt_leaves_other_outputs_than_zeroing_and_masks_hold():
+    start = trained()
+    own = context()
+    images = own.data.prepare(own.data.split("train").inputs)
+    errors = {}
+    for criterion in (SparseGpt(64), Magnitude()):
+        result = pruned(Prune(criterion, sparsity=0.6, scope="layer"), start).artifact.model
+        assert sum(zeros(result).values()) == 86 + 259 + 11
+        with torch.no_grad():
+            errors[type(criterion)] = float((result(images) - start.model(images)).square().mean())
+    assert errors[SparseGpt] < errors[Magnitude]
+
+
+def test_weights_on_grids_cannot_be_moved():
+    for stage in (Prune(SparseGpt(64), sparsity=0.3),):
+        with pytest.raises(UserError, match="moves weights, and quantized ones must stay"):
+            pruned(stage, quantized())
+        with pytest.raises(UserError, match="moves weights"):
+            stage.check_line([Quantize(Nearest(MinMax()), None)])
+    half = Prune(Magnitude(), pattern="1:4")
+    with pytest.raises(UserError, match=r"at most 0\.5, got 0\.75"):
+        half.check_line([Quantize(Nearest(MinMax()), None)])
+    assert pruned(Prune(Wanda(64), pattern="2:4"), quantized(activation=MinMax())).artifact

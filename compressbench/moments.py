@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.collectives import sum_over_ranks
-from compressbench.quantizers.grid import GridWeight
 
 PATCH_BYTES = 32 * 2**20  # of inputs unfolded at a time
 
@@ -34,7 +33,7 @@ class Moments:
     def add_(self, clean: Tensor, seen: Tensor) -> None:
         """Take in the layer's inputs x (`clean`) and x' (`seen`) for the same images."""
         rows = self.rows(self.weight)
-        for x, x_seen in zip(_chunks(self.layer, clean), _chunks(self.layer, seen), strict=True):
+        for x, x_seen in zip(chunks(self.layer, clean), chunks(self.layer, seen), strict=True):
             change = (x - x_seen) @ rows.mT
             self.second += x_seen.mT @ x_seen
             self.shift += change.mT @ x_seen
@@ -57,7 +56,7 @@ class Moments:
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
 
-def _chunks(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+def chunks(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     """What the outputs of a layer are products with, [G, positions, K], a few images at a time."""
     if isinstance(layer, nn.Linear):
         yield inputs.reshape(1, -1, inputs.shape[-1])
@@ -99,8 +98,3 @@ def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
         else:
             sides += [layer.padding[axis]] * 2
     return sides
-
-
-def on_cpu(result: GridWeight) -> GridWeight:
-    zero_point = None if result.zero_point is None else result.zero_point.cpu()
-    return GridWeight(result.scale.cpu(), result.steps.cpu(), zero_point)

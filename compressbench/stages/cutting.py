@@ -1,0 +1,124 @@
+"""Smaller models from one: each proven, measured, and described."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from compressbench.core import Artifact, CheckFailedError, Context, Coverage, Edit
+from compressbench.stages.coupling import Family
+from compressbench.stages.layers import layers_with_weights, weights
+from compressbench.stages.limits import check_measurable, count
+from compressbench.stages.removal import (
+    Cuts,
+    Removed,
+    remove_channels,
+    removed_channels,
+    resize_edit,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model without some channels, and the edit that makes it."""
+
+    model: nn.Module
+    removed: Removed
+    edit: Edit
+
+
+@dataclass
+class Cutter:
+    """Cuts channels from `model`, the float model of `start`; the same ones once only.
+
+    `failed` maps roots of families that could not be cut, which then stay, to the reason.
+    """
+
+    start: Artifact
+    model: nn.Module
+    families: Sequence[Family]
+    example: Tensor
+    failed: dict[str, str] = field(default_factory=dict)
+    _cuts: dict[str, Cut] = field(default_factory=dict)
+    _figures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def cut(self, cuts: Cuts) -> Cut:
+        """The model without the channels of `cuts` that can be proven to go."""
+        wanted = {root: chosen for root, chosen in cuts.items() if root not in self.failed}
+        key = json.dumps(wanted, sort_keys=True)
+        if key not in self._cuts:
+            try:
+                small = remove_channels(self.model, self.families, wanted, self.example)
+            except CheckFailedError:
+                self._blame(wanted)
+                return self.cut(cuts)
+            removed = removed_channels(self.families, wanted)
+            self._cuts[key] = Cut(small, removed, resize_edit(self.model, small, removed))
+        return self._cuts[key]
+
+    def _blame(self, cuts: Cuts) -> None:
+        """Find the families that cannot be cut, each tried alone."""
+        before = len(self.failed)
+        for root, channels in cuts.items():
+            try:
+                remove_channels(self.model, self.families, {root: channels}, self.example)
+            except CheckFailedError as error:
+                self.failed[root] = str(error)
+        if len(self.failed) == before:
+            raise CheckFailedError("channels that can be removed one by one cannot go together")
+
+    def figures(self, cut: Cut, names: Collection[str], context: Context) -> dict[str, float]:
+        """`params`, `macs`, and where it is among `names` `onnx_bytes`, of a cut model."""
+        key = json.dumps(cut.removed, sort_keys=True)
+        if key not in self._figures:
+            found = count(cut.model, self.example)
+            if "onnx_bytes" in names:
+                check_measurable("onnx_bytes", context.export_bytes)
+                edits = (*self.start.edits, cut.edit) if cut.removed else self.start.edits
+                small = replace(self.start, model=cut.model, edits=edits, key="")
+                if context.export_bytes is not None:
+                    found["onnx_bytes"] = float(context.export_bytes(small))
+            self._figures[key] = found
+        return self._figures[key]
+
+
+def reasons_of(found: Sequence[Family], failed: Mapping[str, str]) -> dict[str, str]:
+    """Layer -> why its channels stay, of the families that could not be cut."""
+    return {
+        name: failed[family.root]
+        for family in found
+        if family.root in failed
+        for name in family.layers()
+    }
+
+
+def narrowed(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
+    """One row a module with weights; `touched` counts weights that are gone."""
+    rows = []
+    for name, old in layers_with_weights(before).items():
+        new = after.get_submodule(name)
+        total, remaining = weights(old), weights(new)
+        detail = _detail(old, new, left.get(name, ""))
+        touched = total - remaining
+        rows.append(Coverage(name or "model", type(old).__name__, total, touched, detail))
+    return tuple(rows)
+
+
+def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:
+    (wide, wide_in), (narrow, narrow_in) = _widths(old), _widths(new)
+    if narrow != wide:
+        return f"{wide} → {narrow} channels"
+    inputs = f"inputs {wide_in} → {narrow_in}, " if narrow_in != wide_in else ""
+    return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding ask for no less'}"
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """(output, input) channels, or features."""
+    names = (("out_channels", "in_channels"), ("out_features", "in_features"))
+    for out, into in names:
+        if hasattr(layer, out):
+            return getattr(layer, out), getattr(layer, into)
+    return 0, 0
