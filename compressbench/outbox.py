@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ RECORDS = "outbox.jsonl"
 CURSOR = "outbox.done"
 LOG = "outbox.log"
 LOCK = ".outbox.lock"
+APPEND_LOCK = ".outbox.append.lock"
 
 Operation = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """The outbox of one run folder. One process appends; one, under the lock, drains."""
+    """The outbox of one run folder. One process appends; one, under the lock, drains.
+
+    That of a sweep or a trial is `shared`: several processes may append.
+    """
 
     folder: Path
+    shared: bool = False
 
     @property
     def records(self) -> Path:
@@ -42,18 +48,34 @@ class Outbox:
         """
         line = (json.dumps(redact(operation), ensure_ascii=False) + "\n").encode()
         try:
-            _write_line(self.records, line)
+            with self._alone():
+                _write_line(self.records, line)
         except OSError as error:
             raise UserError(
                 f"{self.records}: {len(line)} bytes could not be written: {error.strerror}"
             ) from error
 
+    def _alone(self) -> AbstractContextManager[object]:
+        """Nobody else appends meanwhile; the lock is free again when its holder dies."""
+        if not self.shared:
+            return nullcontext()
+        from filelock import FileLock
+
+        return FileLock(self.folder / APPEND_LOCK, timeout=60)
+
     def read(self) -> list[Operation]:
         """All whole operations, in order; a torn last line is not one."""
+        return self.read_from(0)[0]
+
+    def read_from(self, offset: int) -> tuple[list[Operation], int]:
+        """The whole operations after `offset` bytes, and the offset after them."""
         if not self.records.exists():
-            return []
-        whole, _, _ = self.records.read_bytes().rpartition(b"\n")
-        return [json.loads(line) for line in whole.splitlines()]
+            return [], offset
+        with self.records.open("rb") as file:
+            file.seek(offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        lines = whole.splitlines()
+        return [json.loads(line) for line in lines], offset + len(whole) + len(newline)
 
     def state(self, target: str) -> dict[str, Any]:
         """What `target` has: `done` operations, and the ids that it gave."""
