@@ -184,6 +184,7 @@ def test_a_drain_that_died_anywhere_goes_on_without_double_entries(home, by_hand
     assert rows(home, "select distinct status from runs") == [("FINISHED",)]
 
 
+@pytest.mark.long
 def test_a_killed_process_is_started_again(home):
     folder = home / "s"
     sweep = make_sweep(folder)
