@@ -89,8 +89,7 @@ def title_lines(picture: Picture) -> list[str]:
     better = "up" if axes.y.direction == "maximize" else "down"
     better += " and left" if axes.x.direction == "minimize" else " and right"
     lines = [
-        f"Each dot is a trial; {better} is better. On the line is the front: no other trial is "
-        "better in one and as good in the other.",
+        f"Each dot is a trial; {better} is better. None beats those on the line, the front.",
         "; ".join(headline(s) for s in picture.sweeps),
     ]
     shown = y_range(picture)

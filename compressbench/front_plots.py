@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _FAINT, _MARK = "#9aa0a6", "#222222"
-# One name for what a click does, since a page may be shown in a frame that may not open others
+# MLflow shows a page in a frame that may open no other: there the link is shown, to be copied
 _CLICK = """
 const plot = document.getElementById('{plot_id}');
 plot.on('plotly_click', event => {
   const url = event.points[0].customdata;
-  if (typeof url === 'string' && url) window.open(url, '_blank');
+  if (typeof url !== 'string' || !url || window.open(url, '_blank')) return;
+  document.getElementById('link').textContent = 'copy to open: ' + url;
 });
 """
 
@@ -254,8 +255,8 @@ def history_figure(sweeps: Sequence[Sweep]) -> Figure:
             showlegend=len(sweeps) > 1,
         )
     note = (
-        "Hypervolume of the front: percentage points of the metric above its floor, times halvings "
-        "of the size. Flat at the end: more trials would hardly help."
+        "Hypervolume: points of the metric above its floor × halvings of the size. "
+        "Flat at the end: more trials hardly help."
     )
     figure.update_layout(
         title={"text": f"<b>How the front grew</b><br><sup>{note}</sup>", "x": 0.02},
@@ -282,7 +283,9 @@ def write_page(picture: Picture, path: Path) -> None:
     title = escape(", ".join(s.name for s in picture.sweeps))
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'</head>\n<body style="margin: 0">\n{front}\n{grown}\n</body></html>\n'
+        f'</head>\n<body style="margin: 0">\n{front}\n'
+        f'<p id="link" style="margin: 0 2em; font-family: monospace"></p>\n'
+        f"{grown}\n</body></html>\n"
     )
     partial = path.with_name(f".{path.name}.part")
     partial.write_text(page, encoding="utf-8")

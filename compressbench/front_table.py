@@ -20,8 +20,7 @@ from compressbench.units import MISSING, bytes_text, metric_text, milliseconds_t
 _PREFIX = "recipe.stages."
 _NOTE_ROWS = 30
 _MARKS = {
-    "knee": "the knee: from here on, more accuracy costs the most bytes, and fewer bytes the "
-    "most accuracy",
+    "knee": "the best compromise: larger files gain little, smaller ones lose much",
     "≈": "within noise: a smaller member is as good, as far as the validation rows can tell",
 }
 
@@ -147,10 +146,13 @@ def legend(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"{mark}: {text}" for mark, text in _MARKS.items() if mark in used]
 
 
-def markdown(sweep: Sweep, links: Mapping[int, str]) -> str:
-    """The note of a sweep: the front as a table; `links` lead from a trial's number to its run."""
+def markdown(sweep: Sweep, links: Mapping[int, str], picture: str) -> str:
+    """The note of a sweep: the front as a table, and the link of its picture.
+
+    `links` lead from a trial's number to its run.
+    """
     rows = text_rows(sweep)
-    lines = [f"**{headline(sweep)}**", ""]
+    lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow folds the rest
     if len(rows) > 1:
         lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
         lines += [_cells(_linked(row, links).values()) for row in rows[: _NOTE_ROWS + 1]]
@@ -159,8 +161,8 @@ def markdown(sweep: Sweep, links: Mapping[int, str]) -> str:
     lines += [
         "",
         f"No other trial is as small and as good as a member ({size_name(sweep)} against "
-        f"{metric_name(sweep)} of the exported file). The picture is `front.html` under "
-        "*Artifacts*; the members are the runs with the tag `pareto = true`.",
+        f"{metric_name(sweep)} of the exported file). The members are the runs with the tag "
+        "`pareto = true`; the picture and all trials are under *Artifacts*.",
     ]
     return "\n".join([*lines, *(f"- {text}" for text in legend(rows))]) + "\n"
 

@@ -123,8 +123,8 @@ def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | 
     floor, reference = floor_of(sweep), sweep.baseline.get(SIZES["onnx"])
     if floor is None or not reference:
         return None
-    metric, size = metric_name(sweep), size_name(sweep)
-    wanted = (Objective(metric, "maximize"), Objective(size, "minimize"))
+    wanted = _volume_objectives(sweep)
+    metric, size = (o.name for o in wanted)
     taken = [t for t in (sweep.trials if trials is None else trials) if _counts(t, wanted)]
     return pareto.front_hypervolume(
         [t.figures[metric] for t in taken], [t.figures[size] for t in taken], reference, floor
@@ -142,16 +142,28 @@ def history(sweep: Sweep) -> list[float]:
     """The hypervolume after each finished trial; empty where there is no baseline."""
     if hypervolume(sweep, []) is None:
         return []
-    best: list[Trial] = []
+    wanted = _volume_objectives(sweep)
+    metric, size = (o.name for o in wanted)
+    front: list[Trial] = []
     values: list[float] = []
+    volume = 0.0
     for trial in finished(sweep):
-        volume = hypervolume(sweep, [*best, trial]) or 0.0
-        if not values or volume > values[-1]:
-            best.append(trial)
-            values.append(volume)
-        else:
-            values.append(values[-1])
+        figures = trial.figures
+        if _counts(trial, wanted) and not any(
+            t.figures[metric] >= figures[metric] and t.figures[size] <= figures[size] for t in front
+        ):
+            points = [*front, trial]
+            inside = pareto.front_mask(losses(points, wanted))
+            front = [t for t, kept in zip(points, inside, strict=True) if kept]
+            volume = hypervolume(sweep, front) or 0.0
+        values.append(volume)
     return values
+
+
+def _volume_objectives(sweep: Sweep) -> tuple[Objective, Objective]:
+    """What the hypervolume is about, whatever was searched for."""
+    metric, size = metric_name(sweep), size_name(sweep)
+    return Objective(metric, "maximize"), Objective(size, "minimize")
 
 
 def knee(sweep: Sweep, front: Sequence[Trial]) -> Trial | None:

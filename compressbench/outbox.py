@@ -41,18 +41,19 @@ class Outbox:
     def records(self) -> Path:
         return self.folder / RECORDS
 
-    def append(self, operation: Mapping[str, Any]) -> None:
-        """Add one operation, on disk when this returns. Credentials are taken out.
+    def append(self, *operations: Mapping[str, Any]) -> None:
+        """Add operations, on disk when this returns. Credentials are taken out.
 
         Raises UserError naming path and bytes when it cannot be written; what was there stays.
         """
-        line = (json.dumps(redact(operation), ensure_ascii=False) + "\n").encode()
+        texts = (json.dumps(redact(operation), ensure_ascii=False) for operation in operations)
+        lines = "".join(f"{text}\n" for text in texts).encode()
         try:
             with self._alone():
-                _write_line(self.records, line)
+                _write_lines(self.records, lines)
         except OSError as error:
             raise UserError(
-                f"{self.records}: {len(line)} bytes could not be written: {error.strerror}"
+                f"{self.records}: {len(lines)} bytes could not be written: {error.strerror}"
             ) from error
 
     def _alone(self) -> AbstractContextManager[object]:
@@ -92,12 +93,12 @@ class Outbox:
         partial.replace(path)
 
 
-def _write_line(path: Path, line: bytes) -> None:
+def _write_lines(path: Path, lines: bytes) -> None:
     with path.open("a+b", buffering=0) as file:
         whole = path.read_bytes().rfind(b"\n") + 1
         file.truncate(whole)  # what a crash left of a line
         try:
-            if file.write(line) != len(line):
+            if file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ def write_sweep(sweep: Sweep, folder: Path) -> Path:
     """
     path = folder / SWEEP_FILE
     text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, **_finite(asdict(sweep))},
+        {"schema_version": SCHEMA_VERSION, **_plain(sweep)},
         ensure_ascii=False,
         allow_nan=False,
         default=str,
@@ -42,17 +42,23 @@ def write_sweep(sweep: Sweep, folder: Path) -> Path:
     return path
 
 
-def _finite(value: Any) -> Any:
-    """Without figures that are no numbers: they were not taken."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items() if not _is_nan(v)}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
+def _plain(sweep: Sweep) -> dict[str, Any]:
+    """As JSON takes it; `asdict` copies all of it, which is ten times slower."""
+    return {
+        **vars(sweep),
+        "objectives": [vars(objective) for objective in sweep.objectives],
+        "constraints": [vars(constraint) for constraint in sweep.constraints],
+        "baseline": _taken(sweep.baseline),
+        "trials": [
+            {**vars(t), "figures": _taken(t.figures), "repeats": [_taken(r) for r in t.repeats]}
+            for t in sweep.trials
+        ],
+    }
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _taken(figures: Mapping[str, float]) -> dict[str, float]:
+    """Without those that are no numbers: they were not taken."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def read_sweep(folder: Path) -> Sweep:

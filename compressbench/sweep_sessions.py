@@ -19,7 +19,8 @@ from typing import Any
 
 from compressbench import fronts
 from compressbench.core import Step
-from compressbench.outbox import LOG, Outbox
+from compressbench.errors import UserError
+from compressbench.outbox import LOG, Operation, Outbox
 from compressbench.redact import redact
 from compressbench.sweep_file import write_sweep
 from compressbench.sweep_view_state import view_key
@@ -86,6 +87,14 @@ def _start_operation(
     }
 
 
+def _check_owner(outbox: Outbox, operations: Sequence[Operation], sweep: str) -> None:
+    """A folder is one sweep's: under another one's tag its runs would mix."""
+    for operation in operations:
+        if operation["do"] == "start" and operation["tags"].get(SWEEP_TAG) != sweep:
+            other = operation["tags"].get(SWEEP_TAG, "a single run")
+            raise UserError(f"{outbox.folder} holds the records of {other}, not of {sweep}")
+
+
 @dataclass(frozen=True)
 class LoggedTrial:
     """The session of one trial: it appends to the outbox of the trial's folder.
@@ -111,7 +120,9 @@ class LoggedTrial:
     ) -> LoggedTrial:
         outbox = Outbox(folder.resolve(), shared=True)
         run = f"{sweep}/{outbox.folder.name}"
-        known = {o["stage"] for o in outbox.read() if o["do"] == "metrics"}
+        before = outbox.read()
+        _check_owner(outbox, before, sweep)
+        known = {o["stage"] for o in before if o["do"] == "metrics"}
         every = {**tags, SWEEP_TAG: sweep, RUN_TAG: run}
         outbox.append(_start_operation(outbox, place, experiment, name, every, config, "trial"))
         return cls(outbox, run, known)
@@ -125,9 +136,11 @@ class LoggedTrial:
         """Append the end; the sweep's process logs it when it comes to it."""
         _check(status)
         paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append({"do": "note", "text": note})
-        self.outbox.append({"do": "files", "paths": paths})
-        self.outbox.append({"do": "finish", "status": status, "time": now()})
+        self.outbox.append(
+            {"do": "note", "text": note},
+            {"do": "files", "paths": paths},
+            {"do": "finish", "status": status, "time": now()},
+        )
         return Tracked()
 
 
@@ -162,6 +175,7 @@ class LoggedSweep:
     ) -> LoggedSweep:
         folder.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(folder.resolve(), shared=True)
+        _check_owner(outbox, outbox.read(), sweep)
         every = {**tags, SWEEP_TAG: sweep, RUN_TAG: sweep, "compressbench.kind": "sweep"}
         outbox.append(_start_operation(outbox, place, experiment, name, every, params, "sweep"))
         return cls(outbox, place, sweep, _start_drain(outbox, place))
@@ -214,8 +228,10 @@ class LoggedSweep:
         self.shown = ()  # the picture shows every trial, not only the front
         self._append_front(sweep)
         paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append({"do": "files", "paths": paths})
-        self.outbox.append({"do": "finish", "status": status, "time": now()})
+        self.outbox.append(
+            {"do": "files", "paths": paths},
+            {"do": "finish", "status": status, "time": now()},
+        )
         with suppress(subprocess.TimeoutExpired):  # late: it goes on alone until all is logged
             self.worker.communicate(b"\n", timeout=END_SECONDS)
         return self._ending()
@@ -228,11 +244,12 @@ class LoggedSweep:
             charts = chart_link(self.place, state["experiment"], view_key(self.sweep))
         if self.worker.returncode == 0:
             return Tracked(command, link, "", charts)
-        late = "is still being written"
+        alive = self.worker.returncode is None
+        late = "is still being written, by a process of its own" if alive else "is not up to date"
         problem = (
             f"tracking {'server ' * self.place.is_server}{self.place.shown} "
             f"{state.get('problem') or late}; everything is in {folder}; "
-            f"`compressbench sync {shlex.quote(str(folder))}` logs it later"
+            f"`compressbench sync {shlex.quote(str(folder))}` logs {'the rest' if alive else 'it'}"
         )
         return Tracked(command, link, problem, charts)
 

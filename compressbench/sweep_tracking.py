@@ -47,6 +47,8 @@ TRIALS = "trials"
 PAGE = "front.html"
 _POLL_SECONDS = 1.0
 _TAKE_OVER_SECONDS = 4.0  # at the end, for another process of the same sweep to let go
+_MODE = "?workflowType=machine_learning"  # else MLflow opens in another one
+_NICE = 5  # the trials come first
 _PARENT_TAG, _MEMBER_TAG = "mlflow.parentRunId", "pareto"
 
 
@@ -57,6 +59,7 @@ def work(folder: str, artifacts: str) -> int:
     """
     from filelock import FileLock, Timeout
 
+    os.nice(_NICE)
     ended = threading.Event()
     threading.Thread(target=await_end, args=(ended,), daemon=True).start()
     drain = SweepDrain(Path(folder), Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None))
@@ -207,7 +210,10 @@ class SweepDrain:
             for trial in sweep.trials
             if trial.run in self.runs
         }
-        client.set_tag(run, NOTE_TAG, markdown(sweep, links)[:NOTE_LIMIT])
+        # within the page, whatever its host: to the artifact, to the runs
+        near = {number: f"#{link.partition('#')[2]}" for number, link in links.items()}
+        picture = f"#/experiments/{experiment}/runs/{run}/artifacts/{PAGE}{_MODE}"
+        client.set_tag(run, NOTE_TAG, markdown(sweep, near, picture)[:NOTE_LIMIT])
         page = self.outbox.folder / PAGE
         keyed = {(sweep.folder, number): link for number, link in links.items()}
         write_page(Picture([sweep], links=keyed), page)

@@ -75,7 +75,7 @@ def _page(sweep: str, parent: str, axes: tuple[str, str], params: Sequence[str])
         "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
@@ -86,7 +86,7 @@ def _page(sweep: str, parent: str, axes: tuple[str, str], params: Sequence[str])
         },
         "compareRunCharts": [scatter | shared, parallel | shared],
         "compareRunSections": [
-            {"uuid": section, "name": "Front", "display": True, "isReordered": False,
+            {"uuid": section, "name": "Front", "display": True, "isReordered": True,
              "deleted": False, "isGenerated": False}
         ],
     }  # fmt: skip

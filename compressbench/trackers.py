@@ -237,9 +237,11 @@ class Logged:
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise ValueError(f"status must be FINISHED, FAILED or KILLED, got {status!r}")
         paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append({"do": "note", "text": note})
-        self.outbox.append({"do": "files", "paths": paths})
-        self.outbox.append({"do": "finish", "status": status, "time": now()})
+        self.outbox.append(
+            {"do": "note", "text": note},
+            {"do": "files", "paths": paths},
+            {"do": "finish", "status": status, "time": now()},
+        )
         _stop(self.worker, kill=self.place.is_server)
         return self._ending()
 

@@ -235,11 +235,12 @@ def test_rows_have_raw_figures_and_text_has_units():
 
 
 def test_the_note_links_members_and_fits():
-    note = markdown(make_sweep(), {3: "http://host/#/run"})
+    note = markdown(make_sweep(), {3: "http://host/#/run"}, "#/front.html")
     assert "[3](http://host/#/run)" in note
     assert "| 0 |" in note
+    assert note.startswith("**[See the front](#/front.html)**: digits")
     many = [make_trial(i, 0.95 - 0.001 * i, 1000.0 - i) for i in range(60)]
-    long = markdown(make_sweep(trials=tuple(many)), {})
+    long = markdown(make_sweep(trials=tuple(many)), {}, "#/front.html")
     assert "and 30 more members" in long
     assert len(long) < 7900
 

@@ -16,6 +16,7 @@ from sample_steps import make_steps
 from sample_sweep import BITS, SPARSITY, make_sweep
 
 from compressbench import fronts, sweep_sessions
+from compressbench.errors import UserError
 from compressbench.outbox import CURSOR, Outbox
 from compressbench.sweep_sessions import LoggedSweep
 from compressbench.sweep_tracking import SweepDrain
@@ -353,6 +354,16 @@ def test_the_saved_view_is_what_mlflow_reads():
         state["compareRunSections"][0]["uuid"]
     }
     assert len(value) < 5000  # of a tag in MLflow
+
+
+def test_a_folder_is_one_sweeps(tmp_path, by_hand):
+    tracker = Local(str(tmp_path))
+    tracker.open_sweep(tmp_path, "digits", {}, {}, "s-1").worker.communicate()
+    with pytest.raises(UserError, match="holds the records of s-1, not of s-2"):
+        tracker.open_sweep(tmp_path, "digits", {}, {}, "s-2")
+    log_trial(tracker, tmp_path, 0)
+    with pytest.raises(UserError, match="holds the records of s-1, not of s-2"):
+        tracker.start_trial(tmp_path / "trials" / "0", "trial 0", {}, {}, "s-2")
 
 
 def test_without_tracking_a_sweep_writes_nothing(tmp_path):
