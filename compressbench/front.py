@@ -164,8 +164,6 @@ def _check(sweeps: Sequence[Sweep]) -> None:
     """One picture needs one metric, the same objectives, and something to show."""
     first = sweeps[0]
     for sweep in sweeps:
-        if len(sweep.objectives) < 2:
-            raise UserError(f"{sweep.name}: one objective has no front")
         if (sweep.metric, sweep.objectives) != (first.metric, first.objectives):
             raise UserError(
                 f"{first.name} and {sweep.name} have other objectives: {_objectives(first)}; "

@@ -73,6 +73,9 @@ def y_range(picture: Picture) -> list[float] | None:
     taken = [t.figures[axes.y.name] for s in picture.sweeps for t in s.trials if has(t, axes)]
     taken += [s.baseline[axes.y.name] for s in picture.sweeps if axes.y.name in s.baseline]
     kept = [value for value in taken if value >= floor] or taken
+    kept += [end for end in _error_ends(picture) if end >= floor]
+    if not kept:
+        return None
     if picture.minimum is not None:
         kept.append(picture.minimum)
     margin = _MARGIN * max(max(kept) - min(kept), 0.01)
@@ -99,3 +102,15 @@ def title_lines(picture: Picture) -> list[str]:
     if hidden:
         lines.append(f"Below the picture: {hidden}; a double click shows all.")
     return [f"{names}: {what}", *lines]
+
+
+def _error_ends(picture: Picture) -> list[float]:
+    """The ends of the members' error bars."""
+    name = picture.axes.y.name
+    return [
+        trial.figures[name] + sign * fronts.standard_error(trial, name, sweep)
+        for sweep in picture.sweeps
+        for trial in fronts.members(sweep)
+        if has(trial, picture.axes)
+        for sign in (-1, 1)
+    ]

@@ -96,6 +96,7 @@ def _sweep_traces(
         for name, trials, symbol in groups
         if trials
     ]  # fmt: skip
+    front = [t for t in front if has(t, picture.axes)]
     traces.append(_front(picture, sweep, front, colour) | {"name": f"front of {label}"})
     within = [t for t in front if t.number in noisy]
     if within:

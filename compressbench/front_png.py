@@ -53,7 +53,8 @@ def _points(picture: Picture, trials: list[Trial]) -> tuple[list[float], list[fl
 
 
 def _draw(plot: Any, picture: Picture, sweep: Sweep, colour: str) -> None:
-    front, axes = fronts.members(sweep), picture.axes
+    axes = picture.axes
+    front = [t for t in fronts.members(sweep) if has(t, axes)]
     inside = {t.number for t in front}
     others = [t for t in sweep.trials if t.number not in inside and has(t, axes)]
     single = len(picture.sweeps) == 1

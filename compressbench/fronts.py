@@ -27,12 +27,15 @@ class Axes:
 
 
 def axes(sweep: Sweep) -> Axes:
-    """Raises ValueError for fewer than two objectives."""
-    if len(sweep.objectives) < 2:
-        raise ValueError(f"a front needs two objectives, got {len(sweep.objectives)}")
+    """Of the objectives; where there is one alone, over bytes, or bytes under the metric."""
     named = {o.name: o for o in sweep.objectives}
-    y = named.get(metric_name(sweep), sweep.objectives[0])
-    others = [o for o in sweep.objectives if o is not y]
+    first = sweep.objectives[0]
+    if len(named) == 1 and first.name in SIZES.values():
+        return Axes(first, Objective(metric_name(sweep), "maximize"))
+    y = named.get(metric_name(sweep), first)
+    others = [o for o in sweep.objectives if o is not y] or [
+        Objective(size_name(sweep), "minimize")
+    ]
     return Axes(next((o for o in others if o.name in SIZES.values()), others[0]), y)
 
 
@@ -82,10 +85,10 @@ def members(sweep: Sweep) -> list[Trial]:
     trials = candidates(sweep)
     values = losses(trials, sweep.objectives)
     mask = pareto.front_mask(values) & pareto.distinct(values)
-    across = axes(sweep).x if len(sweep.objectives) > 1 else sweep.objectives[0]
+    across = axes(sweep).x
     sign = -1 if across.direction == "minimize" else 1
     found = [t for t, inside in zip(trials, mask, strict=True) if inside]
-    return sorted(found, key=lambda t: (sign * t.figures[across.name], t.number))
+    return sorted(found, key=lambda t: (sign * t.figures.get(across.name, math.inf), t.number))
 
 
 def standard_error(trial: Trial, name: str, sweep: Sweep) -> float:

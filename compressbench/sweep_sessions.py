@@ -7,6 +7,7 @@ trials. Whoever opens the sweep starts one; a lock in the folder says which of t
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from compressbench.trials import Sweep, Trial
 
 END_SECONDS = 4.5  # the longest that the end of a run waits for MLflow
 FRONT_SECONDS = 10.0  # table, picture and tags are not renewed more often
+RESTART_SECONDS = 30.0  # starting the process that drains costs seconds of CPU
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 _WORKER = (
     "import sys; sys.path.append(sys.argv[1]); from compressbench.{module} import work; "
@@ -89,6 +91,8 @@ def _start_operation(
 
 def _check_owner(outbox: Outbox, operations: Sequence[Operation], sweep: str) -> None:
     """A folder is one sweep's: under another one's tag its runs would mix."""
+    if not re.fullmatch(r"[\w.\-]+", sweep):
+        raise ValueError(f"a sweep's tag has letters, digits, '.', '-' and '_', got {sweep!r}")
     for operation in operations:
         if operation["do"] == "start" and operation["tags"].get(SWEEP_TAG) != sweep:
             other = operation["tags"].get(SWEEP_TAG, "a single run")
@@ -160,7 +164,8 @@ class LoggedSweep:
     offset: int = 0  # of the outbox, up to which `step` was read
     step: int = 0  # finished trials whose hypervolume is in the outbox
     shown: tuple[Any, ...] = ()  # the front that was handed over last
-    shown_at: float = field(default=float("-inf"))
+    shown_at: float = float("-inf")
+    started_at: float = field(default_factory=time.monotonic)  # of the worker
 
     @classmethod
     def start(
@@ -185,11 +190,15 @@ class LoggedSweep:
 
         Each is in the outbox once, whoever appends it; the drain is started again if it died.
         """
-        if self.worker.poll() is not None:
-            self.worker = _start_drain(self.outbox, self.place)
+        if time.monotonic() - self.started_at >= RESTART_SECONDS:
+            self._restart()
         self._append_steps(sweep)
         if time.monotonic() - self.shown_at >= FRONT_SECONDS:
             self._append_front(sweep)
+
+    def _restart(self) -> None:
+        if self.worker.poll() is not None:
+            self.worker, self.started_at = _start_drain(self.outbox, self.place), time.monotonic()
 
     def _append_steps(self, sweep: Sweep) -> None:
         done = fronts.finished(sweep)
@@ -232,6 +241,7 @@ class LoggedSweep:
             {"do": "files", "paths": paths},
             {"do": "finish", "status": status, "time": now()},
         )
+        self._restart()
         with suppress(subprocess.TimeoutExpired):  # late: it goes on alone until all is logged
             self.worker.communicate(b"\n", timeout=END_SECONDS)
         return self._ending()

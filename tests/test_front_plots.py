@@ -104,6 +104,21 @@ def test_with_three_objectives_members_are_not_joined():
     assert front.mode == "markers"
 
 
+def test_one_objective_is_drawn_over_bytes():
+    front = traces(Picture([make_sweep(objectives=OBJECTIVES[:1])]))
+    assert list(front["front of digits &lt;b&gt;sweep"].x) == [256_000]
+
+
+def test_error_bars_are_inside_the_picture():
+    sweep = make_sweep(validation_rows=100)
+    low, high = y_range(Picture([sweep]))
+    ends = [0.95 + fronts.standard_error(sweep.trials[0], "val/accuracy", sweep), 0.80]
+    assert low < min(ends)
+    assert high > max(ends)
+    bare = y_range(Picture([replace(sweep, baseline={})]))
+    assert bare is None
+
+
 def test_several_sweeps_are_one_picture():
     other = make_sweep("/o", name="other", trials=(make_trial(0, 0.9, 50_000),))
     found = traces(Picture([make_sweep("/s"), other]))

@@ -189,7 +189,8 @@ def test_a_drain_that_died_anywhere_goes_on_without_double_entries(home, by_hand
 
 
 @pytest.mark.long
-def test_a_killed_process_is_started_again(home):
+def test_a_killed_process_is_started_again(home, monkeypatch):
+    monkeypatch.setattr(sweep_sessions, "RESTART_SECONDS", 0.0)
     folder = home / "s"
     sweep = make_sweep(folder)
     session = log_sweep(Local(str(home)), folder, sweep)
@@ -432,6 +433,8 @@ def test_a_folder_is_one_sweeps(tmp_path, by_hand):
     tracker.open_sweep(tmp_path, "digits", {}, {}, "s-1").worker.communicate()
     with pytest.raises(UserError, match="holds the records of s-1, not of s-2"):
         tracker.open_sweep(tmp_path, "digits", {}, {}, "s-2")
+    with pytest.raises(ValueError, match="a sweep's tag has letters"):
+        tracker.open_sweep(tmp_path, "digits", {}, {}, "it's")
     log_trial(tracker, tmp_path, 0)
     with pytest.raises(UserError, match="holds the records of s-1, not of s-2"):
         tracker.start_trial(tmp_path / "trials" / "0", "trial 0", {}, {}, "s-2")
