@@ -71,8 +71,12 @@ def _dispatch(arguments: list[str]) -> int:
         from compressbench.store.command import main as store
 
         return store(arguments[1:])
+    if first == "front":
+        from compressbench.front import main as front
+
+        return front(arguments[1:])
     if first == "sync":
-        from compressbench.tracking import sync
+        from compressbench.sync import sync
 
         return sync(arguments[1:])
     if first == "replay":

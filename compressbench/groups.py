@@ -26,6 +26,7 @@ _HEAD = """compressbench: recipes of model compression, measured on the file tha
   python run.py recipe=quantize plan=true                    what would run, and for how long
   python run.py -m recipe=prune,quantize                     one after the other
   compressbench replay RUN/recipe.yaml                       the same run again, to the same bytes
+  compressbench front SWEEP [--budget 100kB]                 the front of a sweep: what to ship
   compressbench store list|explain|verify|collect|pin        what is computed already
   compressbench sync [RUN ...]                               log what a tracking server missed
   (compressbench ... and python run.py ... are the same program)

@@ -6,14 +6,9 @@ into MLflow, so neither the seconds of importing MLflow nor a dead server hold t
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 import shlex
 import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,27 +18,23 @@ from typing import Any, Protocol
 from compressbench.core import Step
 from compressbench.outbox import LOG, Outbox
 from compressbench.redact import redact
-from compressbench.tracking import RUN_TAG, Place, open_commands, place_of
-
-END_SECONDS = 4.5  # the longest that the end of a run waits for MLflow
-_TEXT_LIMIT = 500
-_WORKER = (
-    "import sys; sys.path.append(sys.argv[1]); from compressbench.tracking import work; "
-    "sys.exit(work(sys.argv[2], sys.argv[3]))"
+from compressbench.sweep_sessions import (
+    END_SECONDS,
+    LoggedSweep,
+    LoggedTrial,
+    Tracked,
+    start_worker,
 )
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """How the logging of a run ended. `problem` is "" when MLflow has everything."""
-
-    command: str = ""
-    link: str = ""
-    problem: str = ""
+from compressbench.tracked_values import flatten, now, step_operation
+from compressbench.tracking import RUN_TAG, Place, open_commands, place_of
+from compressbench.trials import Sweep
 
 
 class Session(Protocol):
-    """The logging of one run."""
+    """The logging of one run. `run` is the value of its tag `compressbench.run`, "" without."""
+
+    @property
+    def run(self) -> str: ...
 
     def log_step(self, step: Step) -> None: ...
 
@@ -52,12 +43,47 @@ class Session(Protocol):
         ...
 
 
+class SweepSession(Protocol):
+    """The logging of a sweep as a whole; its trials have sessions of their own."""
+
+    def changed(self, sweep: Sweep) -> None:
+        """Say that a trial began or ended. Costs milliseconds, whatever the server does."""
+        ...
+
+    def finish(self, status: str, sweep: Sweep, files: Sequence[Path] = ()) -> Tracked:
+        """The end of this supervisor: FINISHED, FAILED or KILLED. Waits a few seconds at most."""
+        ...
+
+
 class Tracker(Protocol):
-    """Opens the logging of one run."""
+    """Opens the logging of a run, of a sweep, of a trial in a sweep.
+
+    `sweep` is a name that no other sweep has; whoever gives it again, on any machine, goes on with
+    the same run of MLflow. A sweep has its trials in `folder/trials/`; they log nothing themselves,
+    the process that `open_sweep` starts does.
+    """
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Session: ...
+
+    def start_trial(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        config: Mapping[str, Any],
+        sweep: str,
+    ) -> Session: ...
+
+    def open_sweep(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        sweep: str,
+    ) -> SweepSession: ...
 
 
 @dataclass(frozen=True)
@@ -70,9 +96,32 @@ class Local:
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Session:
+        return _start(*self._place(), folder, name, tags, config)
+
+    def start_trial(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        config: Mapping[str, Any],
+        sweep: str,
+    ) -> Session:
+        return LoggedTrial.start(*self._place(), folder, name, tags, config, sweep)
+
+    def open_sweep(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        sweep: str,
+    ) -> SweepSession:
+        return LoggedSweep.start(*self._place(), folder, name, tags, params, sweep)
+
+    def _place(self) -> tuple[Place, str]:
         home = Path(self.folder).resolve()
         place = Place(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
-        return _start(place, self.experiment, folder, name, tags, config)
+        return place, self.experiment
 
 
 @dataclass(frozen=True)
@@ -85,13 +134,33 @@ class Server:
     def __post_init__(self) -> None:
         self._place()
 
-    def _place(self) -> Place:
-        return place_of(self.url or os.environ.get("MLFLOW_TRACKING_URI", ""))
+    def _place(self) -> tuple[Place, str]:
+        return place_of(self.url or os.environ.get("MLFLOW_TRACKING_URI", "")), self.experiment
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Session:
-        return _start(self._place(), self.experiment, folder, name, tags, config)
+        return _start(*self._place(), folder, name, tags, config)
+
+    def start_trial(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        config: Mapping[str, Any],
+        sweep: str,
+    ) -> Session:
+        return LoggedTrial.start(*self._place(), folder, name, tags, config, sweep)
+
+    def open_sweep(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        sweep: str,
+    ) -> SweepSession:
+        return LoggedSweep.start(*self._place(), folder, name, tags, params, sweep)
 
 
 @dataclass(frozen=True)
@@ -103,15 +172,48 @@ class NoTracking:
     ) -> Session:
         return Unlogged()
 
+    def start_trial(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        config: Mapping[str, Any],
+        sweep: str,
+    ) -> Session:
+        return Unlogged()
+
+    def open_sweep(
+        self,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        sweep: str,
+    ) -> SweepSession:
+        return UnloggedSweep()
+
 
 @dataclass(frozen=True)
 class Unlogged:
     """The session of a run without tracking."""
 
+    run: str = ""
+
     def log_step(self, step: Step) -> None:
         pass
 
     def finish(self, status: str, note: str, files: Sequence[Path]) -> Tracked:
+        return Tracked()
+
+
+@dataclass(frozen=True)
+class UnloggedSweep:
+    """The session of a sweep without tracking."""
+
+    def changed(self, sweep: Sweep) -> None:
+        pass
+
+    def finish(self, status: str, sweep: Sweep, files: Sequence[Path] = ()) -> Tracked:
         return Tracked()
 
 
@@ -122,21 +224,10 @@ class Logged:
     outbox: Outbox
     place: Place
     worker: subprocess.Popen[bytes]
+    run: str
 
     def log_step(self, step: Step) -> None:
-        """Figures with the stage's index as step; the training history with the epoch as step."""
-        now = _now()
-        taken = {**step.measurement.figures, "stage/seconds": step.seconds}
-        figures: list[list[Any]] = [
-            [_allowed(k), float(v), now, step.index] for k, v in taken.items()
-        ]
-        history: list[list[Any]] = [
-            [_allowed(f"history/{step.name}/{name}"), float(value), now, epoch]
-            for name, values in step.history.items()
-            for epoch, value in enumerate(values)
-        ]
-        metrics = [m for m in (*figures, *history) if math.isfinite(m[1])]
-        self.outbox.append({"do": "metrics", "metrics": metrics})
+        self.outbox.append(step_operation(step))
 
     def finish(self, status: str, note: str, files: Sequence[Path]) -> Tracked:
         """Hand over the rest and wait for it, at most `END_SECONDS`.
@@ -146,9 +237,11 @@ class Logged:
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise ValueError(f"status must be FINISHED, FAILED or KILLED, got {status!r}")
         paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append({"do": "note", "text": note})
-        self.outbox.append({"do": "files", "paths": paths})
-        self.outbox.append({"do": "finish", "status": status, "time": _now()})
+        self.outbox.append(
+            {"do": "note", "text": note},
+            {"do": "files", "paths": paths},
+            {"do": "finish", "status": status, "time": now()},
+        )
         _stop(self.worker, kill=self.place.is_server)
         return self._ending()
 
@@ -178,7 +271,7 @@ def _start(
     config: Mapping[str, Any],
 ) -> Logged:
     folder = folder.resolve()
-    outbox = Outbox(folder)
+    outbox, run = Outbox(folder), uuid.uuid4().hex
     outbox.append(
         {
             "do": "start",
@@ -186,22 +279,12 @@ def _start(
             "artifacts": place.artifacts,
             "experiment": experiment,
             "name": name,
-            "tags": {**tags, RUN_TAG: uuid.uuid4().hex},
+            "tags": {**tags, RUN_TAG: run},
             "params": flatten(redact(config)),
-            "time": _now(),
+            "time": now(),
         }
     )
-    command = [sys.executable, "-P", "-c", _WORKER, str(Path(__file__).parents[1]), str(folder)]
-    with (folder / LOG).open("ab") as log:
-        worker = subprocess.Popen(
-            [*command, place.artifacts or ""],
-            env={**os.environ, "MLFLOW_TRACKING_URI": place.uri},  # not argv: others can read that
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for the run; the worker then logs its end
-        )
-    return Logged(outbox, place, worker)
+    return Logged(outbox, place, start_worker(folder, place, "tracking"), run)
 
 
 def _stop(worker: subprocess.Popen[bytes], kill: bool) -> None:
@@ -212,23 +295,3 @@ def _stop(worker: subprocess.Popen[bytes], kill: bool) -> None:
         if kill:
             worker.kill()
             worker.wait()
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
-    if isinstance(config, Mapping) and config:
-        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items()]
-        return {name: text for part in parts for name, text in part.items()}
-    if not prefix:
-        return {}
-    text = config if isinstance(config, str) else json.dumps(config, default=str)
-    return {_allowed(prefix): text[:_TEXT_LIMIT]}
-
-
-def _allowed(name: str) -> str:
-    """The name as MLflow takes it: few characters, and no way out of a folder."""
-    return re.sub(r"/+", "/", re.sub(r"[^\w.\-/ :]", "_", name)).strip("./")[:250]
-
-
-def _now() -> int:
-    return round(time.time() * 1000)

@@ -6,7 +6,6 @@ same name, step, value and time is kept once.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -17,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.errors import UserError
-from compressbench.outbox import LOCK, RECORDS, Operation, Outbox
-from compressbench.redact import HIDDEN, redact
+from compressbench.outbox import LOCK, Operation, Outbox
+from compressbench.redact import redact
 
 RUN_TAG = "compressbench.run"
+SWEEP_TAG = "compressbench.sweep"
 NOTE_TAG = "mlflow.note.content"
-_RETRY_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-_WORKER_SECONDS = 5.0  # the worker of a run that just ended may need this long
-_NOTE_LIMIT, _PARAMS, _METRICS = 7900, 100, 500  # of MLflow, per request
+NOTE_LIMIT, _PARAMS, METRICS = 7900, 100, 500  # of MLflow, per request
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _LIGHT = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # else seven processes that nobody needs here
 _DEFAULTS = {
@@ -75,6 +74,16 @@ def open_commands(place: Place, experiment: str, run: str) -> tuple[str, str]:
     return command, f"http://127.0.0.1:5000/{page}"
 
 
+def chart_link(place: Place, experiment: str, view: str) -> str:
+    """The link of a saved view of an experiment's runs in MLflow's own charts."""
+    page = (
+        f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+        f"&compareRunsMode=CHART&viewStateShareKey={view}"
+    )
+    host = place.shown.rstrip("/") if place.is_server else "http://127.0.0.1:5000"
+    return f"{host}/{page}"
+
+
 def work(folder: str, artifacts: str) -> int:
     """Drain the outbox of `folder` until the run ends; 0 when MLflow has everything.
 
@@ -84,60 +93,73 @@ def work(folder: str, artifacts: str) -> int:
     from filelock import FileLock
 
     ended = threading.Event()
-    threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
+    threading.Thread(target=await_end, args=(ended,), daemon=True).start()
     outbox = Outbox(Path(folder))
     place = Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None)
     with FileLock(outbox.folder / LOCK, timeout=10):
         while True:
             last = ended.is_set()
-            problem = _drain(outbox, place, last)
+            problem = drain(outbox, place, last)
             if last:
                 return 1 if problem else 0
-            ended.wait(_RETRY_SECONDS if problem else _POLL_SECONDS)
+            ended.wait(RETRY_SECONDS if problem else _POLL_SECONDS)
 
 
-def _await_end(ended: threading.Event) -> None:
+def await_end(ended: threading.Event) -> None:
     os.read(0, 1)
     ended.set()
 
 
-def _drain(outbox: Outbox, place: Place, ended: bool) -> str:
+def drain(outbox: Outbox, place: Place, ended: bool) -> str:
     """Log what `place` does not have yet. Returns "", or what is in the way."""
     state = outbox.state(place.shown)
     operations = outbox.read()
-    if state["done"] == len(operations) and (not ended or _is_finished(operations)):
+    if state["done"] == len(operations) and (not ended or is_finished(operations)):
         return ""
-    _quiet()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+    caught = troubles()
     try:
-        client = _client(place)
+        client = client_of(place)
         for operation in operations[state["done"] :]:
-            state = {**state, **_apply(client, operation, state, outbox, place)}
+            state = {**state, **apply(client, operation, state, outbox, place)}
             state |= {"done": state["done"] + 1, "problem": ""}
             outbox.mark(place.shown, state)
-        if ended and not _is_finished(operations):
+        if ended and not is_finished(operations):
             client.set_terminated(state["run"], "KILLED")  # the run died without a word
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        problem = _explain(error, place)
+    except caught as error:
+        problem = explain(error, place)
         print(redact(f"{place.shown}: {error}"), file=sys.stderr)
         outbox.mark(place.shown, {**state, "problem": problem})
         return problem
     return ""
 
 
-def _is_finished(operations: Sequence[Operation]) -> bool:
+def is_finished(operations: Sequence[Operation]) -> bool:
     return bool(operations) and operations[-1]["do"] == "finish"
 
 
-def _quiet() -> None:
+def troubles() -> tuple[type[Exception], ...]:
+    """What MLflow raises when it is away or refuses; imports it, with our settings."""
+    quiet()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def is_refusal(error: Exception, place: Place) -> bool:
+    """Whether MLflow answered, and said no: another run may fare better."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    return isinstance(error, RestException if place.is_server else MlflowException)
+
+
+def quiet() -> None:
     """Settings that MLflow reads when it is imported; the user's own win."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def _client(place: Place) -> Any:
+def client_of(place: Place) -> Any:
     """A client; a new local database is set up by one process at a time."""
     from filelock import FileLock
     from mlflow import MlflowClient
@@ -151,16 +173,14 @@ def _client(place: Place) -> Any:
     return client
 
 
-def _explain(error: Exception, place: Place) -> str:
-    from mlflow.exceptions import RestException
-
-    if place.is_server and not isinstance(error, RestException):
+def explain(error: Exception, place: Place) -> str:
+    if place.is_server and not is_refusal(error, place):
         return "is unreachable"
     first = str(redact(str(error))).partition("\n")[0]
     return f"refuses: {first[:200]}"
 
 
-def _apply(
+def apply(
     client: Any, operation: Operation, state: Mapping[str, Any], outbox: Outbox, place: Place
 ) -> dict[str, Any]:
     """Do one operation; returns what is new in the state."""
@@ -170,10 +190,10 @@ def _apply(
         case "metrics":
             from mlflow.entities import Metric
 
-            for chunk in _chunks([Metric(*m) for m in operation["metrics"]], _METRICS):
+            for chunk in chunks([Metric(*m) for m in operation["metrics"]], METRICS):
                 client.log_batch(state["run"], metrics=chunk)
         case "note":
-            client.set_tag(state["run"], NOTE_TAG, operation["text"][:_NOTE_LIMIT])
+            client.set_tag(state["run"], NOTE_TAG, operation["text"][:NOTE_LIMIT])
         case "files":
             for path in operation["paths"]:
                 _log_file(client, state["run"], outbox.folder, Path(path))
@@ -194,7 +214,11 @@ def _open_run(client: Any, operation: Operation, place: Place) -> dict[str, Any]
     run = found[0] if found else client.create_run(
         experiment, operation["time"], operation["tags"], operation["name"]
     )  # fmt: skip
-    for chunk in _chunks([Param(*item) for item in operation["params"].items()], _PARAMS):
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, "RUNNING")  # it goes on after a crash
+    there = run.data.params  # a value that was logged cannot change, such as n_trials
+    new = [Param(*item) for item in operation["params"].items() if item[0] not in there]
+    for chunk in chunks(new, _PARAMS):
         client.log_batch(run.info.run_id, params=chunk)
     return {"experiment": experiment, "run": run.info.run_id}
 
@@ -217,64 +241,43 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
 
 def _log_file(client: Any, run: str, folder: Path, path: Path) -> None:
     parent = None if path.parent == Path() else path.parent.as_posix()
-    if (folder / path).is_dir():
+    if not (folder / path).exists():
+        print(f"{folder / path}: is gone, so it is not logged", file=sys.stderr)
+    elif (folder / path).is_dir():
         client.log_artifacts(run, str(folder / path), path.as_posix())
     else:
         client.log_artifact(run, str(folder / path), parent)
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     return (list(items[i : i + size]) for i in range(0, len(items), size))
 
 
-def sync(argv: Sequence[str]) -> int:
-    """`compressbench sync [--to URL] [RUN ...]`: log what a server missed. 0 when all is there."""
-    parser = argparse.ArgumentParser("compressbench sync", description=sync.__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, help="run folders; all when none is named")
-    parser.add_argument("--to", default="", help="another MLflow server or database")
-    arguments = parser.parse_args(argv)
-    folders = arguments.runs or _run_folders()
-    if not folders:
-        print("no run folders under runs/ or multirun/")
-    return max((_sync(Outbox(folder.resolve()), arguments.to) for folder in folders), default=0)
+def sweep_folders(experiment: str) -> list[Path]:
+    """Folders with the `sweep.json` of each sweep of an experiment, by its name or number.
 
-
-def _run_folders() -> list[Path]:
-    return sorted(p.parent for top in ("runs", "multirun") for p in Path(top).rglob(RECORDS))
-
-
-def _sync(outbox: Outbox, to: str) -> int:
-    from filelock import FileLock, Timeout
-
-    operations = outbox.read()
-    if not operations:
-        print(f"{outbox.folder}: nothing was to be logged here")
-        return 0 if outbox.folder.is_dir() else 1
-    place = _target(operations, to)
-    before = outbox.state(place.shown)["done"]
+    Those of this machine are where they are; of others the file is fetched. Looks where
+    MLFLOW_TRACKING_URI says, else into the `mlflow.db` of the working folder. Raises UserError.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []
+    place, caught = place_of(uri), troubles()
     try:
-        with FileLock(outbox.folder / LOCK, timeout=_WORKER_SECONDS):
-            problem = _drain(outbox, place, ended=True)
-    except Timeout:
-        problem = "is still being written to by the run itself"
-    if problem:
-        print(f"{outbox.folder}: {place.shown} {problem}", file=sys.stderr)
-        return 1
-    state = outbox.state(place.shown)
-    logged = state["done"] - before
-    print(f"{outbox.folder}: {logged} of {len(operations)} operations logged to {place.shown}")
-    print("  " + "  ".join(filter(None, open_commands(place, state["experiment"], state["run"]))))
-    return 0
+        client = client_of(place)
+        found = client.get_experiment_by_name(experiment)
+        if found is None and experiment.isdigit():
+            found = client.get_experiment(experiment)
+        if found is None:
+            return []
+        runs = client.search_runs([found.experiment_id], "tags.`compressbench.kind` = 'sweep'")
+        return [_sweep_folder(client, run) for run in runs]
+    except caught as error:
+        raise UserError(f"{experiment}: {place.shown} {explain(error, place)}") from error
 
 
-def _target(operations: Sequence[Operation], to: str) -> Place:
-    """Where an outbox goes: `to`, or where its run wanted it."""
-    if to:
-        return place_of(to)
-    start = next(o for o in operations if o["do"] == "start")
-    named = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if redact(named) == start["target"]:
-        return Place(named)
-    if f"{HIDDEN}@" in start["target"]:
-        raise UserError(f"{start['target']}: credentials are not stored: give the URL with --to")
-    return Place(start["target"], start["artifacts"])
+def _sweep_folder(client: Any, run: Any) -> Path:
+    folder = Path(run.data.tags["compressbench.folder"])
+    if (folder / "sweep.json").is_file():
+        return folder
+    return Path(client.download_artifacts(run.info.run_id, "sweep.json")).parent

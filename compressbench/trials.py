@@ -41,7 +41,8 @@ class Trial:
 
     `figures` are those of the last stage's exported file (DESIGN: `size/onnx_bytes`, ...);
     `folder` is the run folder, with `model.onnx`, `recipe.yaml`, `report.json`; `run` the value
-    of the tag `compressbench.run`. `repeats` are the figures under other seeds.
+    of the tag `compressbench.run`. `repeats` are the figures under other seeds. `ended` is the
+    Unix time at which it finished, the same for all who ask; 0 is unknown.
     """
 
     number: int
@@ -54,11 +55,18 @@ class Trial:
     feasible: bool = True
     reason: str = ""  # why it failed or was stopped early
     repeats: Sequence[Mapping[str, float]] = ()
+    ended: float = 0.0
+    stages: int = 0
+    hits: int = 0  # of those stages, from the store
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it is stored. `baseline` are the figures of the float model's exported file."""
+    """A sweep as it is stored. `baseline` are the figures of the float model's exported file.
+
+    `floor` is that of `front/hypervolume`, None for the default; `validation_rows` are the rows
+    that `val/...` figures were taken on, None where unknown.
+    """
 
     name: str
     folder: str
@@ -69,3 +77,5 @@ class Sweep:
     n_trials: int
     baseline: Mapping[str, float]
     trials: Sequence[Trial]
+    floor: float | None = None
+    validation_rows: int | None = None

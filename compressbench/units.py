@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 MISSING = "–"
 
 
 def bytes_text(size_bytes: float | None) -> str:
     """Decimal units: 1 kB is 1000 bytes."""
     return _scaled(size_bytes, ("B", "kB", "MB", "GB", "TB"))
+
+
+def parse_bytes(text: str) -> float:
+    """`100kB`, `1.5 MB`, `96KiB` or a plain number of bytes. Raises ValueError."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmg])(i?))?b?", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise ValueError(f"a size such as 100kB, 1.5MB or 96KiB, got {text!r}")
+    power = "kmg".index(match[2]) + 1 if match[2] else 0
+    step = 1024.0 if match[3] else 1000.0
+    return float(match[1]) * math.pow(step, power)
 
 
 def count_text(count: float | None) -> str:

@@ -9,8 +9,10 @@ from sample_steps import CONFIG, make_steps
 
 from compressbench.errors import UserError
 from compressbench.outbox import CURSOR, RECORDS, Outbox
-from compressbench.trackers import Local, Logged, NoTracking, Server, flatten
-from compressbench.tracking import Place, open_commands, place_of, sync
+from compressbench.sync import sync
+from compressbench.tracked_values import flatten
+from compressbench.trackers import Local, Logged, NoTracking, Server
+from compressbench.tracking import Place, open_commands, place_of
 
 NOTE = "| stage |\n| --- |\n| train |"
 

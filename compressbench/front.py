@@ -1,0 +1,294 @@
+"""`compressbench front`: the front of sweeps from what is stored, and which file to ship."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compressbench import fronts
+from compressbench.errors import UserError
+from compressbench.front_axes import Picture
+from compressbench.front_plots import write_page
+from compressbench.front_png import write_png
+from compressbench.front_table import figure_text, headline, legend, raw_rows, short_name, text_rows
+from compressbench.sweep_file import SWEEP_FILE, read_sweep
+from compressbench.targets import leave
+from compressbench.terminal import Terminal, make_console
+from compressbench.trials import Sweep, Trial
+from compressbench.units import bytes_text, parse_bytes
+
+_TOPS = ("multirun", "runs", "sweeps")
+_RECIPE, _MODEL = "recipe.yaml", "model.onnx"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the file to ship must be."""
+
+    budget_bytes: float | None = None
+    minimum: float | None = None
+    knee: bool = False
+
+    @property
+    def asked(self) -> bool:
+        return self.budget_bytes is not None or self.minimum is not None or self.knee
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trial of a front, with the sweep that it belongs to."""
+
+    sweep: Sweep
+    trial: Trial
+
+    @property
+    def size_bytes(self) -> float:
+        return self.trial.figures.get(fronts.size_name(self.sweep), math.inf)
+
+    @property
+    def metric(self) -> float:
+        return self.trial.figures.get(fronts.metric_name(self.sweep), -math.inf)
+
+    @property
+    def text(self) -> str:
+        metric = self.sweep.metric
+        return (
+            f"trial {self.trial.number} of {self.sweep.name} "
+            f"({bytes_text(self.size_bytes)}, {metric} "
+            f"{figure_text(fronts.metric_name(self.sweep), self.metric, metric)})"
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the front of sweeps; answer which file to ship."""
+    arguments = _parser().parse_args(argv)
+    wanted = _wanted(arguments)
+    sweeps = [_ready(sweep, arguments) for name in arguments.sweeps for sweep in find(name)]
+    _check(sweeps)
+    ship = choose(sweeps, wanted) if wanted.asked else None
+    _show(sweeps)
+    _write(sweeps, wanted, ship, arguments)
+    if ship is not None:
+        _show_ship(ship)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("compressbench front", description=main.__doc__)
+    parser.add_argument("sweeps", nargs="+", metavar="SWEEP",
+                        help="folder or name of a sweep, or an MLflow experiment")  # fmt: skip
+    parser.add_argument("--size", choices=sorted(fronts.SIZES), default=None,
+                        help="bytes of the .onnx file or of the download; the sweep's own "
+                        "objective when not given")  # fmt: skip
+    parser.add_argument("--budget", help="ship the best file of at most so many bytes: 100kB")
+    parser.add_argument("--min-accuracy", help="ship the smallest file at least as good: 0.91")
+    parser.add_argument("--knee", action="store_true", help="ship the knee of the front")
+    parser.add_argument("--floor", type=float, help="of the hypervolume; default: the baseline's "
+                        "accuracy - 0.20")  # fmt: skip
+    for kind in ("csv", "json", "html", "png"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write it as {kind}")
+    return parser
+
+
+def _wanted(arguments: argparse.Namespace) -> Wanted:
+    budget, minimum = arguments.budget, arguments.min_accuracy
+    try:
+        size = None if budget is None else parse_bytes(budget)
+    except ValueError as error:
+        raise UserError(f"--budget must be {error}") from None
+    try:
+        least = None if minimum is None else _share(minimum)
+    except ValueError:
+        raise UserError(
+            f"--min-accuracy must be a number such as 0.91 or 91%, got {minimum!r}"
+        ) from None
+    return Wanted(size, least, arguments.knee)
+
+
+def _share(text: str) -> float:
+    number = text.strip().removesuffix("%")
+    value = float(number) / (100 if number != text.strip() else 1)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def find(name: str) -> list[Sweep]:
+    """The sweep of a folder or a name, or all sweeps of an MLflow experiment. Raises UserError."""
+    path = Path(name)
+    if path.name == SWEEP_FILE:
+        path = path.parent
+    if (path / SWEEP_FILE).is_file():
+        return [read_sweep(path)]
+    stored = [read_sweep(file.parent) for file in _sweep_files()]
+    named = [sweep for sweep in stored if sweep.name == name]
+    if len(named) > 1:
+        folders = ", ".join(sweep.folder for sweep in named)
+        raise UserError(f"{len(named)} sweeps are named {name!r}, give a folder: {folders}")
+    if named:
+        return named
+    from compressbench.tracking import sweep_folders
+
+    logged = [read_sweep(folder) for folder in sweep_folders(name)]
+    if not logged:
+        known = ", ".join(sorted({sweep.name for sweep in stored}))
+        have = f"; there are {known}" if known else f" (looked below {', '.join(_TOPS)}/)"
+        raise UserError(f"{name}: no sweep and no MLflow experiment with sweeps{have}")
+    return logged
+
+
+def _sweep_files() -> list[Path]:
+    """Of the working folder; trial folders, which may be thousands, are not entered."""
+    patterns = ("*", "*/*", "*/*/*")
+    return sorted(
+        file for top in _TOPS for p in patterns for file in Path(top).glob(f"{p}/{SWEEP_FILE}")
+    )
+
+
+def _ready(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
+    if arguments.floor is not None:
+        sweep = replace(sweep, floor=arguments.floor)
+    if arguments.size is not None:
+        sweep = fronts.with_size(sweep, arguments.size)
+    return sweep
+
+
+def _check(sweeps: Sequence[Sweep]) -> None:
+    """One picture needs one metric, the same objectives, and something to show."""
+    first = sweeps[0]
+    for sweep in sweeps:
+        if (sweep.metric, sweep.objectives) != (first.metric, first.objectives):
+            raise UserError(
+                f"{first.name} and {sweep.name} have other objectives: {_objectives(first)}; "
+                f"{_objectives(sweep)}"
+            )
+        if not fronts.candidates(sweep):
+            states = [trial.state for trial in sweep.trials]
+            counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states))) or "none"
+            raise UserError(f"{sweep.name}: no complete, feasible trial yet (trials: {counts})")
+
+
+def _objectives(sweep: Sweep) -> str:
+    return ", ".join(f"{o.direction} {o.name}" for o in sweep.objectives)
+
+
+def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
+    """The member to ship. Raises UserError that names the nearest when there is none.
+
+    Within a budget the best metric (then the smallest file); with a minimum alone the smallest file
+    (then the best metric); with `knee` the knee of those that are left.
+    """
+    all_members = [Member(s, t) for s in sweeps for t in fronts.members(s)]
+    fit = [m for m in all_members if wanted.budget_bytes is None
+           or m.size_bytes <= wanted.budget_bytes]  # fmt: skip
+    if not fit:
+        smallest = min(all_members, key=lambda m: m.size_bytes)
+        raise UserError(
+            f"--budget {bytes_text(wanted.budget_bytes)}: no file of the front is so small; the "
+            f"smallest is {smallest.text}"
+        )
+    good = [m for m in fit if wanted.minimum is None or m.metric >= wanted.minimum]
+    if not good:
+        best, metric = max(fit, key=lambda m: m.metric), sweeps[0].metric
+        within = "" if wanted.budget_bytes is None else " within the budget"
+        least = figure_text(fronts.metric_name(sweeps[0]), wanted.minimum, metric)
+        raise UserError(
+            f"--min-accuracy {least}: no file of the front{within} is so good; the best is "
+            f"{best.text}"
+        )
+    if wanted.knee:
+        return _knee(good)
+    if wanted.budget_bytes is None:
+        return min(good, key=lambda m: (m.size_bytes, -m.metric))
+    return min(good, key=lambda m: (-m.metric, m.size_bytes))
+
+
+def _knee(kept: Sequence[Member]) -> Member:
+    """The knee of members of one or more sweeps, taken together."""
+    numbered = {i: replace(m.trial, number=i) for i, m in enumerate(kept)}
+    joined = replace(kept[0].sweep, trials=tuple(numbered.values()))
+    front = fronts.members(joined)
+    knee = fronts.knee(joined, front)
+    if knee is None:
+        floor = fronts.floor_of(joined)
+        raise UserError(f"--knee: no member of the front is above the floor of {floor:.4g}")
+    return kept[knee.number]
+
+
+def _show(sweeps: Sequence[Sweep]) -> None:
+    terminal = Terminal([], console=make_console())
+    for sweep in sweeps:
+        print(headline(sweep))
+        rows = text_rows(sweep)
+        settings = [short_name(name) for trial in sweep.trials for name in trial.settings]
+        terminal.table(rows, optional=list(dict.fromkeys(settings))[::-1])
+        for line in legend(rows):
+            print(line)
+
+
+def _write(
+    sweeps: Sequence[Sweep], wanted: Wanted, ship: Member | None, arguments: argparse.Namespace
+) -> None:
+    rows = [row for sweep in sweeps for row in raw_rows(sweep)]
+    chosen = None if ship is None else (ship.sweep.folder, ship.trial.number)
+    picture = Picture(sweeps, wanted.budget_bytes, wanted.minimum, chosen)
+    writers: dict[str, Any] = {
+        "csv": lambda path: _write_csv(rows, path),
+        "json": lambda path: path.write_text(json.dumps(_report(sweeps, rows), indent=1) + "\n"),
+        "html": lambda path: write_page(picture, path),
+        "png": lambda path: write_png(picture, path),
+    }
+    for kind, write in writers.items():
+        path = getattr(arguments, kind)
+        if path is None:
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            raise UserError(f"--{kind} {path}: {error.strerror}") from error
+        print(f"written: {path}")
+
+
+def _report(sweeps: Sequence[Sweep], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "sweeps": [
+            {
+                "name": sweep.name,
+                "folder": sweep.folder,
+                "front/hypervolume": fronts.hypervolume(sweep),
+                "floor": fronts.floor_of(sweep),
+                "objectives": {o.name: o.direction for o in sweep.objectives},
+                "baseline": dict(sweep.baseline),
+                "trials": len(sweep.trials),
+            }
+            for sweep in sweeps
+        ],
+        "front": list(rows),
+    }
+
+
+def _write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _show_ship(ship: Member) -> None:
+    folder = Path(ship.trial.folder)
+    print(f"ship: {ship.text}")
+    if not ship.trial.folder or not (folder / _MODEL).is_file():
+        print(f"its file is not on this machine: {folder / _MODEL}")
+    else:
+        print(f"file to ship: {folder / _MODEL}")
+    replay = shlex.join(["compressbench", *leave(), "replay", str(folder / _RECIPE)])
+    print(f"the same again: {replay}")

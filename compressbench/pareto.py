@@ -1,0 +1,175 @@
+"""Dominance, hypervolume and knee of points with two and more objectives: pure functions.
+
+`losses` are float arrays (points, objectives), finite, lower is better in every column: negate what
+is maximized. Equal points do not dominate one another, so all of them are in the front; `distinct`
+keeps the first of each. A tie in one objective is decided by the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Losses: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+
+FLOOR_BELOW_BASELINE = 0.20
+_SAME = 1e-12  # normalized losses closer than this are rounding
+
+
+def dominates(first: Losses, second: Losses) -> bool:
+    """No worse in any objective, better in at least one."""
+    return bool((first <= second).all() and (first < second).any())
+
+
+def front_mask(losses: Losses) -> Mask:
+    """Which points no other point dominates; equal ones are all in. Raises ValueError."""
+    _check(losses)
+    if not len(losses):
+        return np.zeros(0, dtype=bool)
+    points, groups = np.unique(losses, axis=0, return_inverse=True)
+    mask = _mask_of_two(points) if losses.shape[1] == 2 else _mask_of_many(points)
+    return mask[groups.reshape(-1)]
+
+
+def _mask_of_two(points: Losses) -> Mask:
+    """`points` are distinct and sorted: only what is left of one can dominate it."""
+    best_before = np.minimum.accumulate(points[:, 1])
+    mask = np.ones(len(points), dtype=bool)
+    mask[1:] = points[1:, 1] < best_before[:-1]
+    return mask
+
+
+def _mask_of_many(points: Losses) -> Mask:
+    """The first of the sorted points that are left is in the front; what it dominates goes."""
+    mask = np.zeros(len(points), dtype=bool)
+    left = np.arange(len(points))
+    while len(left):
+        mask[left[0]] = True
+        rest = left[1:]
+        left = rest[(points[rest] < points[left[0]]).any(axis=1)]
+    return mask
+
+
+def distinct(losses: Losses) -> Mask:
+    """The first of each set of equal points."""
+    mask = np.zeros(len(losses), dtype=bool)
+    if len(losses):
+        mask[np.unique(losses, axis=0, return_index=True)[1]] = True
+    return mask
+
+
+def hypervolume(losses: Losses, reference: Losses) -> float:
+    """Volume that `losses` dominate, up to `reference`; exact, for any number of objectives.
+
+    A point that is not better than the reference in every objective adds nothing. Two objectives
+    take a sort; more, the recursion over exclusive volumes (While, Bradstreet, Barone 2012, "A fast
+    way of calculating exact hypervolumes"), exponential in the objectives. Raises ValueError.
+    """
+    _check(losses)
+    if reference.shape != losses.shape[1:] or not np.isfinite(reference).all():
+        raise ValueError(f"reference must be {losses.shape[1]} finite numbers, got {reference}")
+    inside = losses[(losses < reference).all(axis=1)]
+    return _volume(inside, reference)
+
+
+def _volume(points: Losses, reference: Losses) -> float:
+    if not len(points):
+        return 0.0
+    front = np.unique(points[front_mask(points)], axis=0)  # sorted by the first objective
+    if front.shape[1] == 1:
+        return float(reference[0] - front[0, 0])
+    if front.shape[1] == 2:
+        return _area(front, reference)
+    boxes = (reference - front).prod(axis=1)
+    worse = (np.maximum(front[i + 1 :], point) for i, point in enumerate(front))
+    shared = (_volume(limited, reference) for limited in worse)
+    return float(sum(box - common for box, common in zip(boxes, shared, strict=True)))
+
+
+def _area(front: Losses, reference: Losses) -> float:
+    """Of a staircase: first objective ascending, second descending."""
+    above = np.concatenate([reference[1:], front[:-1, 1]])
+    return float((reference[0] - front[:, 0]) @ (above - front[:, 1]))
+
+
+def front_hypervolume(
+    metric: Sequence[float],
+    size_bytes: Sequence[float],
+    baseline_bytes: float,
+    floor: float,
+) -> float:
+    """`front/hypervolume`: percentage points times halvings; higher is better.
+
+    The area under 100 max(metric - floor, 0) over log2(baseline_bytes / size_bytes), from no
+    halving on, where the metric at x halvings is the best of the files at least that small.
+    `metric` in [0, 1], higher is better; `baseline_bytes` are the float model's onnx bytes, also
+    where `size_bytes` are those of the download. Raises ValueError.
+    """
+    if baseline_bytes <= 0 or min(size_bytes, default=1) <= 0:
+        raise ValueError("bytes must be positive")
+    halvings = np.log2(baseline_bytes / np.asarray(size_bytes, dtype=np.float64))
+    points = 100 * (np.asarray(metric, dtype=np.float64) - floor)
+    return hypervolume(-np.stack([halvings, points], axis=1), np.zeros(2))
+
+
+def knee(losses: Losses) -> int:
+    """Index of the knee: the smallest sum of losses, each scaled to [0, 1] over the points given.
+
+    With two objectives that is the member farthest below the line through the two ends of the front
+    (Das 1999, "On characterizing the knee of the Pareto curve based on normal-boundary
+    intersection"). The first of equal ones; an objective in which all are equal does not count.
+    `losses` is a front, not empty.
+    """
+    _check(losses)
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    spread = np.where(high > low, high - low, 1.0)
+    sums = ((losses - low) / spread).sum(axis=1)
+    return int(np.flatnonzero(sums <= sums.min() + _SAME)[0])
+
+
+def binomial_error(share: float, rows: int) -> float:
+    """Standard error of a share of right answers among `rows`.
+
+    Two right and two wrong answers are added (Agresti, Coull 1998), so that 100 % of few rows is
+    not taken for certain.
+    """
+    if rows <= 0 or not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1] and rows positive, got {share} of {rows}")
+    adjusted = (share * rows + 2) / (rows + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (rows + 4))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def dominated_within_noise(losses: Losses, errors: Losses) -> Mask:
+    """Points that another one would dominate, were differences within the noise no differences.
+
+    Another point must be better in some objective by more than the noise, and in none worse by
+    more. `errors` (points, objectives) are standard errors, 0 for exact figures such as bytes; the
+    noise of a difference is the root of the sum of the squares of the two: one standard error, too
+    large for figures taken on the same rows, so that a mark means "not shown to be worth it".
+    """
+    _check(losses)
+    if losses.shape != errors.shape:
+        raise ValueError(f"errors must have the shape {losses.shape}, got {errors.shape}")
+    marked = np.zeros(len(losses), dtype=bool)
+    for i, point in enumerate(losses):
+        noise = np.hypot(errors, errors[i])
+        gain = point - losses  # of the others over this one
+        marked[i] = ((gain >= -noise).all(axis=1) & (gain > noise).any(axis=1)).any()
+    return marked
+
+
+def _check(losses: Losses) -> None:
+    if losses.ndim != 2 or losses.shape[1] < 1:
+        raise ValueError(f"losses must be (points, objectives), got shape {losses.shape}")
+    if not np.isfinite(losses).all():
+        raise ValueError("losses must be finite")
