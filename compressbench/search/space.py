@@ -7,6 +7,7 @@ on a log scale; `range(a,b,step)` excludes its end; `choice(..)` and `a,b` are u
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Settings = dict[str, Any]
+_WORD = re.compile(r"[A-Za-z_][\w.\-/]*")
 _DIGITS = 12  # of a float in a setting: 0.1 + 0.2 is 0.3
 
 
@@ -118,16 +120,25 @@ def _parameter(override: Override, argument: str, folders: Sequence[Path]) -> Pa
 
     value = override.value()
     plain = list(override.sweep_iterator(transformer=Transformer.identity))
-    texts = [str(t) for t in override.sweep_iterator(transformer=Transformer.encode)]
+    encoded = override.sweep_iterator(transformer=Transformer.encode)
+    texts = [_quoted(p) if isinstance(p, str) else str(t).lower() if isinstance(p, bool) else str(t)
+             for p, t in zip(plain, encoded, strict=True)]  # fmt: skip
     if not plain:
         raise UserError(f"{argument} has no value to choose from")
     if isinstance(value, RangeSweep) and not value.shuffle and len(plain) > 1:
         return _range(plain, key, text)
-    choices = tuple(p if isinstance(p, (bool, int, float)) else t
+    choices = tuple(p if isinstance(p, (bool, int, float, str)) else t
                     for p, t in zip(plain, texts, strict=True))  # fmt: skip
     if len(set(texts)) < len(texts):
         raise UserError(f"{argument} names the same choice twice")
     return Parameter(key, text, group, choices, tuple(texts))
+
+
+def _quoted(text: str) -> str:
+    """Text as an override takes it, in quotes where Hydra would read something else."""
+    if _WORD.fullmatch(text) and text.lower() not in ("true", "false", "null", "inf", "nan"):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _interval(override: Override, key: str, text: str, group: bool) -> Parameter:

@@ -90,7 +90,7 @@ def supervise(
             if states != seen:
                 seen, deaths, sweep = states, 0, look()
                 on_change(sweep)
-                _refuse_hopeless(sweep, before)
+                _refuse_hopeless(desk, before)
             due = began + max(LOOK_SECONDS, 10 * (time.monotonic() - began))  # rarer when large
     finally:
         stop_workers(workers)
@@ -108,11 +108,11 @@ def _refuse_endless(deaths: int, worker: Worker) -> None:
         raise RuntimeError(f"{deaths} workers died without a trial: {worker.last_words()}")
 
 
-def _refuse_hopeless(sweep: Sweep, before: frozenset[int]) -> None:
+def _refuse_hopeless(desk: Desk, before: frozenset[int]) -> None:
     """Stop when all that the first trials said is one and the same mistake of the user's."""
-    ended = [t for t in sweep.trials if t.state in FINISHED]
-    reasons = {t.reason for t in ended if t.number not in before}
-    fresh = sum(t.number not in before for t in ended)
-    failed = all(t.state == "failed" for t in ended)
-    if failed and fresh >= SAME_MISTAKES and len(reasons) == 1:
+    results = desk.results()
+    reasons = {r.reason for n, r in results.items() if n not in before}
+    fresh = len(results.keys() - before)
+    mistaken = all(r.kind == "user" for r in results.values())
+    if mistaken and fresh >= SAME_MISTAKES and len(reasons) == 1:
         raise UserError(f"the first {fresh} trials failed: {reasons.pop()}")

@@ -26,6 +26,7 @@ from compressbench.search.loop import TRIALS, Lease, StoppedError, work, work_fo
 from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
+from compressbench.search.starts import Configs, end
 from compressbench.store.processes import process_token
 from compressbench.targets import build
 
@@ -42,6 +43,7 @@ def main() -> int:
     try:
         desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds)
         use_sampler(desk, spec, message["index"])
+        warm_up(spec)
         work(desk, spec, owner, lambda trial, lease: perform(desk, spec, trial, lease))
         repeat_front(desk, spec, owner)
     except UserError as error:
@@ -50,6 +52,15 @@ def main() -> int:
     except StoppedError:
         return 128 + signal.SIGTERM
     return 0
+
+
+def warm_up(spec: Spec) -> None:
+    """Import all that a trial needs and lay one out: a worker that starts holds no trial yet."""
+    from compressbench.runs import prepare
+    from compressbench.search.trial import trial_config
+
+    settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
+    prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
 
 
 def use_sampler(desk: Desk, spec: Spec, index: int) -> None:
@@ -73,6 +84,7 @@ def perform(desk: Desk, spec: Spec, trial: Trial, lease: Lease) -> Result:
 
     folder = work_folder(spec, trial.number, lease.owner)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         settings = choose(spec, trial)
         result = _same(desk, trial.number, settings) or _run(desk, spec, settings, folder, lease)
     except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
@@ -82,15 +94,20 @@ def perform(desk: Desk, spec: Spec, trial: Trial, lease: Lease) -> Result:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return replace(result, folder=f"{TRIALS}/{trial.number}") if folder.is_dir() else result
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        return result
+    return replace(result, folder=f"{TRIALS}/{trial.number}")
 
 
 def choose(spec: Spec, trial: Trial) -> spaces.Settings:
     return spaces.draw(
-        spec.space,
-        lambda options: cached_config((*spec.fixed, *options), spec.conf_folders),
-        lambda parameter: trial._suggest(parameter.key, parameter.distribution()),
+        spec.space, _configs(spec), lambda p: trial._suggest(p.key, p.distribution())
     )
+
+
+def _configs(spec: Spec) -> Configs:
+    return lambda options: cached_config((*spec.fixed, *options), spec.conf_folders)
 
 
 def _same(desk: Desk, number: int, settings: Mapping[str, Any]) -> Result | None:
