@@ -8,6 +8,7 @@ from typing import Any
 from compressbench.errors import UserError
 from compressbench.search.space import Parameter, Settings, draw, exists, overrides
 from compressbench.search.starts import Configs, unique
+from compressbench.targets import build
 
 MOST_CHECKS = 24  # each takes about half a second
 
@@ -38,37 +39,40 @@ def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[S
                        else p.choices[0])  # fmt: skip
 
 
-def check_values(
-    ends: Sequence[Settings],
-    space: Sequence[Parameter],
-    compose: Callable[[tuple[str, ...]], Mapping[str, Any]],
-) -> str:
-    """Lay out the recipes at the ends of the space, and with every choice; the data's metric.
+def read_metric(dataset: Mapping[str, Any]) -> str:
+    """The metric that a dataset's figures are in, such as accuracy."""
+    data = build(dataset, "dataset")
+    if not hasattr(data, "spec"):
+        raise UserError(f"dataset._target_={dataset['_target_']} is no dataset")
+    return str(data.spec.metric)
+
+
+def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
+    """Lay out the recipes at the ends of the space, and with every choice.
 
     Raises UserError for an end that is refused, and for a choice that is refused at all ends.
     """
     from compressbench.runs import prepare
 
-    def try_(settings: Settings) -> str:
+    def try_(settings: Settings) -> None:
         chosen = overrides(space, settings)
-        config = {k: v for k, v in compose(tuple(chosen)).items() if k != "search"}
         try:
-            return str(prepare(config)[1].data.spec.metric)
+            prepare({k: v for k, v in configs(tuple(chosen)).items() if k != "search"})
         except UserError as error:
             raise UserError(f"{error} (with {' '.join(chosen)})") from error
 
-    metrics = [try_(settings) for settings in unique(list(ends))]
+    for settings in unique(list(ends)):
+        try_(settings)
     choices = [(p, c) for p in space for c in p.choices if not any(e.get(p.key) == c for e in ends)]
     for parameter, choice in choices[:MOST_CHECKS]:
         _try_choice(parameter, choice, ends, try_)
-    return metrics[0]
 
 
 def _try_choice(
     parameter: Parameter,
     choice: Any,
     ends: Sequence[Settings],
-    try_: Callable[[Settings], str],
+    try_: Callable[[Settings], None],
 ) -> None:
     refused: UserError | None = None
     for settings in ends:

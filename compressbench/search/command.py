@@ -18,9 +18,9 @@ from compressbench.groups import config_folder
 from compressbench.redact import redact
 from compressbench.search import space as spaces
 from compressbench.search import starts
-from compressbench.search.checked import check_places, check_values
+from compressbench.search.checked import check_places, check_values, read_metric
 from compressbench.search.compose import cached_config
-from compressbench.search.desk import Desk, open_desk
+from compressbench.search.desk import Desk, database_address, open_desk
 from compressbench.search.identity import check_same, digest, fingerprint
 from compressbench.search.loop import RUNNING
 from compressbench.search.options import (
@@ -109,13 +109,13 @@ def _plan(
         return cached_config((*fixed, *chosen), conf)
 
     combinations = check_places(space, configs)
-    objective_names = options.objectives  # checked once the metric is known
-    ends = starts.corners(space, configs)
-    metric = check_values(ends, space, lambda chosen: cached_config((*fixed, *chosen), conf))
-    objectives = read_objectives(objective_names, metric)
+    metric = read_metric(configs(())["dataset"])
+    objectives = read_objectives(options.objectives, metric)
     constraints = read_constraints(options.constraints, metric)
     build(options.sampler, "search.sampler", seed=0, number=0)
-    known = starts.known(options.enqueue, space)
+    if options.storage is not None:
+        database_address(options.storage)
+    known, ends = starts.known(options.enqueue, space), starts.corners(space, configs)
     is_grid = str(options.sampler["_target_"]).endswith(".grid")
     if is_grid:
         first = starts.grid(space, configs, options.seed)
@@ -124,6 +124,7 @@ def _plan(
     n_trials = options.n_trials or (len(first) if is_grid else DEFAULT_TRIALS)
     n_trials = min(n_trials, len(first)) if is_grid else n_trials
     print_ = fingerprint(space, objectives, constraints, combinations)
+    check_values(ends, space, configs)
     name = options.name or f"{configs(())['name']}-{digest(print_)}"
     return Spec(
         name=name,

@@ -145,7 +145,7 @@ def open_desk(
         if objectives is None and url is None and not (folder / DATABASE).is_file():
             raise UserError(f"{folder}: there is no sweep")
         lock = folder / f".{DATABASE}.lock" if url is None else None
-        address = f"sqlite:///{folder / DATABASE}" if url is None else _address(url)
+        address = f"sqlite:///{folder / DATABASE}" if url is None else database_address(url)
         with _lock(lock, _engine(address), 0):
             return _open(address, name, lease_seconds, objectives, lock)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -207,7 +207,8 @@ def _tune(engine: sqlalchemy.Engine) -> None:
     engine.dispose()
 
 
-def _address(url: str) -> str:
+def database_address(url: str) -> str:
+    """The URL as the database library takes it. Raises UserError for one that is not ours."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgresql+psycopg"):
         raise UserError(

@@ -46,7 +46,8 @@ def digest(print_: Mapping[str, str]) -> str:
 
 def check_same(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raise UserError naming the differences of two fingerprints."""
-    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    changed = [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]
+    changed.sort(key=lambda k: (not k.startswith("search."), k))
     if not changed:
         return
     shown = [
