@@ -28,7 +28,7 @@ from compressbench.search.result import Result, load
 from compressbench.trials import Constraint, Objective
 
 DATABASE, OWNER = "sweep.db", "compressbench.owner"
-_BUSY_SECONDS, _CONNECT_SECONDS = 60, 5
+_BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = 60, 5, 0.003
 _STATES = {
     "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL
 }  # fmt: skip
@@ -87,21 +87,17 @@ class Desk:
 
     def tell(
         self,
-        number: int,
+        trial: Trial,
         result: Result,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
     ) -> None:
         """Hand a stored result to Optuna; one that was told already is left alone."""
-        trial = self.trial(number)
-        if trial._cached_frozen_trial.state.is_finished():
-            return
         values = result.values(objectives) if result.state == "complete" else None
-        if values is not None:
-            for name, violation in result.violations(constraints).items():
+        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            for name, violation in result.violations(constraints).items() if values else ():
                 with warnings.catch_warnings(action="ignore"):  # another worker may tell it, too
                     trial.set_constraint(name, violation)
-        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
             self.study.tell(trial, values, state=_STATES[result.state])
 
     def results(self) -> dict[int, Result]:
@@ -117,7 +113,7 @@ class Desk:
 @contextlib.contextmanager
 def _lock(path: Path | None, engine: sqlalchemy.Engine, number: int) -> Iterator[None]:
     if path is not None:
-        with FileLock(path):
+        with FileLock(path, poll_interval=_LOCK_SECONDS):
             yield
         return
     with engine.connect() as connection:  # the lock ends with the transaction, or its process

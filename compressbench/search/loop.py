@@ -104,19 +104,20 @@ def run_one(desk: Desk, spec: Spec, owner: str, trial: Trial, perform: Perform) 
         return
     result = replace(result, seconds=round(time.monotonic() - started, 3))
     if desk.leases.finish(task, owner, result.dump()):
-        conclude(desk, spec, trial.number, owner, result)
+        conclude(desk, spec, trial, owner, result)
     else:
         shutil.rmtree(work_folder(spec, trial.number, owner), ignore_errors=True)
         print(f"{task}: late, another worker took it over: not told", file=sys.stderr)
 
 
-def conclude(desk: Desk, spec: Spec, number: int, owner: str, result: Result) -> None:
+def conclude(desk: Desk, spec: Spec, trial: Trial, owner: str, result: Result) -> None:
     """What follows a stored result: the trial's folder goes to its place, Optuna is told."""
-    folder, target = work_folder(spec, number, owner), spec.home / TRIALS / str(number)
+    folder = work_folder(spec, trial.number, owner)
+    target = spec.home / TRIALS / str(trial.number)
     if folder.is_dir() and not target.exists():
         target.parent.mkdir(exist_ok=True)
         folder.rename(target)
-    desk.tell(number, result, spec.objectives, spec.constraints)
+    desk.tell(trial, result, spec.objectives, spec.constraints)
 
 
 def work_folder(spec: Spec, number: int, owner: str) -> Path:
@@ -131,7 +132,7 @@ def _adopted(desk: Desk, spec: Spec, owner: str) -> Trial | None:
         if losses >= MOST_LOSSES:
             result = Result("failed", reason=reason, kind="lost")
             if desk.leases.condemn(task, owner, result.dump()):
-                desk.tell(number, result, spec.objectives, spec.constraints)
+                desk.tell(desk.trial(number), result, spec.objectives, spec.constraints)
         elif desk.leases.adopt(task, owner):
             return desk.trial(number)
     return None
@@ -155,7 +156,8 @@ def settle(desk: Desk, spec: Spec, absent: dict[int, float]) -> bool:
         if states.get(task) == "done":
             text = desk.leases.result(task)
             if text is not None:
-                conclude(desk, spec, trial.number, desk.leases.owner(task), load(text))
+                owner = desk.leases.owner(task)
+                conclude(desk, spec, desk.trial(trial.number), owner, load(text))
         elif task not in states:
             alive = is_alive(trial.user_attrs[OWNER], 0.0)
             if not alive or now > since + desk.leases.seconds:
