@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.groups import config_folder, help_page
@@ -130,6 +130,7 @@ def _compose(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     refuse(arguments)
+    arguments = _with_sweeper(arguments)
     codes: list[int] = []
 
     def task(config: Any) -> None:
@@ -157,6 +158,17 @@ def _compose(arguments: list[str]) -> int:
     return max(codes, default=DONE)
 
 
+def _with_sweeper(arguments: list[str]) -> list[str]:
+    """A sweep that names a search, or an interval to search, goes to our sweeper."""
+    from compressbench.overrides import is_interval
+
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    chosen = any(a.startswith("hydra/sweeper=") for a in arguments)
+    wanted = any(a.startswith(("search=", "search.")) or is_interval(a) for a in arguments)
+    return [*arguments, "hydra/sweeper=pareto"] if wanted and not chosen else arguments
+
+
 def _run_job(config: Any, arguments: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -166,9 +178,10 @@ def _run_job(config: Any, arguments: list[str]) -> int:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         remove_if_empty(folder)
         raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
+    plain.pop("search")  # of sweeps
     command = ["python", "run.py", *leave(), *arguments]
-    return run_recipe(cast(dict[str, Any], plain), folder, command)
+    return run_recipe(plain, folder, command)

@@ -11,6 +11,8 @@ GROUPS = {
     "recipe": "the stages, in order; recipe.stages.NAME.OPTION=VALUE sets an option of one",
     "trainer": "where fits run",
     "tracking": "where figures and files are logged",
+    "search": "what a sweep (-m) searches, and how; search.n_trials=40, search.workers=2",
+    "sampler": "who proposes the next trial of a sweep; sampler@search.sampler=...",
     "stage": "stages for recipes of your own; +stage@recipe.stages.NAME=... adds one at the end",
     "criterion": "importance for pruning; criterion@recipe.stages.prune.criterion=...",
     "quantizer": "grids and ranges; quantizer@recipe.stages.quantize.activation=...",
@@ -25,6 +27,7 @@ _HEAD = """compressbench: recipes of model compression, measured on the file tha
   python run.py recipe=prune recipe.stages.prune.sparsity=0.8
   python run.py recipe=quantize plan=true                    what would run, and for how long
   python run.py -m recipe=prune,quantize                     one after the other
+  python run.py -m search=prune_quant search.n_trials=40     search for the accuracy-size front
   compressbench replay RUN/recipe.yaml                       the same run again, to the same bytes
   compressbench front SWEEP [--budget 100kB]                 the front of a sweep: what to ship
   compressbench store list|explain|verify|collect|pin        what is computed already

@@ -32,6 +32,19 @@ def refuse(arguments: Sequence[str]) -> None:
         seen[name] = argument
 
 
+def is_interval(argument: str) -> bool:
+    """Whether an override has values that can be drawn, but not listed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "interval" not in argument:
+        return False
+    try:
+        return bool(OverridesParser.create().parse_override(argument).is_interval_sweep())
+    except HydraException:
+        return False
+
+
 def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path]) -> str:
     """One line for what Hydra or OmegaConf said while composing."""
     text = str(error)

@@ -46,6 +46,7 @@ class Workshop:
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
     opset: int = NEWEST  # highest of the target runtime
+    test: bool = True  # false: test data are not read at all
 
     def context(self, job: Job, scratch: Path) -> Context:
         return Context(
@@ -74,7 +75,7 @@ def _exported_bytes(artifact: Artifact, workshop: Workshop, scratch: Path) -> in
 def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
     """Yield a Step after each stage. The first stage is the float baseline.
 
-    Test data are read for the baseline and for the last stage only.
+    Test data are read for the baseline and for the last stage only, or not at all.
     """
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
@@ -88,7 +89,7 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
         files, measurement = _measured(
-            artifact, baseline, workshop, test=index in (0, len(plan) - 1)
+            artifact, baseline, workshop, test=workshop.test and index in (0, len(plan) - 1)
         )
         previous = next(reversed(done.values()), None)
         step = Step(

@@ -18,6 +18,7 @@ from compressbench.measure.accuracy import check_metric
 from compressbench.plan import Planned, make_plan
 from compressbench.recipe import Workshop, run
 from compressbench.report import (
+    Report,
     RunInfo,
     build_report,
     headline,
@@ -53,8 +54,8 @@ def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> i
         remove_if_empty(folder)
         return 0
     tracker = build(config["tracking"], "tracking")
-    info = _begin(config, folder, command, workshop.data)
-    session = tracker.start(folder, _run_name(config), _tags(config, workshop.data), config)
+    info = begin(config, folder, command, workshop.data)
+    session = tracker.start(folder, run_name(config), tags(config, workshop.data), config)
     _run_all(plan, workshop, info, session)
     return 0
 
@@ -128,12 +129,12 @@ def show_plan(plan: list[Planned], workshop: Workshop) -> None:
     terminal.console.print(f"about {seconds_text(total)} on this machine; nothing was run")
 
 
-def _begin(config: Mapping[str, Any], folder: Path, command: list[str], data: Data) -> RunInfo:
+def begin(config: Mapping[str, Any], folder: Path, command: list[str], data: Data) -> RunInfo:
     """Write the recipe into the run folder and note what is known before the run."""
     import yaml
 
     info = RunInfo(
-        name=_run_name(config),
+        name=run_name(config),
         recipe=config["name"],
         folder=folder,
         config=config,
@@ -161,7 +162,7 @@ def _run_all(plan: list[Planned], workshop: Workshop, info: RunInfo, session: Se
                 steps.append(step)
                 session.log_step(step)
                 terminal.step(step)
-        _ship(steps[-1], workshop, info.folder)
+        ship(steps[-1], workshop, info.folder)
         status = "finished"
     except Exception:
         status = "failed"
@@ -170,7 +171,7 @@ def _run_all(plan: list[Planned], workshop: Workshop, info: RunInfo, session: Se
         _close(info, steps, status, session)
 
 
-def _ship(last: Step, workshop: Workshop, folder: Path) -> None:
+def ship(last: Step, workshop: Workshop, folder: Path) -> None:
     """Put the file to ship into the run folder, with what explains and rebuilds it."""
     import json
 
@@ -186,10 +187,8 @@ def _ship(last: Step, workshop: Workshop, folder: Path) -> None:
         shutil.copyfile(entry.folder / name, folder / "artifact" / name)
 
 
-def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
-    """Write the report and its pictures, hand everything to tracking, show the end."""
-    from compressbench.plots import accuracy_against_size, layer_widths, write_html
-
+def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
+    """Write the report and its tables; (the report, the files that a tracker should have)."""
     folder = info.folder
     report = build_report(info, steps, status)
     write_json_atomic(folder / REPORT_FILE, report)
@@ -197,14 +196,25 @@ def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> N
     files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
     if steps:
         files += write_tables(report, folder)
-        write_html(accuracy_against_size(report), folder / "accuracy_size.html")
-        files.append(folder / "accuracy_size.html")
-        widths = layer_widths(report)
-        if widths is not None:
-            write_html(widths, folder / "layer_widths.html")
-            files.append(folder / "layer_widths.html")
     shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "artifact")
-    files += [folder / name for name in shipped if (folder / name).exists()]
+    return report, files + [folder / name for name in shipped if (folder / name).exists()]
+
+
+def _pictures(report: Report, folder: Path) -> list[Path]:
+    from compressbench.plots import accuracy_against_size, layer_widths, write_html
+
+    made = {"accuracy_size": accuracy_against_size(report), "layer_widths": layer_widths(report)}
+    figures = {folder / f"{name}.html": f for name, f in made.items() if f is not None}
+    for path, figure in figures.items():
+        write_html(figure, path)
+    return list(figures)
+
+
+def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
+    """Write the report and its pictures, hand everything to tracking, show the end."""
+    folder = info.folder
+    report, files = record(info, steps, status)
+    files += _pictures(report, folder) if steps else []
     tracked = session.finish(status.upper(), markdown(report), files)
     terminal = Terminal([], info.metric)
     if status == "finished":
@@ -269,12 +279,12 @@ def _refuse_bombs(events: Iterable[Any], path: Path) -> None:
             raise UserError(f"{path}: nested deeper than {MAX_RECIPE_DEPTH} levels")
 
 
-def _run_name(config: Mapping[str, Any]) -> str:
+def run_name(config: Mapping[str, Any]) -> str:
     stamp = datetime.now().strftime("%m-%d %H:%M:%S")
     return f"{config['name']} {_class_name(config['model'])} {stamp}"
 
 
-def _tags(config: Mapping[str, Any], data: Data) -> dict[str, str]:
+def tags(config: Mapping[str, Any], data: Data) -> dict[str, str]:
     return {
         "recipe": config["name"],
         "model": _class_name(config["model"]),

@@ -18,7 +18,7 @@ from compressbench.errors import UserError
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("criteria", "quantizers", "losses", "models", "data", "sensitivities", "stages",
-             "trackers")  # fmt: skip
+             "trackers", "search.samplers")  # fmt: skip
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 

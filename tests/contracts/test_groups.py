@@ -21,9 +21,9 @@ from compressbench.targets import build
 CONF = config_folder()
 FILES = sorted(p for p in CONF.glob("*/*.yaml"))
 METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
-           "dataset", "tracking")  # fmt: skip
+           "dataset", "tracking", "sampler")  # fmt: skip
 RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
-GIVEN = {"input_shape", "num_classes"}  # passed by us, never written
+GIVEN = {"input_shape", "num_classes", "seed", "number"}  # passed by us, never written
 
 
 def read(path: Path) -> dict:

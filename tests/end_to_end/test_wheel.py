@@ -35,7 +35,9 @@ def test_it_holds_every_config_and_no_tests(wheel):
     wanted = {f"compressbench/conf/{name}" for name in files_in(ROOT / "conf")}
     wanted |= {f"compressbench/{n}" for n in files_in(ROOT / "compressbench") if n.endswith(".py")}
     assert wanted <= inside
-    (metadata,) = {name.partition("/")[0] for name in inside} - {"compressbench"}
+    assert "hydra_plugins/compressbench_pareto/pareto.py" in inside
+    assert "hydra_plugins/__init__.py" not in inside, "other plugins share that name"
+    (metadata,) = {name.partition("/")[0] for name in inside} - {"compressbench", "hydra_plugins"}
     assert metadata.endswith(".dist-info")
     scripts = ConfigParser()
     scripts.read(wheel / metadata / "entry_points.txt")

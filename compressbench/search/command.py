@@ -1,0 +1,189 @@
+"""`python run.py -m search=...`: from the command line's overrides to a finished sweep."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from compressbench.errors import UserError
+from compressbench.groups import config_folder
+from compressbench.redact import redact
+from compressbench.search import space as spaces
+from compressbench.search import starts
+from compressbench.search.checked import check_places, check_values, read_metric
+from compressbench.search.compose import cached_config
+from compressbench.search.desk import Desk, database_address, open_desk
+from compressbench.search.identity import check_same, digest, fingerprint
+from compressbench.search.loop import RUNNING
+from compressbench.search.options import (
+    Options,
+    read_constraints,
+    read_objectives,
+    read_options,
+)
+from compressbench.search.shown import progress_lines, show_end
+from compressbench.search.spec import Spec
+from compressbench.search.supervisor import OnChange, supervise
+from compressbench.search.table import DESCRIPTION, as_sweep
+from compressbench.targets import build, leave
+from compressbench.trials import Sweep
+
+DEFAULT_TRIALS = 50
+_FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
+
+
+def sweep(arguments: Sequence[str], on_change: OnChange | None = None) -> Sweep:
+    """Run or continue the sweep that `arguments` describe; its last state.
+
+    `arguments` are the overrides of `python run.py -m`, without Hydra's own. `on_change` is
+    called here, in the supervising process, whenever a trial changed its state, at most every
+    second. Raises UserError before anything runs for what cannot work.
+    """
+    conf = (config_folder(), *_own_folders(sys.argv))
+    options, space, fixed = _read(arguments, conf)
+    spec, print_ = _plan(options, space, fixed, conf)
+    desk = open_desk(
+        spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
+    )
+    spec = _identify(desk, spec, print_, options.workers)
+    description = _describe(spec)
+    look = functools.partial(as_sweep, desk, description, spec.home)
+    done = look()
+    print(f"sweep {spec.name}: {_count(done)} of {spec.n_trials} trials are there, in {spec.home}")
+    supervise(spec, options.workers, desk, look, on_change or progress_lines())
+    shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
+    done = look()
+    show_end(done)
+    return done
+
+
+def _count(sweep: Sweep) -> int:
+    return sum(t.state != "running" for t in sweep.trials)
+
+
+def _typed(argv: Sequence[str]) -> list[str]:
+    """The command line as it can be typed again: our sweeper is implied."""
+    return [a for a in argv if a != "hydra/sweeper=pareto"]
+
+
+def _own_folders(argv: Sequence[str]) -> tuple[Path, ...]:
+    """The user's config folders, as `--config-dir` names them."""
+    found = [a.partition("=")[2] for a in argv if a.startswith("--config-dir=")]
+    found += [b for a, b in itertools.pairwise(argv) if a in ("--config-dir", "-cd")]
+    return tuple(Path(f).resolve() for f in found)
+
+
+def _read(
+    arguments: Sequence[str], conf: tuple[Path, ...]
+) -> tuple[Options, list[spaces.Parameter], list[str]]:
+    """(options, space, fixed overrides); every parameter is in the config of some combination."""
+    _, fixed = spaces.parse(arguments, conf)
+    options = read_options(cached_config(tuple(fixed), conf)["search"])
+    space, fixed = spaces.joined(options.space, arguments, conf)
+    if not space:
+        raise UserError(
+            "the search space is empty: choose search=prune_quant, or give overrides such as "
+            "recipe.stages.prune.sparsity='interval(0.3,0.95)'"
+        )
+    for parameter in space:
+        if parameter.place.split(".")[0] in ("search", "sampler", "tracking", "hydra", "trainer",
+                                             "name", "plan"):  # fmt: skip
+            raise UserError(f"{parameter.key}={parameter.text} cannot be searched")
+    return options, space, fixed
+
+
+def _plan(
+    options: Options, space: list[spaces.Parameter], fixed: list[str], conf: tuple[Path, ...]
+) -> tuple[Spec, dict[str, str]]:
+    """The sweep, checked as far as it can be without running a trial; and its fingerprint."""
+
+    def configs(chosen: tuple[str, ...]) -> Mapping[str, Any]:
+        return cached_config((*fixed, *chosen), conf)
+
+    combinations = check_places(space, configs)
+    metric = read_metric(configs(())["dataset"])
+    objectives = read_objectives(options.objectives, metric)
+    constraints = read_constraints(options.constraints, metric)
+    build(options.sampler, "search.sampler", seed=0, number=0)
+    if options.storage is not None:
+        database_address(options.storage)
+    known, ends = starts.known(options.enqueue, space), starts.corners(space, configs)
+    is_grid = str(options.sampler["_target_"]).endswith(".grid")
+    if is_grid:
+        first = starts.grid(space, configs, options.seed)
+    else:
+        first = starts.unique([*known, *(ends if options.corners else [])])
+    n_trials = options.n_trials or (len(first) if is_grid else DEFAULT_TRIALS)
+    n_trials = min(n_trials, len(first)) if is_grid else n_trials
+    print_ = fingerprint(space, objectives, constraints, combinations)
+    check_values(ends, space, configs)
+    name = options.name or f"{configs(())['name']}-{digest(print_)}"
+    return Spec(
+        name=name,
+        folder=str((Path(options.folder) / name).absolute()),
+        storage=options.storage,
+        tag="",
+        command=["python", "run.py", *leave(), *redact(_typed(sys.argv[1:]))],
+        metric=metric,
+        objectives=objectives,
+        constraints=constraints,
+        space=tuple(space),
+        fixed=tuple(fixed),
+        conf=tuple(map(str, conf)),
+        sampler=options.sampler,
+        starts=first[:n_trials],
+        n_trials=n_trials,
+        seed=options.seed,
+        seeds=options.seeds,
+        early_stop=options.early_stop,
+        lease_seconds=options.lease_seconds,
+    ), print_
+
+
+def _identify(desk: Desk, spec: Spec, print_: Mapping[str, str], workers: int) -> Spec:
+    """Bind the name to the fingerprint; what all who join the sweep must share comes from it.
+
+    The CPU threads of a trial are such: other threads give slightly other weights.
+    """
+    with desk.locked():
+        known = desk.study.user_attrs
+        if _FINGERPRINT not in known:
+            threads = max(1, len(os.sched_getaffinity(0)) // workers)
+            desk.study.set_user_attr(_TAG, uuid.uuid4().hex)
+            desk.study.set_user_attr(_THREADS, threads)
+            desk.study.set_user_attr(_FINGERPRINT, dict(print_))
+            known = desk.study.user_attrs
+    check_same(spec.name, known[_FINGERPRINT], print_)
+    trainer = cached_config(tuple(spec.fixed), spec.conf_folders)["trainer"]
+    share = max(1, known[_THREADS] // trainer["devices"])
+    more = [f"trainer.threads={share}"] if trainer["threads"] is None else []
+    return replace(spec, tag=known[_TAG], fixed=(*spec.fixed, *more))
+
+
+def _describe(spec: Spec) -> dict[str, Any]:
+    """Write what a reader of the sweep's folder needs, without credentials."""
+    from compressbench.report import write_json_atomic
+
+    description = {
+        "schema_version": 1,
+        "name": spec.name,
+        "tag": spec.tag,
+        "storage": redact(spec.storage),
+        "command": list(spec.command),
+        "metric": spec.metric,
+        "objectives": [asdict(o) for o in spec.objectives],
+        "constraints": [asdict(c) for c in spec.constraints],
+        "n_trials": spec.n_trials,
+        "space": {p.key: p.text for p in spec.space},
+    }
+    spec.home.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(spec.home / DESCRIPTION, description)
+    return description

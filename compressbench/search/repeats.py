@@ -1,0 +1,71 @@
+"""The end of a sweep: the members of the front once more, with test data and under other seeds."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import TrialState
+
+from compressbench.search import space as spaces
+from compressbench.search.desk import Desk
+from compressbench.search.front import front
+from compressbench.search.loop import IDLE_SECONDS, StoppedError, holding
+from compressbench.search.result import Result
+from compressbench.search.spec import Spec
+
+
+def repeat_front(desk: Desk, spec: Spec, owner: str) -> None:
+    """The final front's members under `spec.seeds` seeds, their own first, with test data."""
+    from compressbench.search.trial import failure, run_repeat
+
+    members = final_front(desk, spec)
+    tasks = [f"repeat/{n}/{r}" for n in members for r in range(spec.seeds)]
+    while True:
+        states = desk.leases.states("repeat")
+        loose = {task for task, _ in desk.leases.loose("repeat")}
+        left = [t for t in tasks if states.get(t) != "done"]
+        if not left:
+            return
+        mine = next((t for t in left if _take(desk, t, owner, states, loose)), None)
+        if mine is None:
+            time.sleep(IDLE_SECONDS)
+            continue
+        _, number, repeat = mine.split("/")
+        try:
+            with holding(desk, mine, owner):
+                overrides = spaces.overrides(spec.space, members[int(number)])
+                result = run_repeat(spec, overrides, int(repeat))
+        except StoppedError:
+            desk.leases.release(mine, owner)
+            raise
+        except Exception as error:  # noqa: BLE001 - the front stands without it
+            traceback.print_exc()
+            result = failure(error)
+        desk.leases.finish(mine, owner, result.dump())
+
+
+def _take(desk: Desk, task: str, owner: str, states: Mapping[str, str], loose: set[str]) -> bool:
+    if task not in states:
+        return desk.leases.hold(task, owner)
+    if task not in loose:
+        return False
+    lost = Result("failed", reason="its workers died", kind="lost")
+    return desk.leases.adopt(task, owner) or (
+        desk.leases.condemn(task, owner, lost.dump()) and False
+    )
+
+
+def final_front(desk: Desk, spec: Spec) -> dict[int, Mapping[str, Any]]:
+    """Number -> settings of the feasible trials that no other dominates."""
+    results = desk.results()
+    rows = [
+        (t.number, t.params, values)
+        for t in desk.trials(TrialState.COMPLETE)
+        if (r := results.get(t.number)) and r.same_as is None
+        and r.feasible(spec.constraints) and (values := r.values(spec.objectives))
+    ]  # fmt: skip
+    kept = front([values for _, _, values in rows], spec.objectives)
+    return {rows[i][0]: rows[i][1] for i in kept}

@@ -1,0 +1,56 @@
+"""What a trial came to, as it is stored: plain JSON under the trial's lease."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from compressbench.trials import Constraint, Objective
+
+Kind = Literal["", "user", "check", "memory", "bug", "lost"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a trial. `folder` is relative to the sweep's; `same_as` is the number of the
+    trial whose answer was taken. `stages` hold each stage's objectives and constraints.
+    """
+
+    state: Literal["complete", "pruned", "failed"]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ()
+    folder: str = ""
+    run: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+    kind: Kind = ""  # of a failure
+    same_as: int | None = None
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self), allow_nan=False)
+
+    def values(self, objectives: Sequence[Objective]) -> list[float] | None:
+        """The objectives' values; None where one was not taken."""
+        found = [self.figures.get(o.name) for o in objectives]
+        return [v for v in found if v is not None] if None not in found else None
+
+    def violations(self, constraints: Sequence[Constraint]) -> dict[str, float]:
+        """Of each constraint, at most 0 where it holds; a figure not taken violates it by 1."""
+        return {
+            f"{c.name} {'>=' if c.at_least else '<='} {c.bound:g}": c.violation(
+                self.figures[c.name]
+            )
+            if c.name in self.figures
+            else 1.0
+            for c in constraints
+        }
+
+    def feasible(self, constraints: Sequence[Constraint]) -> bool:
+        return all(v <= 0 for v in self.violations(constraints).values())
+
+
+def load(text: str) -> Result:
+    return Result(**json.loads(text))

@@ -1,0 +1,1 @@
+"""Samplers: each proposes the settings of the next trial from what the earlier ones gave."""

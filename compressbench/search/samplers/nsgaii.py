@@ -1,0 +1,22 @@
+"""NSGA-II."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compressbench.checks import check_integer
+from compressbench.search.samplers.streams import stream
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+
+def nsgaii(seed: int, number: int, population_size: int = 20) -> BaseSampler:
+    """The elitist genetic algorithm with crowding distance (Deb et al. 2002).
+
+    The first `population_size` trials are random. `number` is the first that this worker asks for.
+    """
+    check_integer("population_size", population_size, 2)
+    from optuna.samplers import NSGAIISampler
+
+    return NSGAIISampler(seed=stream(seed, number), population_size=population_size)

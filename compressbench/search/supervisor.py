@@ -1,0 +1,118 @@
+"""The process that starts workers, starts them again when they die, and watches the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressbench.errors import UserError
+from compressbench.search.desk import Desk
+from compressbench.search.spec import Spec
+from compressbench.search.worker import EXIT_USER
+from compressbench.trials import FINISHED, Sweep
+
+POLL_SECONDS, LOOK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 15.0
+MOST_DEATHS = 20  # of workers in a row without a finished trial
+SAME_MISTAKES = 3  # trials that fail for the same mistake before any other end of a trial
+
+OnChange = Callable[[Sweep], None]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One running worker and where it writes."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"no output in {self.log}"
+
+
+def start_worker(spec: Spec, index: int) -> Worker:
+    """Start a worker; it ends when its standard input does, so never outlives us."""
+    path = spec.home / "logs" / f"worker-{os.getpid()}-{index}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compressbench.search.worker"],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
+            start_new_session=True,  # Ctrl-C is for us; workers get a signal from us
+        )  # fmt: skip
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died already; that is seen later
+        process.stdin.write(json.dumps({"spec": spec.dump(), "index": index}) + "\n")
+        process.stdin.flush()
+    return Worker(process, path)
+
+
+def stop_workers(workers: Sequence[Worker]) -> None:
+    """Ask the workers to give their trials back, then insist."""
+    for worker in workers:
+        worker.process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(w.process.poll() is None for w in workers) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    for worker in workers:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def supervise(
+    spec: Spec, count: int, desk: Desk, look: Callable[[], Sweep], on_change: OnChange
+) -> None:
+    """Run `count` workers until the sweep is finished; report changes, at most every second."""
+    before = frozenset(t.number for t in look().trials if t.state in FINISHED)
+    workers = [start_worker(spec, index) for index in range(count)]
+    try:
+        started, deaths, seen, due = count, 0, {}, 0.0  # type: ignore[var-annotated]
+        while workers:
+            time.sleep(POLL_SECONDS)
+            for worker in [w for w in workers if w.process.poll() is not None]:
+                workers.remove(worker)
+                if _died(worker):
+                    deaths += 1
+                    _refuse_endless(deaths, worker)
+                    workers.append(start_worker(spec, started))
+                    started += 1
+            if time.monotonic() < due and workers:
+                continue
+            began = time.monotonic()
+            states = desk.states()
+            if states != seen:
+                seen, deaths, sweep = states, 0, look()
+                on_change(sweep)
+                _refuse_hopeless(desk, before)
+            due = began + max(LOOK_SECONDS, 10 * (time.monotonic() - began))  # rarer when large
+    finally:
+        stop_workers(workers)
+
+
+def _died(worker: Worker) -> bool:
+    """Whether a worker must be started again. Raises UserError with its reason for a mistake."""
+    if worker.process.returncode == EXIT_USER:
+        raise UserError(worker.last_words())
+    return worker.process.returncode != 0
+
+
+def _refuse_endless(deaths: int, worker: Worker) -> None:
+    if deaths > MOST_DEATHS:
+        raise RuntimeError(f"{deaths} workers died without a trial: {worker.last_words()}")
+
+
+def _refuse_hopeless(desk: Desk, before: frozenset[int]) -> None:
+    """Stop when all that the first trials said is one and the same mistake of the user's."""
+    results = desk.results()
+    reasons = {r.reason for n, r in results.items() if n not in before}
+    fresh = len(results.keys() - before)
+    mistaken = all(r.kind == "user" for r in results.values())
+    if mistaken and fresh >= SAME_MISTAKES and len(reasons) == 1:
+        raise UserError(f"the first {fresh} trials failed: {reasons.pop()}")

@@ -1,0 +1,154 @@
+"""A worker process: asks, runs and tells until the sweep has its trials. Without Hydra's main."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from optuna.trial import Trial, TrialState
+
+from compressbench.errors import UserError
+from compressbench.search import space as spaces
+from compressbench.search.compose import cached_config
+from compressbench.search.desk import Desk, open_desk
+from compressbench.search.early import hopeless
+from compressbench.search.loop import TRIALS, Lease, StoppedError, work, work_folder
+from compressbench.search.repeats import repeat_front
+from compressbench.search.result import Result, load
+from compressbench.search.spec import Spec, load_spec
+from compressbench.search.starts import Configs, end
+from compressbench.store.processes import process_token
+from compressbench.targets import build
+
+EXIT_USER = 101  # Python itself may end with 1
+
+
+def main() -> int:
+    """Entry point: the first line on standard input is {"spec", "index"}; its end means: stop."""
+    message = json.loads(sys.stdin.readline())
+    spec, owner = load_spec(message["spec"]), process_token()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    try:
+        desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds)
+        use_sampler(desk, spec, message["index"])
+        warm_up(spec)
+        work(desk, spec, owner, lambda trial, lease: perform(desk, spec, trial, lease))
+        repeat_front(desk, spec, owner)
+    except UserError as error:
+        print(str(error), file=sys.stderr)
+        return EXIT_USER
+    except StoppedError:
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def warm_up(spec: Spec) -> None:
+    """Import all that a trial needs and lay one out: a worker that starts holds no trial yet."""
+    from compressbench.runs import prepare
+    from compressbench.search.trial import trial_config
+
+    settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
+    prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
+
+
+def use_sampler(desk: Desk, spec: Spec, index: int) -> None:
+    """The sampler of this worker, whose random numbers differ from any other worker's."""
+    number = desk.created() * 1000 + index
+    desk.study.sampler = build(spec.sampler, "search.sampler", seed=spec.seed, number=number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise StoppedError(number)
+
+
+def _watch_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def perform(desk: Desk, spec: Spec, trial: Trial, lease: Lease) -> Result:
+    """Choose the settings of a trial and run it; whatever goes wrong is its result."""
+    from compressbench.search.trial import failure
+
+    folder = work_folder(spec, trial.number, lease.owner)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = choose(spec, trial)
+        result = _same(desk, trial.number, settings) or _run(desk, spec, settings, folder, lease)
+    except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
+        result = failure(error)
+        if result.kind == "bug":
+            traceback.print_exc()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        return result
+    return replace(result, folder=f"{TRIALS}/{trial.number}")
+
+
+def choose(spec: Spec, trial: Trial) -> spaces.Settings:
+    return spaces.draw(
+        spec.space, _configs(spec), lambda p: trial._suggest(p.key, p.distribution())
+    )
+
+
+def _configs(spec: Spec) -> Configs:
+    return lambda options: cached_config((*spec.fixed, *options), spec.conf_folders)
+
+
+def _same(desk: Desk, number: int, settings: Mapping[str, Any]) -> Result | None:
+    """The answer of an earlier trial with the same settings."""
+    rounded = _plain(settings)
+    for other in desk.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
+        if other.number != number and _plain(other.params) == rounded:
+            text = desk.leases.result(f"trial/{other.number}")
+            result = None if text is None else load(text)
+            if result is not None and (result.state != "failed" or result.kind == "user"):
+                first = other.number if result.same_as is None else result.same_as
+                return replace(result, same_as=first)
+    return None
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 12) if isinstance(v, float) else v for k, v in settings.items()}
+
+
+def _run(desk: Desk, spec: Spec, settings: Mapping[str, Any], folder: Path, lease: Lease) -> Result:
+    from compressbench.search.trial import run_trial, trial_config
+
+    overrides = spaces.overrides(spec.space, settings)
+    config = trial_config(spec, overrides)
+    order = list(config["recipe"]["stages"])
+
+    def stop(step: Any) -> str:
+        lease.check()
+        if not spec.early_stop:
+            return ""
+        after = tuple(f"recipe.stages.{n}." for n in order[step.index + 1 :])
+        places = {p.key: p.place + "." for p in spec.space}
+        later = {k: v for k, v in settings.items() if places[k].startswith(after)}
+        results = desk.results()
+        done = [(t.params, results[t.number]) for t in desk.trials(TrialState.COMPLETE)
+                if t.number in results]  # fmt: skip
+        return hopeless(step.name, step.measurement.figures, later, done,
+                        spec.objectives, spec.constraints)  # fmt: skip
+
+    return run_trial(spec, config, overrides, folder, stop, lease.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

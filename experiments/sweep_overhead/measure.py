@@ -1,0 +1,120 @@
+"""What a sweep costs beside its trials: our loop against Optuna's own ask and tell.
+
+python experiments/sweep_overhead/measure.py [--trials 2000] [--workers 2] [--rounds 2]
+
+The objective returns at once. Both sides run the same number of processes on an SQLite database in
+WAL mode with the same settings and the same sampler; ours adds leases, the total over all workers
+and the stored result. The sides take turns, on fresh databases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from compressbench.search.desk import open_desk
+from compressbench.search.loop import work
+from compressbench.search.result import Result
+from compressbench.search.samplers.by_number import ByNumber
+from compressbench.search.space import Parameter
+from compressbench.search.spec import Spec
+from compressbench.store.processes import process_token
+from compressbench.trials import Objective
+
+OBJECTIVES = (Objective("val/accuracy", "maximize"), Objective("size/download_bytes", "minimize"))
+SPACE = (
+    Parameter("sparsity", "interval(0,1)", False, low=0.0, high=1.0),
+    Parameter("bits", "choice(2,4,8)", False, choices=(2, 4, 8), texts=("2", "4", "8")),
+)
+FIGURES = ("size/onnx_bytes", "size/params", "latency/p50_ms", "compute/macs", "val/agreement")
+
+
+def make_spec(folder: Path, trials: int) -> Spec:
+    return Spec("noop", str(folder), None, "", [], "accuracy", OBJECTIVES, (), SPACE, (), (), {},
+                (), trials, 0, 1, False, 30.0)  # fmt: skip
+
+
+def make_sampler(name: str) -> Any:
+    import optuna
+
+    if name == "random":
+        return ByNumber(0)
+    return {"tpe": optuna.samplers.TPESampler, "nsgaii": optuna.samplers.NSGAIISampler}[name]()
+
+
+def suggested(trial: Any) -> list[float]:
+    sparsity, bits = (trial._suggest(p.key, p.distribution()) for p in SPACE)
+    return [1 - sparsity**2 / bits, bits * (2 - sparsity)]
+
+
+def ours(folder: Path, trials: int, workers: int, sampler: str, gate: Any) -> None:
+    spec = make_spec(folder, trials)
+    desk = open_desk(folder, None, "noop", 30.0)
+    desk.study.sampler = make_sampler(sampler)
+
+    def perform(trial: Any, lease: Any) -> Result:
+        values = dict(zip((o.name for o in OBJECTIVES), suggested(trial), strict=True))
+        return Result("complete", values | dict.fromkeys(FIGURES, 1.0), dict.fromkeys(FIGURES, 1.0))
+
+    gate.wait()
+    work(desk, spec, process_token(), perform)
+
+
+def optunas(folder: Path, trials: int, workers: int, sampler: str, gate: Any) -> None:
+    study = open_desk(folder, None, "noop", 30.0).study
+    study.sampler = make_sampler(sampler)
+    gate.wait()
+    for _ in range(trials // workers):
+        trial = study.ask()
+        study.tell(trial, suggested(trial))
+
+
+def seconds(side: Any, trials: int, workers: int, sampler: str) -> float:
+    """Seconds from the moment that all workers are ready."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        open_desk(folder, None, "noop", 30.0, objectives=OBJECTIVES)
+        gate = spawn.Barrier(workers + 1)
+        arguments = (folder, trials, workers, sampler, gate)
+        processes = [spawn.Process(target=side, args=arguments) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        gate.wait()
+        began = time.monotonic()
+        for process in processes:
+            process.join()
+        took = time.monotonic() - began
+        assert all(process.exitcode == 0 for process in processes)
+        found = open_desk(folder, None, "noop", 30.0).study.get_trials(deepcopy=False)
+        assert len(found) == trials
+        assert all(t.state.is_finished() for t in found)
+        return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--sampler", choices=["random", "tpe", "nsgaii"], default="random")
+    chosen = parser.parse_args()
+    taken: dict[str, list[float]] = {"Optuna's ask and tell": [], "ours": []}
+    for _ in range(chosen.rounds):
+        for name, side in zip(taken, (optunas, ours), strict=True):
+            took = seconds(side, chosen.trials, chosen.workers, chosen.sampler)
+            taken[name].append(1000 * took / chosen.trials)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    for name, values in taken.items():
+        shown = ", ".join(f"{v:.1f}" for v in values)
+        print(f"{name}: {medians[name]:.1f} ms a trial ({shown})")
+    print(f"ratio {medians['ours'] / medians[next(iter(taken))]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

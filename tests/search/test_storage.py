@@ -1,0 +1,193 @@
+"""What a sweep stores: identity, constraints, values, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+from noop import answer, make_desk, make_spec, settings_of
+from optuna.trial import TrialState
+
+from compressbench.errors import UserError
+from compressbench.search.desk import open_desk
+from compressbench.search.identity import check_same, fingerprint
+from compressbench.search.loop import work
+from compressbench.search.result import Result
+from compressbench.search.samplers.by_number import ByNumber
+from compressbench.search.space import parse
+from compressbench.search.table import as_sweep, list_sweeps, read_sweep
+from compressbench.search.trial import failure
+from compressbench.search.worker import _same
+from compressbench.trials import Constraint, Objective
+
+BOUND = Constraint("val/accuracy", True, 0.9)
+
+
+def described(spec):
+    from compressbench.search.command import _describe
+
+    return _describe(spec)
+
+
+def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
+    spec = make_spec(tmp_path / "sweeps" / "noop", 12, constraints=(BOUND,))
+    desk = make_desk(spec)
+
+    def perform(trial, lease):
+        result = answer(trial, lease)
+        if trial.number == 3:
+            return failure(UserError("bits must be even"))
+        if trial.number == 4:
+            return Result("pruned", reason="hopeless")
+        return result
+
+    work(desk, spec, "w", perform)
+    desk.leases.finish("repeat/0/0", "w", Result("complete", {"test/accuracy": 0.5}).dump())
+    desk.leases.finish("repeat/0/1", "w", Result("complete", {"val/accuracy": 0.6}).dump())
+    described(spec)
+    monkeypatch.chdir(tmp_path)
+    sweep = read_sweep("noop")
+    assert [p.name for p in list_sweeps()] == ["noop"]
+    assert read_sweep(tmp_path / "sweeps" / "noop") == sweep
+    assert [t.number for t in sweep.trials] == list(range(12))
+    assert [t.state for t in sweep.trials[2:5]] == ["complete", "failed", "pruned"]
+    assert sweep.trials[3].reason == "bits must be even"
+    for trial in sweep.trials[:3]:
+        stored = desk.study.trials[trial.number]
+        assert dict(trial.settings) == pytest.approx(stored.params)
+        assert [trial.figures[o.name] for o in spec.objectives] == stored.values
+        assert trial.feasible == (trial.figures["val/accuracy"] >= 0.9)
+        assert stored.constraints == {
+            "val/accuracy >= 0.9": pytest.approx(0.9 - trial.figures["val/accuracy"])
+        }
+    assert sweep.trials[0].figures["test/accuracy"] == 0.5
+    assert [dict(r) for r in sweep.trials[0].repeats] == [{"val/accuracy": 0.6}]
+    assert sweep.baseline == {"val/accuracy": 1.0}
+    best = {t.number for t in desk.study.best_trials}
+    assert all(sweep.trials[n].feasible for n in best)
+
+
+def test_no_sweep_no_storage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nothing: no sweep; those in sweeps/ are: none"):
+        read_sweep("nothing")
+    with pytest.raises(UserError, match="there is no sweep"):
+        open_desk(tmp_path, None, "noop", 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://u:secret@host/x", r"must be null or postgresql://USER@HOST/DATABASE"),
+        ("sweep.db", "must be null or postgresql"),
+    ],
+)
+def test_a_storage_of_another_kind_is_refused_without_its_password(tmp_path, url, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_desk(tmp_path, url, "noop", 1.0, objectives=[Objective("a", "maximize")])
+    assert "secret" not in str(caught.value)
+
+
+def test_a_damaged_or_unwritable_database_is_one_line(tmp_path):
+    (tmp_path / "sweep.db").write_bytes(b"no database at all" * 99)
+    with pytest.raises(UserError, match=r"sweep\.db: file is not a database"):
+        open_desk(tmp_path, None, "noop", 1.0, objectives=[Objective("a", "maximize")])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        open_desk(tmp_path / "file", None, "n", 1.0, objectives=[Objective("a", "maximize")])
+
+
+def test_the_database_is_in_wal_mode(tmp_path):
+    spec = make_spec(tmp_path / "noop")
+    make_desk(spec)
+    with sqlite3.connect(spec.home / "sweep.db") as database:
+        assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_a_fingerprint_names_what_differs():
+    space = parse(["recipe.stages.q.bits=choice(2,8)", "recipe.stages.p.s=interval(0.1,0.9)"], [])[
+        0
+    ]
+    config = {"recipe": {"stages": {"q": {"bits": 8, "more": 1}}}, "model": {"width": 8},
+              "dataset": {}, "trainer": {}, "seed": 0, "opset": 25}  # fmt: skip
+    objectives = [Objective("a", "maximize")]
+    first = fingerprint(space, objectives, (), {"": config})
+    assert json.loads(json.dumps(first)) == first
+    check_same("x", first, first)
+    config["recipe"]["stages"]["q"]["bits"] = 4  # searched: its value does not count
+    check_same("x", first, fingerprint(space, objectives, (), {"": config}))
+    changed = {**config, "model": {"width": 16}}
+    with pytest.raises(UserError, match=r"x is another sweep.*model.width 8 → 16; give"):
+        check_same("x", first, fingerprint(space, objectives, (), {"": changed}))
+    with pytest.raises(UserError, match=r"search.constraints none → val/accuracy >= 0.9"):
+        check_same("x", first, fingerprint(space, objectives, (BOUND,), {"": config}))
+    narrower = parse(["recipe.stages.q.bits=choice(2,4)", space[1].key + "=interval(0.1,0.9)"], [])
+    with pytest.raises(UserError, match=r"bits choice\(2,8\) → choice\(2,4\)"):
+        check_same("x", first, fingerprint(narrower[0], objectives, (), {"": config}))
+
+
+def test_the_same_settings_are_answered_from_the_store(tmp_path):
+    known = {"x": 0.25, "bits": 4}
+    spec = make_spec(tmp_path / "noop", 3, starts=(known, known, {"x": 0.5, "bits": 4}))
+    desk = make_desk(spec)
+    asked = []
+
+    def perform(trial, lease):
+        settings = settings_of(trial)
+        same = _same(desk, trial.number, settings)
+        asked.append(same is None)
+        return same or answer(trial, lease)
+
+    work(desk, spec, "w", perform)
+    assert asked == [True, False, True]
+    first, second, third = desk.trials()
+    assert first.values == second.values != third.values
+    sweep = as_sweep(desk, described(spec), spec.home)
+    assert sweep.trials[1].reason == "same settings as trial 0"
+
+
+def test_settings_by_number_do_not_depend_on_who_asks(tmp_path):
+    """Two desks in turn, and one alone, with another order of parameters."""
+    spec = make_spec(tmp_path / "one", 8)
+    desk, other = make_desk(spec), make_desk(spec, create=False)
+    for n in range(8):
+        d = (desk, other)[n % 2]
+        work(d, make_spec(spec.home, n + 1), "w", answer)
+    alone = make_spec(tmp_path / "two", 8)
+    single = make_desk(alone)
+    work(single, alone, "w", answer)
+    assert [t.params for t in desk.trials()] == [t.params for t in single.trials()]
+    assert len({t.params["x"] for t in single.trials()}) == 8
+    single.study.sampler = ByNumber(4)
+    work(single, make_spec(alone.home, 16), "w", answer)
+    single.study.sampler = ByNumber(3)
+    assert {t.params["x"] for t in single.trials()[8:]}.isdisjoint(
+        {t.params["x"] for t in desk.trials()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (UserError("no"), "user", "no"),
+        (MemoryError(), "memory", "out of memory: MemoryError"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), "memory", "out of memory: CUDA out of"),
+        (ValueError("odd"), "bug", "ValueError: odd"),
+    ],
+)
+def test_what_a_trial_failed_of(error, kind, reason):
+    result = failure(error)
+    assert (result.state, result.kind) == ("failed", kind)
+    assert result.reason.startswith(reason)
+
+
+def test_a_figure_that_was_not_taken_is_no_value(tmp_path):
+    spec = make_spec(tmp_path / "noop", 1, constraints=(BOUND,))
+    result = Result("complete", {"size/download_bytes": 3.0})
+    assert result.values(spec.objectives) is None
+    assert result.violations((BOUND,)) == {"val/accuracy >= 0.9": 1.0}
+    desk = make_desk(spec)
+    work(desk, spec, "w", lambda trial, lease: failure(MemoryError()))
+    assert desk.trials()[0].state is TrialState.FAIL
