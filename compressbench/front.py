@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     sweeps = [_ready(sweep, arguments) for name in arguments.sweeps for sweep in find(name)]
     _check(sweeps)
     ship = choose(sweeps, wanted) if wanted.asked else None
-    _show(sweeps)
+    show(sweeps)
     _write(sweeps, wanted, ship, arguments)
     if ship is not None:
         _show_ship(ship)
@@ -222,7 +222,8 @@ def _knee(kept: Sequence[Member]) -> Member:
     return kept[knee.number]
 
 
-def _show(sweeps: Sequence[Sweep]) -> None:
+def show(sweeps: Sequence[Sweep]) -> None:
+    """Each front as a table."""
     terminal = Terminal([], console=make_console())
     for sweep in sweeps:
         print(headline(sweep))

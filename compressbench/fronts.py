@@ -73,11 +73,13 @@ def _counts(trial: Trial, objectives: Iterable[Objective]) -> bool:
 
 def losses(trials: Sequence[Trial], objectives: Sequence[Objective]) -> pareto.Losses:
     """(trials, objectives), lower is better."""
-    rows = [
-        [t.figures[o.name] * (-1 if o.direction == "maximize" else 1) for o in objectives]
-        for t in trials
-    ]
-    return np.array(rows, dtype=np.float64).reshape(len(trials), len(objectives))
+    return signed([[t.figures[o.name] for o in objectives] for t in trials], objectives)
+
+
+def signed(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> pareto.Losses:
+    """(rows, objectives) of the objectives' values, lower is better."""
+    signs = np.array([-1.0 if o.direction == "maximize" else 1.0 for o in objectives])
+    return signs * np.array(values, dtype=np.float64).reshape(len(values), len(objectives))
 
 
 def members(sweep: Sweep) -> list[Trial]:

@@ -148,7 +148,8 @@ class SweepDrain:
         try:
             for operation in operations[state["done"] :]:
                 if operation["do"] == "start":
-                    tags = {**operation["tags"], _PARENT_TAG: parent}
+                    here = {_PARENT_TAG: parent, "compressbench.folder": str(folder)}
+                    tags = {**operation["tags"], **here}
                     operation = {**operation, "tags": tags}
                 state |= apply(client, operation, state, outbox, self.place)
                 state |= {"done": state["done"] + 1, "problem": ""}

@@ -39,12 +39,12 @@ def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[S
                        else p.choices[0])  # fmt: skip
 
 
-def read_metric(dataset: Mapping[str, Any]) -> str:
-    """The metric that a dataset's figures are in, such as accuracy."""
+def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
+    """The metric that a dataset's figures are in, such as accuracy, and its validation rows."""
     data = build(dataset, "dataset")
     if not hasattr(data, "spec"):
         raise UserError(f"dataset._target_={dataset['_target_']} is no dataset")
-    return str(data.spec.metric)
+    return str(data.spec.metric), len(data.split("validation"))
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:

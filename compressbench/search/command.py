@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,26 @@ from compressbench.search.options import (
     read_objectives,
     read_options,
 )
-from compressbench.search.shown import progress_lines, show_end
+from compressbench.search.shown import show_end
 from compressbench.search.spec import Spec
-from compressbench.search.supervisor import OnChange, supervise
+from compressbench.search.supervisor import supervise
 from compressbench.search.table import DESCRIPTION, as_sweep
+from compressbench.sweep_file import write_sweep
+from compressbench.sweep_sessions import Tracked
+from compressbench.sweep_view import SweepView
 from compressbench.targets import build, leave
+from compressbench.trackers import Tracker
 from compressbench.trials import Sweep
 
 DEFAULT_TRIALS = 50
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
 
 
-def sweep(arguments: Sequence[str], on_change: OnChange | None = None) -> Sweep:
+def sweep(arguments: Sequence[str]) -> Sweep:
     """Run or continue the sweep that `arguments` describe; its last state.
 
-    `arguments` are the overrides of `python run.py -m`, without Hydra's own. `on_change` is
-    called here, in the supervising process, whenever a trial changed its state, at most every
-    second. Raises UserError before anything runs for what cannot work.
+    `arguments` are the overrides of `python run.py -m`, without Hydra's own. Raises UserError
+    before anything runs for what cannot work.
     """
     conf = (config_folder(), *_own_folders(sys.argv))
     options, space, fixed = _read(arguments, conf)
@@ -56,17 +59,40 @@ def sweep(arguments: Sequence[str], on_change: OnChange | None = None) -> Sweep:
     spec = _identify(desk, spec, print_, options.workers)
     description = _describe(spec)
     look = functools.partial(as_sweep, desk, description, spec.home)
-    done = look()
-    print(f"sweep {spec.name}: {_count(done)} of {spec.n_trials} trials are there, in {spec.home}")
-    supervise(spec, options.workers, desk, look, on_change or progress_lines())
+    print(f"sweep {spec.name} in {spec.home}")
+    tracked = _watched(spec, options.workers, desk, look)
     shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
     done = look()
-    show_end(done)
+    show_end(done, tracked)
     return done
 
 
-def _count(sweep: Sweep) -> int:
-    return sum(t.state != "running" for t in sweep.trials)
+def _watched(spec: Spec, workers: int, desk: Desk, look: Callable[[], Sweep]) -> Tracked:
+    """Supervise the workers, with the sweep on the terminal, in `sweep.json`, and tracked."""
+    config = cached_config(tuple(spec.fixed), spec.conf_folders)
+    tracker: Tracker = build(config["tracking"], "tracking")
+    tags = {"recipe": config["name"], "sweep": spec.name}
+    params = {"search": config["search"], "space": {p.key: p.text for p in spec.space}}
+    session = tracker.open_sweep(spec.home, spec.name, tags, params, spec.tag)
+    status = "KILLED"
+    with SweepView() as view:
+
+        def changed(sweep: Sweep) -> None:
+            write_sweep(sweep, spec.home)
+            session.changed(sweep)
+            view.update(sweep)
+
+        try:
+            supervise(spec, workers, desk, look, changed)
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            last = look()
+            write_sweep(last, spec.home)
+            tracked = session.finish(status, last)
+    return tracked
 
 
 def _typed(argv: Sequence[str]) -> list[str]:
@@ -109,7 +135,7 @@ def _plan(
         return cached_config((*fixed, *chosen), conf)
 
     combinations = check_places(space, configs)
-    metric = read_metric(configs(())["dataset"])
+    metric, validation_rows = read_metric(configs(())["dataset"])
     objectives = read_objectives(options.objectives, metric)
     constraints = read_constraints(options.constraints, metric)
     build(options.sampler, "search.sampler", seed=0, number=0)
@@ -133,6 +159,7 @@ def _plan(
         tag="",
         command=["python", "run.py", *leave(), *redact(_typed(sys.argv[1:]))],
         metric=metric,
+        validation_rows=validation_rows,
         objectives=objectives,
         constraints=constraints,
         space=tuple(space),
@@ -179,6 +206,7 @@ def _describe(spec: Spec) -> dict[str, Any]:
         "storage": redact(spec.storage),
         "command": list(spec.command),
         "metric": spec.metric,
+        "validation_rows": spec.validation_rows,
         "objectives": [asdict(o) for o in spec.objectives],
         "constraints": [asdict(c) for c in spec.constraints],
         "n_trials": spec.n_trials,

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compressbench.search.front import dominates
+from compressbench import pareto
+from compressbench.fronts import signed
 from compressbench.search.result import Result
 from compressbench.trials import Constraint, Objective
 
@@ -48,8 +49,8 @@ def hopeless(
         return ""
     ends = [b for b in best if b is not None]
     for _, result in complete:
-        values = result.values(objectives) or []
-        if result.feasible(constraints) and dominates(values, ends, objectives):
+        ours, best_end = signed([result.values(objectives) or [], ends], objectives)
+        if result.feasible(constraints) and pareto.dominates(ours, best_end):
             shown = ", ".join(
                 f"{o.name} {'<=' if o.direction == 'maximize' else '>='} {end:.6g}"
                 for o, end in zip(objectives, ends, strict=True)

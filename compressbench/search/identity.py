@@ -9,7 +9,7 @@ from typing import Any
 
 from compressbench.errors import UserError
 from compressbench.search.space import Parameter
-from compressbench.trackers import flatten
+from compressbench.tracked_values import flatten
 from compressbench.trials import Constraint, Objective
 
 _SECTIONS = ("recipe", "model", "dataset", "trainer", "seed", "opset")

@@ -102,7 +102,8 @@ def run_one(desk: Desk, spec: Spec, owner: str, trial: Trial, perform: Perform) 
     except LostLeaseError:
         print(f"{task}: another worker took it over", file=sys.stderr)
         return
-    result = replace(result, seconds=round(time.monotonic() - started, 3))
+    seconds = round(time.monotonic() - started, 3)
+    result = replace(result, seconds=seconds, ended=round(time.time(), 3))
     if desk.leases.finish(task, owner, result.dump()):
         conclude(desk, spec, trial, owner, result)
     else:

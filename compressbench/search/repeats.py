@@ -9,9 +9,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from compressbench import pareto
+from compressbench.fronts import signed
 from compressbench.search import space as spaces
 from compressbench.search.desk import Desk
-from compressbench.search.front import front
 from compressbench.search.loop import IDLE_SECONDS, StoppedError, holding
 from compressbench.search.result import Result
 from compressbench.search.spec import Spec
@@ -67,5 +68,6 @@ def final_front(desk: Desk, spec: Spec) -> dict[int, Mapping[str, Any]]:
         if (r := results.get(t.number)) and r.same_as is None
         and r.feasible(spec.constraints) and (values := r.values(spec.objectives))
     ]  # fmt: skip
-    kept = front([values for _, _, values in rows], spec.objectives)
-    return {rows[i][0]: rows[i][1] for i in kept}
+    losses = signed([values for _, _, values in rows], spec.objectives)
+    kept = pareto.front_mask(losses) & pareto.distinct(losses)
+    return {row[0]: row[1] for row, inside in zip(rows, kept, strict=True) if inside}

@@ -25,6 +25,7 @@ class Result:
     folder: str = ""
     run: str = ""
     seconds: float = 0.0
+    ended: float = 0.0  # Unix time
     reason: str = ""
     kind: Kind = ""  # of a failure
     same_as: int | None = None

@@ -24,6 +24,7 @@ class Spec:
     tag: str
     command: Sequence[str]
     metric: str
+    validation_rows: int
     objectives: Sequence[Objective]
     constraints: Sequence[Constraint]
     space: Sequence[Parameter]

@@ -16,7 +16,7 @@ from compressbench.trials import Constraint, Objective, State, Sweep, Trial
 if TYPE_CHECKING:
     from compressbench.search.desk import Desk
 
-DESCRIPTION = "sweep.json"
+DESCRIPTION = "description.json"
 STORAGE_VARIABLE = "COMPRESSBENCH_SEARCH_STORAGE"
 _STATES: dict[str, State] = {
     "RUNNING": "running", "WAITING": "running", "COMPLETE": "complete", "PRUNED": "pruned",
@@ -78,6 +78,7 @@ def as_sweep(desk: Desk, description: Mapping[str, Any], folder: Path) -> Sweep:
         n_trials=description["n_trials"],
         baseline=_baseline(baselines, repeats),
         trials=trials,
+        validation_rows=description["validation_rows"],
     )
 
 
@@ -98,6 +99,9 @@ def _finished(
         folder=str(folder / result.folder) if result.folder else "",
         run=result.run,
         seconds=result.seconds,
+        ended=result.ended,
+        stages=len(result.stages),
+        hits=sum(bool(stage["hit"]) for stage in result.stages),
         feasible=result.state == "complete" and result.feasible(constraints),
         reason=result.reason or same,
         repeats=tuple(r.figures for n, r in sorted(repeats.items()) if n and r.figures),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from compressbench.core import Step
 from compressbench.errors import CheckFailedError, UserError
@@ -16,27 +16,10 @@ from compressbench.search.compose import compose_config
 from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
 from compressbench.targets import build, leave
-from compressbench.trackers import Session, Unlogged
+from compressbench.trackers import Tracker
 
 Stop = Callable[[Step], str]  # why to stop after a stage, "" to go on
 SEED_STEP = 1  # the seed of repeat r is the recipe's plus r
-
-
-class TrialTracker(Protocol):
-    """A tracker that can log a trial: into the outbox of its folder, and nowhere else.
-
-    `sweep` is the sweep's unique tag. The session has `run`, the value of its tag
-    `compressbench.run`.
-    """
-
-    def start_trial(
-        self,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        config: Mapping[str, Any],
-        sweep: str,
-    ) -> Session: ...
 
 
 def trial_config(spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
@@ -58,7 +41,9 @@ def run_trial(
     workshop = replace(workshop, test=False, progress=progress)
     command = ["python", "run.py", *leave(), *_shown(spec.fixed), *overrides]
     info = begin(config, folder, command, workshop.data)
-    session = _session(spec, config, folder, run_name(config), tags(config, workshop.data))
+    tracker: Tracker = build(config["tracking"], "tracking")
+    labels = tags(config, workshop.data)
+    session = tracker.start_trial(folder, run_name(config), labels, config, spec.tag)
     steps: list[Step] = []
     status, reason = "failed", ""
     try:
@@ -74,22 +59,11 @@ def run_trial(
     finally:
         report, files = record(info, steps, status)
         session.finish(status.upper(), markdown(report), files)
-    return _result(spec, steps, reason, str(getattr(session, "run", "")))
+    return _result(spec, steps, reason, session.run)
 
 
 def _shown(fixed: Sequence[str]) -> list[str]:
     return [a for a in fixed if not a.startswith("search") and "@search." not in a]
-
-
-def _session(
-    spec: Spec, config: Mapping[str, Any], folder: Path, name: str, tags: Mapping[str, str]
-) -> Session:
-    tracker = build(config["tracking"], "tracking")
-    start = getattr(tracker, "start_trial", None)
-    if start is None:
-        return Unlogged()
-    session: Session = start(folder, name, tags, config, spec.tag)
-    return session
 
 
 def _result(spec: Spec, steps: Sequence[Step], reason: str, run_tag: str) -> Result:

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from compressbench import pareto
+from compressbench.fronts import signed
 from compressbench.search.early import LEAST_TRIALS, MARGIN, hopeless
-from compressbench.search.front import dominates, front
 from compressbench.search.result import Result
 from compressbench.trials import Constraint, Objective
 
@@ -35,6 +36,14 @@ def ask(settings, result, done, constraints=()):
 
 
 @pytest.mark.parametrize("seed", range(5))
+def dominates(a, b, objectives):
+    return pareto.dominates(*signed([a, b], objectives))
+
+
+def front(points, objectives):
+    return pareto.front_mask(signed(points, objectives)).nonzero()[0].tolist()
+
+
 def test_it_stops_many_trials_and_none_of_the_front(seed):
     chance = random.Random(seed)
     done, stopped, missed = [], 0, []
