@@ -298,9 +298,10 @@ def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
     session = log_sweep(tracker, folder, sweep)
     for _ in range(20):
         session.changed(sweep)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5
+    started = time.monotonic()
     ended = session.finish("FINISHED", sweep)
-    assert time.monotonic() - started < 9
+    assert time.monotonic() - started < 6
     assert "tracking server http://***@127.0.0.1:9" in ended.problem
     assert f"compressbench sync {folder}" in ended.problem
     assert not any(b"s3cret" in p.read_bytes() for p in folder.rglob("*") if p.is_file())
