@@ -26,8 +26,11 @@ _MARKS = {
 
 
 def short_name(setting: str) -> str:
-    """`recipe.stages.prune.sparsity` as `prune.sparsity`."""
-    return setting.removeprefix(_PREFIX)
+    """`recipe.stages.prune.sparsity` as `prune.sparsity`, `quantizer@recipe.stages.quantize.weight`
+    as `quantize.weight`.
+    """
+    before, found, after = setting.partition(_PREFIX)
+    return after if found and (not before or before.endswith("@")) else setting
 
 
 def setting_text(value: Any) -> str:

@@ -28,7 +28,8 @@ SPACE = (
 def make_spec(folder: Path, n_trials: int = 20, lease_seconds: float = 30.0, **changes) -> Spec:
     given = {
         "name": "noop", "folder": str(folder), "storage": None, "tag": "t", "command": ["run"],
-        "metric": "accuracy", "objectives": OBJECTIVES, "constraints": (), "space": SPACE,
+        "metric": "accuracy", "validation_rows": 0, "objectives": OBJECTIVES, "constraints": (),
+        "space": SPACE,
         "fixed": (), "conf": (), "sampler": {}, "starts": (), "n_trials": n_trials, "seed": 3,
         "seeds": 1, "early_stop": False, "lease_seconds": lease_seconds,
     }  # fmt: skip
