@@ -13,6 +13,8 @@ from compressbench.checks import check_not_negative, check_positive
 from compressbench.core import UserError
 from compressbench.losses.pairs import Shape, check_layers
 
+_ROUNDING = 1e-12  # squares below this share of a sample's own are zero
+
 
 @dataclass(frozen=True)
 class Rkd:
@@ -46,24 +48,48 @@ class Rkd:
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Features [B, ...] and [B, ...] -> a scalar."""
-        s, t = student.flatten(1), teacher.flatten(1)
-        found = student.new_zeros(())
+        (s, s_square), (t, t_square) = (_products(x) for x in (student, teacher))
+        found = s.new_zeros(())
         if self.distance:
-            found = found + self.distance * F.smooth_l1_loss(distances(s), distances(t))
+            found = found + self.distance * F.smooth_l1_loss(
+                distances(s_square), distances(t_square)
+            )
         if self.angle:
-            found = found + self.angle * F.smooth_l1_loss(cosines(s), cosines(t))
-        return found
+            found = found + self.angle * F.smooth_l1_loss(
+                cosines(s, s_square), cosines(t, t_square)
+            )
+        return found.to(student.dtype)
 
 
-def distances(features: Tensor) -> Tensor:
-    """[B, B] Euclidean distances over the mean of those that are not zero."""
-    square = (features[:, None] - features[None, :]).square().sum(-1)
-    apart = square > 0
-    found = torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
-    return found / (found.sum() / apart.sum().clamp(min=1)).clamp(min=torch.finfo(found.dtype).tiny)
+def _products(features: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 [B, B]: products of all pairs of samples, and squares of their distances.
+
+    All that is asked of the samples follows from them, without a tensor of all differences.
+    """
+    flat = features.flatten(1).double()
+    products = flat @ flat.T
+    length = products.diagonal()
+    square = length[:, None] + length[None, :] - 2 * products
+    return products, torch.where(square > _ROUNDING * length.mean(), square, 0.0)
 
 
-def cosines(features: Tensor) -> Tensor:
+def distances(square: Tensor) -> Tensor:
+    """[B, B] distances, from their squares, over the mean of those that are not zero."""
+    found = _root(square)
+    mean = found.sum() / (square > 0).sum().clamp(min=1)
+    return found / mean.clamp(min=torch.finfo(found.dtype).tiny)
+
+
+def cosines(products: Tensor, square: Tensor) -> Tensor:
     """[B, B, B] at j, i, k: the cosine of the angle at sample j between those to i and to k."""
-    towards = F.normalize(features[None, :] - features[:, None], dim=2)
-    return towards @ towards.transpose(1, 2)
+    length, distance = products.diagonal(), _root(square)
+    between = (
+        products[None, :, :] - products[:, :, None] - products[:, None, :] + length[:, None, None]
+    )
+    sides = distance[:, :, None] * distance[:, None, :]
+    return torch.where(sides > 0, between / torch.where(sides > 0, sides, 1.0), 0.0)
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square roots whose gradient at zero is zero."""
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
