@@ -25,14 +25,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SAMPLERS = ("random", "tpe", "nsgaii")
 STAGE = "recipe.stages.quantize"
-FIXED = ["recipe=quantize", "model=mlp", "trainer=cpu", "trainer.threads=1", "tracking=none",
-         "recipe.stages.train.epochs=10"]  # fmt: skip
+HIDDEN = (64, 48, 32, 24)
+LAYERS = [f"layers.{2 * i + 1}" for i in range(len(HIDDEN) + 1)]
+RULES = ",".join(f"{{layers: {name}, bits: 8}}" for name in LAYERS)
+FIXED = ["recipe=quantize", "model=mlp", f"model.hidden={list(HIDDEN)}", "trainer=cpu",
+         "trainer.threads=1", "tracking=none", "recipe.stages.train.epochs=10",
+         f"{STAGE}.rules=[{RULES}]"]  # fmt: skip
 SHARE = 0.95
 Point = tuple[float, float]  # accuracy, bytes
 
 
-def space(layers: Sequence[str]) -> list[str]:
-    widths = [f"+{STAGE}.widths.{name}=range(2,9)" for name in layers]
+def space() -> list[str]:
+    widths = [f"{STAGE}.rules.{position}.bits=range(2,9)" for position in range(len(LAYERS))]
     return [*widths, f"{STAGE}.activation_bits=range(4,9)"]
 
 
@@ -57,18 +61,14 @@ def sweep(sampler: str, seed: int, trials: int, folder: str) -> tuple[str, int, 
     from compressbench.search.spec import Spec
     from compressbench.search.worker import perform, use_sampler
     from compressbench.store.processes import process_token
-    from compressbench.targets import build
     from compressbench.trials import Objective
 
     conf = (config_folder(),)
     config = compose_config([*FIXED, f"sampler@search.sampler={sampler}"], conf)
-    model = build({**config["model"], "input_shape": [1, 8, 8], "num_classes": 10}, "model")
-    layers = [name for name, module in model.named_modules() if hasattr(module, "weight")
-              and module.weight.dim() > 1]  # fmt: skip
     objectives = (Objective("val/accuracy", "maximize"),
                   Objective("size/download_bytes", "minimize"))  # fmt: skip
     spec = Spec(f"{sampler}-{seed}", str(Path(folder, f"{sampler}-{seed}")), None, "", [],
-                "accuracy", objectives, (), tuple(parse(space(layers), conf)[0]), tuple(FIXED),
+                "accuracy", objectives, (), tuple(parse(space(), conf)[0]), tuple(FIXED),
                 tuple(map(str, conf)), config["search"]["sampler"], (), trials, seed, 1, False,
                 30.0)  # fmt: skip
     desk = open_desk(spec.home, None, spec.name, 30.0, objectives=objectives)
