@@ -69,7 +69,7 @@ def server(tmp_path_factory):
 def test_four_connections_make_exactly_n_trials(server, tmp_path):
     spec = make_spec(tmp_path / "a", 24, storage=server, name="total")
     desks = [make_desk(spec, create=i == 0) for i in range(4)]
-    threads = [threading.Thread(target=work, args=(d, spec, f"w{i}", answer))
+    threads = [threading.Thread(target=work, args=(d, spec, f"elsewhere-{i}-1", answer))
                for i, d in enumerate(desks)]  # fmt: skip
     for thread in threads:
         thread.start()
