@@ -198,9 +198,11 @@ def exists(parameter: Parameter, config: Mapping[str, Any]) -> bool:
     added = parameter.key.startswith("+") or parameter.group
     place: Any = config
     for part in parts[:-1] if added else parts:
-        if not isinstance(place, Mapping) or part not in place:
+        inside = list(enumerate(place)) if isinstance(place, list) else []
+        found = dict(place) if isinstance(place, Mapping) else {str(i): v for i, v in inside}
+        if part not in found:
             return False
-        place = place[part]
+        place = found[part]
     return isinstance(place, Mapping) if added else True
 
 

@@ -12,7 +12,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from compressbench.errors import UserError
@@ -88,16 +88,21 @@ def _follow(names: Iterable[str], finder: _Finder) -> dict[str, Path]:
         closure[name] = path
         if path.suffix == ".py":
             package = name if path.stem == "__init__" else name.rpartition(".")[0]
-            for imported in _imports(path, package):
+            for imported in _imports(path.read_bytes(), package):
                 if finder.is_own(imported):
                     waiting += finder.reached(imported)
     return closure
 
 
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """Dotted names that a file imports; `m.x` for `from m import x`, also where x is no module."""
+@lru_cache(maxsize=4096)  # a sweep asks for the same sources with every trial
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    """Dotted names that a source imports; `m.x` for `from m import x`, also if x is no module."""
+    return tuple(_walk(source, package))
+
+
+def _walk(source: bytes, package: str) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return  # its bytes count; whoever imports it says what is wrong
     for node in ast.walk(tree):
@@ -122,6 +127,8 @@ class _Finder:
 
     def __init__(self) -> None:
         self._top = cache(_top)
+        self.file = cache(self._file)
+        self._folders = cache(self._look_for_folders)
         self._installed = tuple(_installed_folders())
 
     def modules(self, dotted: str) -> list[str]:
@@ -159,7 +166,7 @@ class _Finder:
         """The folder of a top-level package, the file of a top-level module."""
         return next(iter(self._folders(top)), None) or self.file(top) or Path()
 
-    def file(self, name: str) -> Path | None:
+    def _file(self, name: str) -> Path | None:
         """The file of a module or the `__init__` of a package; None for a namespace or nothing."""
         parent, _, leaf = name.rpartition(".")
         if not parent:
@@ -168,7 +175,7 @@ class _Finder:
         candidates = [Path(f"{f / leaf}{e}") for f in self._folders(parent) for e in endings]
         return next((path for path in candidates if path.is_file()), None)
 
-    def _folders(self, name: str) -> list[Path]:
+    def _look_for_folders(self, name: str) -> list[Path]:
         """Where the submodules of a package lie; empty for a plain module."""
         parent, _, leaf = name.rpartition(".")
         if not parent:

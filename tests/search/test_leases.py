@@ -105,8 +105,9 @@ def test_n_trials_is_a_total(spec, desk):
 
 
 def test_threads_and_connections_never_make_one_trial_too_many(spec, desk):
+    """The owners are of another machine: alive as long as their leases."""
     desks = [make_desk(spec, create=False) for _ in range(4)]
-    threads = [threading.Thread(target=work, args=(d, spec, f"w{i}", answer))
+    threads = [threading.Thread(target=work, args=(d, spec, f"elsewhere-{i}-1", answer))
                for i, d in enumerate(desks)]  # fmt: skip
     for thread in threads:
         thread.start()

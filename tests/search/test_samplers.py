@@ -13,8 +13,9 @@ from compressbench.search.worker import use_sampler
 from compressbench.targets import build
 from compressbench.trials import Constraint
 
+SLOW = ("gp", "nsgaiii", "qmc")
 FILES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem == "gp" else [])
+    pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem in SLOW else [])
     for path in sorted((config_folder() / "sampler").glob("*.yaml"))
 ]
 BOUND = (Constraint("val/accuracy", True, 0.8),)
@@ -41,7 +42,7 @@ def test_it_finds_settings_within_the_space(path, tmp_path):
     assert [t.params for t in repeat.trials()] == drawn, "the seed decides"
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsgaii", "nsgaiii"])
+@pytest.mark.parametrize("name", ["tpe", "nsgaii"])
 def test_workers_and_restarts_draw_differently(name, tmp_path):
     sampler = yaml.safe_load((config_folder() / "sampler" / f"{name}.yaml").read_text())
     spec = make_spec(tmp_path / "noop", 6, sampler=sampler)

@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from compressbench.errors import UserError
 from compressbench.groups import config_folder
-from compressbench.search.space import draw, every, joined, overrides, parse
+from compressbench.search.space import draw, every, exists, joined, overrides, parse
 from compressbench.search.starts import corners, end, grid, known
 
 CONF = [config_folder()]
@@ -130,6 +130,17 @@ def test_only_what_the_chosen_options_have_is_drawn(recipe, weight, wanted):
     words = overrides(conditional(), found)
     assert words[0] == f"recipe={recipe}"
     assert len(words) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [("a.b", True), ("a.c", False), ("+a.c", True), ("+b.c", False), ("a.b.c", False),
+     ("a.l.1.x", True), ("a.l.2.x", False), ("a.l.one.x", False), ("q@a", True), ("q@a.n.x", True),
+     ("q@b.x", False)],
+)  # fmt: skip
+def test_the_place_of_a_parameter(key, wanted):
+    config = {"a": {"b": 1, "n": {}, "l": [{"x": 1}, {"x": 2}]}}
+    assert exists(one(f"{key}=1,2"), config) == wanted
 
 
 def test_a_grid_has_every_combination_once():

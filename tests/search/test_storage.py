@@ -150,20 +150,20 @@ def test_the_same_settings_are_answered_from_the_store(tmp_path):
 
 def test_settings_by_number_do_not_depend_on_who_asks(tmp_path):
     """Two desks in turn, and one alone, with another order of parameters."""
-    spec = make_spec(tmp_path / "one", 8)
+    spec = make_spec(tmp_path / "one", 4)
     desk, other = make_desk(spec), make_desk(spec, create=False)
-    for n in range(8):
+    for n in range(4):
         d = (desk, other)[n % 2]
         work(d, make_spec(spec.home, n + 1), "w", answer)
-    alone = make_spec(tmp_path / "two", 8)
+    alone = make_spec(tmp_path / "two", 4)
     single = make_desk(alone)
     work(single, alone, "w", answer)
     assert [t.params for t in desk.trials()] == [t.params for t in single.trials()]
-    assert len({t.params["x"] for t in single.trials()}) == 8
+    assert len({t.params["x"] for t in single.trials()}) == 4
     single.study.sampler = ByNumber(4)
-    work(single, make_spec(alone.home, 16), "w", answer)
+    work(single, make_spec(alone.home, 6), "w", answer)
     single.study.sampler = ByNumber(3)
-    assert {t.params["x"] for t in single.trials()[8:]}.isdisjoint(
+    assert {t.params["x"] for t in single.trials()[4:]}.isdisjoint(
         {t.params["x"] for t in desk.trials()}
     )
 
