@@ -189,6 +189,7 @@ def _ship(last: Step, workshop: Workshop, folder: Path) -> None:
 def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
     """Write the report and its pictures, hand everything to tracking, show the end."""
     from compressbench.plots import accuracy_against_size, layer_widths, write_html
+    from compressbench.pruning_plots import pruning_pictures
 
     folder = info.folder
     report = build_report(info, steps, status)
@@ -203,6 +204,9 @@ def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> N
         if widths is not None:
             write_html(widths, folder / "layer_widths.html")
             files.append(folder / "layer_widths.html")
+        for name, figure in pruning_pictures(report).items():
+            write_html(figure, folder / f"{name}.html")
+            files.append(folder / f"{name}.html")
     shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "artifact")
     files += [folder / name for name in shipped if (folder / name).exists()]
     tracked = session.finish(status.upper(), markdown(report), files)
