@@ -18,7 +18,6 @@ from compressbench.core import (
     Artifact,
     CheckFailedError,
     Context,
-    Coverage,
     Criterion,
     DataSpec,
     ModelCriterion,
@@ -33,7 +32,6 @@ from compressbench.stages.layers import (
     forward_images,
     left_out,
     prunable_layers,
-    weights,
 )
 from compressbench.stages.prune import activations_in_float, weight_scores
 from compressbench.stages.selection import Selection
@@ -96,11 +94,7 @@ class SensitivityCurves:
             probe = probe_of(model, context.runtime.device)
             with activations_in_float(probe):
                 rows = self._rows(probe, layers, scores, context)
-        coverage = tuple(
-            Coverage(n, type(m).__name__, weights(m), 0, "measured, not changed")
-            for n, m in layers.items()
-        )
-        return Outcome(start, coverage, tables={TABLE: rows})
+        return Outcome(start, tables={TABLE: rows})
 
     def _rows(
         self,
