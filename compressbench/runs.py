@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from compressbench.export.opsets import check_opset
 from compressbench.measure.accuracy import check_metric
 from compressbench.plan import Planned, make_plan
 from compressbench.recipe import Workshop, run
+from compressbench.recipe_file import read_recipe
 from compressbench.report import (
     Report,
     RunInfo,
@@ -37,8 +38,6 @@ from compressbench.units import seconds_text
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
 KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "name",
         "checkpoint_seconds", "opset"}  # fmt: skip
-MAX_RECIPE_BYTES = 200_000  # YAML is parsed at about 100 kB/s
-MAX_RECIPE_DEPTH = 40
 
 
 def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> int:
@@ -202,8 +201,13 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
 
 def _pictures(report: Report, folder: Path) -> list[Path]:
     from compressbench.plots import accuracy_against_size, layer_widths, write_html
+    from compressbench.pruning_plots import pruning_pictures
 
-    made = {"accuracy_size": accuracy_against_size(report), "layer_widths": layer_widths(report)}
+    made = {
+        "accuracy_size": accuracy_against_size(report),
+        "layer_widths": layer_widths(report),
+        **pruning_pictures(report),
+    }
     figures = {folder / f"{name}.html": f for name, f in made.items() if f is not None}
     for path, figure in figures.items():
         write_html(figure, path)
@@ -244,39 +248,6 @@ def replay(path: Path) -> int:
         same = "the same bytes as" if old == new else "NOT the same bytes as"
         print(f"model.onnx has {same} the one beside {path}")
     return 0
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A resolved config from a file; raises UserError for anything but plain YAML of our size."""
-    import yaml
-
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so no recipe of ours")
-    text = path.read_text(encoding="utf-8")
-    try:
-        _refuse_bombs(yaml.parse(text), path)
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: no recipe: a mapping is expected")
-    return config
-
-
-def _refuse_bombs(events: Iterable[Any], path: Path) -> None:
-    """Aliases grow exponentially, the parser's time with the square of the depth."""
-    import yaml
-
-    depth = 0
-    for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{path}: YAML aliases are not allowed in a recipe")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_RECIPE_DEPTH:
-            raise UserError(f"{path}: nested deeper than {MAX_RECIPE_DEPTH} levels")
 
 
 def run_name(config: Mapping[str, Any]) -> str:

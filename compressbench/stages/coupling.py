@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressbench.core import CheckFailedError
+from compressbench.stages.heads import head_widths
 from compressbench.stages.layers import prunable_layers
 
 Side = Literal["out", "in"]
@@ -26,12 +27,14 @@ class Family:
     arXiv:2301.12900): across residual additions, BatchNorm, depthwise convolutions, concatenation.
 
     `coupled` maps (module name, side) to the channels that go with each channel of `root`;
-    `reason` says why none of them can be removed, or is empty.
+    `reason` says why none of them can be removed, or is empty. `heads` has the channels of an
+    attention head for each layer whose outputs are split into heads: they go together.
     """
 
     root: str
     coupled: Mapping[tuple[str, Side], Channels]
     reason: str = ""
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     def layers(self) -> list[str]:
         """The modules whose output channels would be removed."""
@@ -69,10 +72,15 @@ def families(model: nn.Module, example: Tensor) -> list[Family]:
     tied = _tied(model)
     try:
         with dependency_graph(model, example) as graph:
-            return [_family(graph, group, names, tied) for group in graph.get_all_groups([])]
+            found = [_family(graph, group, names, tied) for group in graph.get_all_groups([])]
+        widths = head_widths(model, example)
     except REFUSALS as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CheckFailedError(f"cannot follow the channels of this model: {reason}") from error
+    return [
+        replace(family, heads={n: widths[n] for n in family.layers() if n in widths})
+        for family in found
+    ]
 
 
 def _family(graph: Any, group: Any, names: Mapping[Any, str], tied: set[str]) -> Family:
@@ -166,7 +174,7 @@ def units(family: Family, model: nn.Module) -> tuple[list[Unit], str]:
 
 def _atoms(family: Family, model: nn.Module) -> list[tuple[int, ...]]:
     """Channels of the root that must go together: the same position in every group of a grouped
-    convolution, so that all its groups stay equally wide.
+    convolution, so that all its groups stay equally wide; all channels of an attention head.
     """
     roots = sorted({r for channels in family.coupled.values() for r in channels})
     parent = {r: r for r in roots}
@@ -185,6 +193,11 @@ def _atoms(family: Family, model: nn.Module) -> list[tuple[int, ...]]:
         for root, members in channels.items():
             for member in members:
                 parent[find(root)] = find(first.setdefault(member % size, root))
+    for name, width in family.heads.items():
+        leaders: dict[int, int] = {}
+        for root, members in family.coupled[name, "out"].items():
+            for member in members:
+                parent[find(root)] = find(leaders.setdefault(member // width, root))
     return _classes(roots, find)
 
 

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from compressbench.artifact import apply_edit_, masked_layers
 from compressbench.core import CheckFailedError, Edit
 from compressbench.stages.coupling import REFUSALS, Family, Side, dependency_graph, is_depthwise
+from compressbench.stages.heads import set_counts_
 
 TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by far less
 
@@ -49,6 +50,9 @@ def remove_channels(
                 layer = small.get_submodule(root)
                 prune = graph.get_pruner_of_module(layer).prune_out_channels
                 graph.get_pruning_group(layer, prune, list(channels)).prune(record_history=False)
+        for family in families:
+            if family.root in cuts:
+                set_counts_(small, model, family.heads)
         _restore_flags_(small, model)
         _slice_masks_(small)
         outputs = run(small, example)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -348,3 +350,37 @@ def test_sparsegpt_says_which_layers_it_does_not_know():
     model = net()
     with pytest.raises(UserError, match="knows no ConvTranspose2d: skip up"):
         SparseGpt(IMAGES).of_model(model, layers(model, "up"), context())
+
+
+SHARDED = (Snip(IMAGES), Wanda(IMAGES), MeanActivation(IMAGES), Apoz(IMAGES))
+
+
+def scored(criterion) -> dict[str, Tensor]:
+    model = net()
+    return criterion.of_model(model, layers(model, "stem", "group", "fc"), context())
+
+
+def one_rank(rank: int, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = net()
+    own = layers(model, "stem", "fc")
+    found = [scored(criterion) for criterion in (*SHARDED, Taylor(IMAGES, 6), SparseGpt(IMAGES))]
+    masks = {name: torch.ones_like(m.weight, dtype=torch.bool) for name, m in own.items()}
+    for mask in masks.values():
+        mask[:, ::2] = False
+    found.append(SparseGpt(IMAGES).update(model, masks, context()))
+    results[rank] = [{n: v.tolist() for n, v in scores.items()} for scores in found]
+    dist.destroy_process_group()
+
+
+def test_two_ranks_hold_the_scores_of_all_images(tmp_path):
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
+        first, second = results[0], results[1]
+    assert first == second
+    for criterion, scores in zip(SHARDED, first, strict=False):
+        for name, alone in scored(criterion).items():
+            together = torch.tensor(scores[name], dtype=alone.dtype)
+            torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-7)

@@ -69,6 +69,13 @@ MISTAKES = [
         ["recipe=prune_2_4", f"{PRUNE}.layers=[entries.0.0]"],
         "2:4 does not fit entries.0.0: 4 does not",
     ),
+    (["recipe=prune_channels", f"{PRUNE}.macs=2x"], "one target must be .* got sparsity and macs"),
+    (
+        ["recipe=prune_channels_2x", f"{PRUNE}.macs=half"],
+        "macs must be an integer above 0, a share",
+    ),
+    (["recipe=lottery_ticket", "recipe.stages.train.keep_epoch=null"], "set keep_epoch of the"),
+    (["recipe=prune_gradual", f"{PRUNE}.sparsity=1.0"], r"sparsity must be a number in \[0, 1\)"),
     (["recipe=prune_2_4", f"{PRUNE}.sparsity=0.5"], "pattern=2:4 is a target of its own"),
     ([f"{PRUNE}.pattern=4:2", f"{PRUNE}.sparsity=null"], r"0 < N < M, such as .* got '4:2'"),
     ([f"{PRUNE}.layers=[clasifier]"], "layers: no .* 'clasifier'; the nearest name is classifier"),

@@ -29,6 +29,7 @@ from compressbench.criteria.l2 import L2
 from compressbench.criteria.magnitude import Magnitude
 from compressbench.stages.channels import PruneChannels, example_inputs
 from compressbench.stages.coupling import families
+from compressbench.stages.limits import macs
 from compressbench.stages.prune import Prune
 from compressbench.stages.removal import (
     check_replay,
@@ -157,7 +158,53 @@ class Scaled(Head):
         return self.head(F.relu(self.up(self.gain * F.relu(self.stem(x)))))
 
 
-ZOO = (Residual, Mobile, Grouped, Perceptron, Flat, Shared, Scaled)
+class Attention(nn.Module):
+    """Four heads, split off by `view` or `unflatten`."""
+
+    def __init__(self, counted: bool) -> None:
+        super().__init__()
+        self.heads, self.counted = 4, counted
+        self.query, self.key, self.value = (nn.Linear(16, 32) for _ in range(3))
+        self.out = nn.Linear(32, 16)
+
+    def split(self, x):
+        if self.counted:
+            return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.unflatten(-1, (-1, 8)).transpose(1, 2)
+
+    def forward(self, x):
+        query, key, value = (self.split(f(x)) for f in (self.query, self.key, self.value))
+        if self.counted:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = torch.softmax(query @ key.transpose(-1, -2) / 8**0.5, -1) @ value
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Transformer(nn.Module):
+    """Attention and a feed-forward layer with LayerNorm; every row of a picture is a token."""
+
+    counted = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(24, 16)
+        self.norm, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attention = Attention(self.counted)
+        self.up, self.down, self.fc = nn.Linear(16, 48), nn.Linear(48, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.embed(x.movedim(1, 2).flatten(2))
+        x = x + self.attention(self.norm(x))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.fc(x.mean(1))
+
+
+class CountedHeads(Transformer):
+    counted = True
+
+
+ZOO = (Residual, Mobile, Grouped, Perceptron, Flat, Shared, Scaled, Transformer, CountedHeads)
 
 
 class Awkward(Head):
@@ -224,6 +271,10 @@ def run(stage: PruneChannels, model: nn.Module):
     return outcome
 
 
+def kept_macs(model: nn.Module) -> int:
+    return macs(model.eval(), torch.zeros(1, 3, 8, 8))
+
+
 def details(outcome) -> dict[str, str]:
     return {row.layer: row.detail for row in outcome.coverage}
 
@@ -253,6 +304,7 @@ def test_removal_equals_channels_set_to_zero(kind):
     for family in (f for f in found if not f.reason):
         width = len(family.coupled[family.root, "out"])
         gone = sorted({(c + 8 * g) % width for g in range(4) for c in (1, 6)})  # in every group
+        gone = list(range(8, 16)) if family.heads else gone  # a whole head
         cuts = {family.root: gone}
         small = remove_channels(model, found, cuts, example_inputs(SPEC))
         removed = removed_channels(found, cuts)
@@ -376,6 +428,22 @@ def test_groups_stay_equally_wide():
     small = run(PruneChannels(L2(), 0.4, round_to=1), made(Grouped)).artifact.model
     assert small.stem[0].out_channels == small.grouped[0].in_channels == 20
     assert small.grouped[0].weight.shape[:2] == (20, 5)
+
+
+@pytest.mark.parametrize("kind", [Transformer, CountedHeads])
+def test_the_least_important_head_goes_as_a_whole(kind):
+    model = made(kind)
+    with torch.no_grad():
+        for name in ("query", "key", "value"):
+            model.attention.get_submodule(name).weight[16:24] *= 0.1
+    outcome = run(PruneChannels(L2(), 0.25), model)
+    removed = outcome.artifact.edits[-1]["removed"]
+    for name in ("query", "key", "value"):
+        assert removed[f"attention.{name}"] == {"out": list(range(16, 24))}
+    assert removed["attention.out"] == {"in": list(range(16, 24))}
+    assert outcome.artifact.model.attention.heads == 3
+    assert outcome.artifact.model.up.out_features == 40
+    assert "LayerNorm normalises" in details(outcome)["embed"]
 
 
 def test_skipped_layers_keep_their_channels():

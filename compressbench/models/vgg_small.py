@@ -1,0 +1,40 @@
+"""VGG-small, the plain CIFAR network of the low-bit literature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from compressbench.checks import check_integer
+from compressbench.core import UserError
+
+
+class VggSmall(nn.Module):
+    """Six 3x3 convolutions of w, w, 2w, 2w, 4w, 4w channels, each with BatchNorm and ReLU, pooled
+    by 2 after every second one; then one linear layer over all positions.
+
+    w is `base_width`, 128 as in Zhang et al. 2018 (LQ-Nets, arXiv 1807.10029). Maps [B, C, H, W]
+    to logits [B, num_classes], H and W of at least 8. At 3x32x32: 4,656,512 weights of
+    convolutions and the classifier for 10 classes, 607,600,640 multiply-accumulates.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, base_width: int = 128) -> None:
+        super().__init__()
+        check_integer("base_width", base_width, 1)
+        inner, height, width = input_shape
+        if min(height, width) < 8:
+            raise UserError(f"vgg_small needs images of at least 8x8, got {height}x{width}")
+        layers: list[nn.Module] = []
+        for outer in (base_width, 2 * base_width, 4 * base_width):
+            for _ in range(2):
+                conv = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
+                layers += [conv, nn.BatchNorm2d(outer), nn.ReLU()]
+                inner = outer
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inner * (height // 8) * (width // 8), num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(inputs).flatten(1))
+        return logits

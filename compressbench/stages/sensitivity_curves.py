@@ -1,0 +1,134 @@
+"""What single layers bear: accuracy and loss against the sparsity of one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressbench.checks import check_integer, check_share
+from compressbench.collectives import sum_over_ranks
+from compressbench.core import (
+    TRAINED,
+    Artifact,
+    CheckFailedError,
+    Context,
+    Criterion,
+    DataSpec,
+    ModelCriterion,
+    Outcome,
+    UserError,
+)
+from compressbench.images import training_batches
+from compressbench.sensitivities.probe import probe_of, weight_replaced
+from compressbench.stages.layers import (
+    check_criterion,
+    check_names,
+    forward_images,
+    left_out,
+    prunable_layers,
+)
+from compressbench.stages.prune import activations_in_float, weight_scores
+from compressbench.stages.selection import Selection
+
+TYPICAL_LAYERS = 20  # for an estimate of time before there is a model
+TABLE = "sensitivity"  # its name among the tables of the stage
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class SensitivityCurves:
+    """Prune one layer at a time to each of `sparsities`, and measure; the model stays as it is.
+
+    The table `sensitivity` has a row for each layer and sparsity, 0 included: `accuracy` in [0, 1]
+    and `loss` (mean cross-entropy) on `images` training images, not augmented, in batches of
+    `batch_size`, each of which normalizes itself, as statistics measured again would (Li et al.
+    2017, arXiv:1608.08710, section 3.2, for filters). The least important weights of the layer go,
+    by the `criterion`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset()
+    destroys: ClassVar[frozenset[str]] = frozenset()
+
+    criterion: Criterion | ModelCriterion
+    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
+    layers: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+    images: int = 512
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_criterion(self.criterion)
+        check_names("skip", self.skip)
+        check_names("layers", self.layers or ())
+        check_integer("images", self.images, 2)
+        check_integer("batch_size", self.batch_size, 2)
+        if not isinstance(self.sparsities, (list, tuple)) or not self.sparsities:
+            raise UserError(f"sparsities must be a list of numbers, got {self.sparsities!r}")
+        for sparsity in self.sparsities:
+            check_share("sparsities", sparsity)
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name that no layer has."""
+        left_out(model, self.skip, self.layers)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        used = min(self.images, train_images)
+        return 0, used * len(self.sparsities) * TYPICAL_LAYERS + forward_images(self.criterion)
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        model = deepcopy(start.model).cpu().eval()
+        left = left_out(model, self.skip, self.layers)
+        layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
+        if not layers:
+            raise UserError("sensitivity: no convolution or linear layer is left to prune")
+        with activations_in_float(model):
+            scores = weight_scores(self.criterion, model, layers, context)
+            probe = probe_of(model, context.runtime.device)
+            with activations_in_float(probe):
+                rows = self._rows(probe, layers, scores, context)
+        return Outcome(start, tables={TABLE: rows})
+
+    def _rows(
+        self,
+        probe: nn.Module,
+        layers: Mapping[str, nn.Module],
+        scores: Mapping[str, Tensor],
+        context: Context,
+    ) -> list[dict[str, Any]]:
+        batches = [b for b in training_batches(context, self.images, self.batch_size)
+                   if len(b[1]) > 1]  # fmt: skip
+        if not batches:
+            raise CheckFailedError("sensitivity: no batch of two or more training images")
+        dense, rows = figures(probe, batches), []
+        for done, (name, layer) in enumerate(layers.items()):
+            context.progress(done, len(layers), f"sensitivity of {name}")
+            weight = layer.get_parameter("weight").detach()
+            about = {"layer": name, "weights": weight.numel()}
+            rows.append({**about, "sparsity": 0.0, **dense})
+            for sparsity in sorted(set(self.sparsities) - {0.0}):
+                selection = Selection(sparsity, scope="layer")
+                mask = selection.masks({name: layer}, {name: scores[name]}, {name: weight == 0})
+                with weight_replaced(probe, name, weight * mask[name]):
+                    rows.append({**about, "sparsity": sparsity, **figures(probe, batches)})
+        return rows
+
+
+@torch.no_grad()
+def figures(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Accuracy and mean cross-entropy over the batches of all ranks."""
+    total = torch.zeros(3, dtype=torch.float64, device=batches[0][1].device)
+    for inputs, targets in batches:
+        logits = model(inputs)
+        total[0] += (logits.argmax(1) == targets).sum()
+        total[1] += F.cross_entropy(logits.double(), targets, reduction="sum")
+        total[2] += len(targets)
+    correct, loss, images = sum_over_ranks(total).tolist()
+    return {"accuracy": correct / images, "loss": loss / images}

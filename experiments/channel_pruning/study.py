@@ -1,0 +1,224 @@
+"""Channels removed to 2x and 4x fewer multiply-accumulates: our criteria and Torch-Pruning's own.
+
+python experiments/channel_pruning/study.py --root CIFAR10_FOLDER --model resnet20 \
+    --checkpoint resnet20.safetensors --validation-rows rows.txt [--processes 2] [--seeds 3]
+
+Each of our settings is a recipe of train (the checkpoint), prune and finetune, run by the same loop
+as run.py: what is in the store already is not computed again. Torch-Pruning removes channels from
+the same model with its own pruner and importances, rounded to 8, the classifier left alone, by
+bisection over its ratio to the same limit; then comes the same finetune with the same seeds and
+the same export and measurement. The controls, random channels and the same share of each layer by
+norm, always run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+STAGE = "recipe.stages.prune"
+TARGETS = ("2x", "4x")
+EPOCHS = 0.25
+OURS = {
+    "random": ["criterion@{}.criterion=random", "{}.criterion.unit=channel", "{}.scope=global"],
+    "l2, layer": ["criterion@{}.criterion=l2", "{}.scope=layer"],
+    "l2": ["criterion@{}.criterion=l2", "{}.scope=global"],
+    "taylor": ["criterion@{}.criterion=taylor", "{}.scope=global"],
+    "batchnorm scale": ["criterion@{}.criterion=batchnorm_scale", "{}.scope=global"],
+    "apoz": ["criterion@{}.criterion=apoz", "{}.scope=global"],
+    "mixed": ["criterion@{}.criterion=mixed", "{}.scope=global"],
+    "taylor, steps of 4": ["criterion@{}.criterion=taylor", "{}.scope=global", "{}.round_to=4"],
+}
+RATIO = "{}.max_layer_sparsity=0.75"  # of our global rankings: no stage is gutted
+THEIRS = {
+    "Torch-Pruning magnitude": "GroupMagnitudeImportance",
+    "Torch-Pruning Taylor": "GroupTaylorImportance",
+    "Torch-Pruning BatchNorm": "BNScaleImportance",
+    "Torch-Pruning random": "RandomImportance",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: a way to choose channels, the factor of fewer multiply-accumulates, a seed."""
+
+    method: str
+    target: str
+    seed: int
+
+    def overrides(self) -> list[str]:
+        chosen = OURS.get(self.method, OURS["l2"])
+        limits = [f"{STAGE}.sparsity=null", f"{STAGE}.macs={self.target}", f"seed={self.seed}"]
+        ratio = [RATIO] if "scope=global" in " ".join(chosen) else []
+        return [
+            "recipe=prune_channels", f"recipe.stages.finetune.epochs={EPOCHS}", *limits,
+            *(text.format(STAGE) for text in [*chosen, *ratio]),
+        ]  # fmt: skip
+
+
+def settings(seeds: int) -> Iterator[Setting]:
+    for seed, target, method in itertools.product(range(seeds), TARGETS, (*OURS, *THEIRS)):
+        yield Setting(method, target, seed)
+
+
+def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
+    """Run one setting; its row: figures of the exported file."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from compressbench.groups import config_folder
+    from compressbench.recipe import run
+    from compressbench.runs import prepare
+
+    fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none", "name=study"]
+    with initialize_config_dir(str(config_folder())):
+        composed = compose("config", [*fixed, *where, *setting.overrides()])
+    config = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(config, dict)
+    plan, workshop = prepare({str(k): v for k, v in config.items()})
+    if setting.method in OURS:
+        first, *_, last = run(plan, workshop)
+        figures = dict(last.measurement.figures)
+    else:
+        first = next(run(plan[:1], workshop))
+        figures = theirs(setting, first, plan[-1], workshop)
+    return {
+        **asdict(setting),
+        "test_accuracy": figures["test/accuracy"],
+        "val_accuracy": figures["val/accuracy"],
+        "macs": int(figures["compute/macs"]),
+        "params": int(figures["size/params"]),
+        "onnx_bytes": int(figures["size/onnx_bytes"]),
+        "speedup": figures["latency/speedup"],
+        "float_test_accuracy": first.measurement.figures["test/accuracy"],
+        "float_macs": int(first.measurement.figures["compute/macs"]),
+    }
+
+
+def theirs(setting: Setting, first: Any, finetune: Any, workshop: Any) -> dict[str, Any]:
+    """Torch-Pruning on the model of the first step, then the recipe's finetune and measurement."""
+    from compressbench.export.onnx import export_onnx
+    from compressbench.measure.measure import measure_model, test_figures
+    from compressbench.stages.batchnorm import reestimate_batchnorm_
+    from compressbench.stages.limits import macs
+
+    with tempfile.TemporaryDirectory() as folder:
+        context = workshop.context(finetune.job, Path(folder))
+        model = first.artifact.model
+        allowed = macs(model, _example(workshop)) / float(setting.target[:-1])
+        low, high = 0.0, 0.95
+        small = None
+        for _ in range(12):
+            middle = (low + high) / 2
+            tried = cut(model, setting, middle, context, _example(workshop))
+            if macs(tried, _example(workshop)) <= allowed:
+                small, high = tried, middle
+            else:
+                low = middle
+        if small is None:
+            raise SystemExit(f"{setting.method} does not reach {setting.target}")
+        reestimate_batchnorm_(small, context, 1024)
+        pruned = replace(first.artifact, model=small.eval(), key="")
+        tuned = finetune.stage.run({"model": pruned}, context).artifact
+        file = Path(folder) / "model.onnx"
+        export_onnx(tuned, workshop.data, file, workshop.opset)
+        reference, data = first.files / "model.onnx", workshop.data
+        measured = measure_model(tuned, file, reference, data, threads=1).figures
+        return {**measured, **test_figures(file, data, threads=1)}
+
+
+def cut(model: Any, setting: Setting, ratio: float, context: Any, example: Any) -> Any:
+    """A copy of `model` that Torch-Pruning has pruned, all groups by one ranking."""
+    import torch
+    import torch_pruning as tp
+    from torch.nn import functional as F
+
+    from compressbench.images import training_batches
+
+    copy = deepcopy(model).eval().requires_grad_(True)
+    kind = getattr(tp.importance, THEIRS[setting.method])
+    classifier = [m for m in copy.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    torch.manual_seed(setting.seed)
+    pruner = tp.pruner.BasePruner(
+        copy, example, importance=kind(), global_pruning=True, pruning_ratio=ratio, round_to=8,
+        ignored_layers=classifier,
+    )  # fmt: skip
+    if "Taylor" in setting.method:
+        for inputs, targets in training_batches(context, 1024, 128):
+            F.cross_entropy(copy(inputs), targets).backward()
+    pruner.step()
+    return copy.eval()
+
+
+def _example(workshop: Any) -> Any:
+    import torch
+
+    return torch.zeros(2, *workshop.data.spec.input_shape)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds as Markdown: test accuracy with half its range, MACs, bytes, speed-up."""
+    lines = ["| limit | method | test accuracy | fewer MACs | onnx bytes | latency | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for target, method in itertools.product(TARGETS, (*OURS, *THEIRS)):
+        own = [r for r in rows if (r["target"], r["method"]) == (target, method)]
+        if own:
+            accuracy = [100 * float(r["test_accuracy"]) for r in own]
+            fewer = statistics.mean(float(r["float_macs"]) / float(r["macs"]) for r in own)
+            size = statistics.mean(float(r["onnx_bytes"]) for r in own)
+            faster = statistics.mean(float(r["speedup"]) for r in own)
+            spread = (max(accuracy) - min(accuracy)) / 2
+            lines.append(f"| {target} | {method} | {statistics.mean(accuracy):.2f} ± {spread:.2f} |"
+                         f" {fewer:.2f}x | {size:,.0f} | {faster:.2f}x | {len(own)} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: Sequence[Mapping[str, Any]]) -> None:
+    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (HERE / "results.md").write_text(table(rows), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--model", default="resnet20", help="resnet20, mobilenet_v2, ...")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--validation-rows", required=True)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    chosen = parser.parse_args()
+    where = [
+        f"model={chosen.model}",
+        f"dataset.root={Path(chosen.root).resolve()}",
+        f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
+        f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
+    ]
+    wanted = list(settings(chosen.seeds))
+    found: dict[Setting, dict[str, Any]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
+        waiting = {pool.submit(measure, setting, where): setting for setting in wanted}
+        for number, done in enumerate(as_completed(waiting), 1):
+            row = found[waiting[done]] = done.result()
+            print(f"{number}/{len(wanted)} {row['target']} {row['method']}, seed {row['seed']}: "
+                  f"{100 * row['test_accuracy']:.2f}", flush=True)  # fmt: skip
+            write([found[s] for s in wanted if s in found])
+    print(table([found[s] for s in wanted]))
+
+
+if __name__ == "__main__":
+    main()
