@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import Context, Criterion, ModelCriterion, UserError
+from compressbench.core import Context, UserError
 from compressbench.criteria.scores import is_criterion, of_weights, over_mean, scores_of
+from compressbench.methods import Criterion, ModelCriterion
 
 Combination = Literal["product", "rank"]
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from compressbench.checks import check_integer
-from compressbench.core import Context, Observer
+from compressbench.core import Context
 from compressbench.layer_inputs import layer_moments, working_copies
+from compressbench.methods import Observer
 from compressbench.quantizers.grid import Grid, GridWeight, on_cpu
 from compressbench.quantizers.reconstruction import Fit, fit_layer
 

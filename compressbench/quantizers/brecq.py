@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from compressbench.checks import check_integer, is_number
 from compressbench.collectives import mean_over_ranks, world_size
-from compressbench.core import Context, Observer, UserError
+from compressbench.core import Context, UserError
 from compressbench.layer_inputs import (
     PASS_BATCH,
     calibration_batches,
@@ -19,6 +19,7 @@ from compressbench.layer_inputs import (
     layer_moments,
     working_copies,
 )
+from compressbench.methods import Observer
 from compressbench.quantizers.blocks import Unit, find_units
 from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, on_cpu, round_to_grid
 from compressbench.quantizers.reconstruction import (

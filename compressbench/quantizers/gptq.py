@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from compressbench.checks import check_flag, check_integer, check_positive
 from compressbench.compensation import columns, compensated, damped
-from compressbench.core import Context, Observer, UserError
+from compressbench.core import Context, UserError
 from compressbench.layer_inputs import layer_moments, working_copies
+from compressbench.methods import Observer
 from compressbench.moments import Moments
 from compressbench.quantizers.grid import (
     Grid,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.checks import check_flag, check_integer
-from compressbench.core import Context, Observer, UserError
+from compressbench.core import Context, UserError
+from compressbench.methods import Observer
 
 Granularity = Literal["tensor", "channel", "group"]
 GRANULARITIES = ("tensor", "channel", "group")

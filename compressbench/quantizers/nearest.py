@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compressbench.core import Context, Observer
+from compressbench.core import Context
+from compressbench.methods import Observer
 from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, round_to_grid
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressbench.checks import check_integer, check_positive, check_share
 from compressbench.collectives import mean_over_ranks, world_size
-from compressbench.core import Observer
+from compressbench.methods import Observer
 from compressbench.moments import Moments
 from compressbench.quantizers.grid import (
     Grid,

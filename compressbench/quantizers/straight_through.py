@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import Observer, UserError
+from compressbench.core import UserError
+from compressbench.methods import Observer
 from compressbench.quantizers.grid import Grid, GridWeight, choose_scale, expand, round_to_grid
 from compressbench.quantizers.trained import FixedSite, Rounding, limits_of, pass_through
 

@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressbench.checks import check_integer, is_number
-from compressbench.core import (
-    Artifact,
-    CheckFailedError,
-    Context,
-    Sensitivity,
-    UserError,
-)
+from compressbench.core import Artifact, CheckFailedError, Context, UserError
+from compressbench.methods import Sensitivity
 from compressbench.quantizers.grid import Grid, WeightQuantizer
 from compressbench.quantizers.mse import Mse
 from compressbench.quantizers.nearest import Nearest

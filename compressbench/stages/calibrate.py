@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.collectives import max_over_ranks
-from compressbench.core import CheckFailedError, Context, Edit, Observer
+from compressbench.core import CheckFailedError, Context, Edit
 from compressbench.images import training_images
+from compressbench.methods import Observer
 from compressbench.quantizers.activations import (
     CHILD,
     ActivationQuantizers,

@@ -24,14 +24,13 @@ from compressbench.core import (
     Artifact,
     CheckFailedError,
     Context,
-    Criterion,
     DataSpec,
-    ModelCriterion,
     Outcome,
     UserError,
 )
 from compressbench.criteria.mean_activation import MeanActivation
 from compressbench.criteria.scores import scores_of
+from compressbench.methods import Criterion, ModelCriterion
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.coupling import Family, Unit, families, units
 from compressbench.stages.cutting import Cut, Cutter, narrowed, reasons_of

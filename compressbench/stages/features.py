@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import FeatureLoss, UserError
+from compressbench.core import UserError
+from compressbench.methods import FeatureLoss
 from compressbench.quantizers.activations import CHILD
 
 Shape = tuple[int, ...]  # of one sample

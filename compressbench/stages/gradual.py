@@ -11,17 +11,8 @@ from torch import Tensor, nn
 
 from compressbench.artifact import apply_mask_, masked_layers, set_mask_
 from compressbench.checks import check_integer, check_share
-from compressbench.core import (
-    MASKED,
-    TRAINED,
-    Artifact,
-    Context,
-    Criterion,
-    DataSpec,
-    ModelCriterion,
-    Outcome,
-    UserError,
-)
+from compressbench.core import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome, UserError
+from compressbench.methods import Criterion, ModelCriterion
 from compressbench.stages import teaching
 from compressbench.stages.layers import prunable_layers
 from compressbench.stages.prune import Prune, mask_, zeroed

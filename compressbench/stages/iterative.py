@@ -20,14 +20,13 @@ from compressbench.core import (
     Artifact,
     Context,
     Coverage,
-    Criterion,
     DataSpec,
     Edit,
-    ModelCriterion,
     Outcome,
     Stage,
     UserError,
 )
+from compressbench.methods import Criterion, ModelCriterion
 from compressbench.stages import teaching
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.stages.layers import layers_with_weights, weights

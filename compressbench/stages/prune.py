@@ -22,16 +22,15 @@ from compressbench.core import (
     CheckFailedError,
     Context,
     Coverage,
-    Criterion,
     DataSpec,
     Edit,
-    ModelCriterion,
     Outcome,
     Stage,
     UserError,
 )
 from compressbench.criteria.mean_activation import MeanActivation
 from compressbench.criteria.scores import of_weights, scores_of
+from compressbench.methods import Criterion, ModelCriterion
 from compressbench.quantizers.activations import CHILD, ActivationQuantizers
 from compressbench.stages import masking
 from compressbench.stages.batchnorm import reestimate_batchnorm_

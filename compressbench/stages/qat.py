@@ -18,10 +18,10 @@ from compressbench.core import (
     Context,
     DataSpec,
     Edit,
-    Observer,
     Outcome,
     UserError,
 )
+from compressbench.methods import Observer
 from compressbench.quantizers.grid import Granularity, Grid
 from compressbench.quantizers.trained import ActivationTraining, WeightTraining
 from compressbench.stages import teaching

@@ -19,10 +19,10 @@ from compressbench.core import (
     Context,
     DataSpec,
     Edit,
-    Observer,
     Outcome,
     UserError,
 )
+from compressbench.methods import Observer
 from compressbench.quantizers import activations
 from compressbench.quantizers.dynamic import Dynamic
 from compressbench.quantizers.grid import Granularity, Grid, WeightQuantizer

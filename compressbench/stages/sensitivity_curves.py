@@ -18,13 +18,12 @@ from compressbench.core import (
     Artifact,
     CheckFailedError,
     Context,
-    Criterion,
     DataSpec,
-    ModelCriterion,
     Outcome,
     UserError,
 )
 from compressbench.images import training_batches
+from compressbench.methods import Criterion, ModelCriterion
 from compressbench.sensitivities.probe import probe_of, weight_replaced
 from compressbench.stages.layers import (
     check_criterion,

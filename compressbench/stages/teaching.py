@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.checks import check_share
-from compressbench.core import (
-    TRAINED,
-    Artifact,
-    Context,
-    DataSpec,
-    FeatureLoss,
-    Outcome,
-    UserError,
-)
+from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
+from compressbench.methods import FeatureLoss
 from compressbench.stages.features import Shape, pair, shapes, watched
 from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressbench.core import Context, FeatureLoss, Runtime, Stage
+from compressbench.core import Context, Runtime, Stage
 from compressbench.criteria.scores import of_channels, of_weights, scores_of
 from compressbench.data.digits import Digits
 from compressbench.groups import GROUPS, config_folder, options
+from compressbench.methods import FeatureLoss
 from compressbench.quantizers.activations import fake_quantize
 from compressbench.quantizers.grid import Grid, expand, step_limits
 from compressbench.targets import build

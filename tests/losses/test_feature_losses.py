@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.core import FeatureLoss
 from compressbench.errors import UserError
 from compressbench.losses.attention import Attention
 from compressbench.losses.fitnets import FitNets
 from compressbench.losses.mixed import Mixed
 from compressbench.losses.rkd import Rkd
 from compressbench.losses.similarity import Similarity
+from compressbench.methods import FeatureLoss
 
 LOSSES = (Attention(), FitNets(), Rkd(), Similarity())
 
