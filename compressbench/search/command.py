@@ -19,6 +19,7 @@ from compressbench.redact import redact
 from compressbench.search import space as spaces
 from compressbench.search import starts
 from compressbench.search.checked import check_places, check_values, read_metric
+from compressbench.search.cluster import Launch, supervise_jobs
 from compressbench.search.compose import cached_config
 from compressbench.search.desk import Desk, database_address, open_desk
 from compressbench.search.identity import check_same, digest, fingerprint
@@ -44,11 +45,12 @@ DEFAULT_TRIALS = 50
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
 
 
-def sweep(arguments: Sequence[str]) -> Sweep:
+def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
     """Run or continue the sweep that `arguments` describe; its last state.
 
-    `arguments` are the overrides of `python run.py -m`, without Hydra's own. Raises UserError
-    before anything runs for what cannot work.
+    `arguments` are the overrides of `python run.py -m`, without Hydra's own. Workers are our own
+    processes, or jobs that `launch` runs. Raises UserError before anything runs for what cannot
+    work.
     """
     conf = (config_folder(), *_own_folders(sys.argv))
     options, space, fixed = _read(arguments, conf)
@@ -60,15 +62,20 @@ def sweep(arguments: Sequence[str]) -> Sweep:
     description = _describe(spec)
     look = functools.partial(as_sweep, desk, description, spec.home)
     print(f"sweep {spec.name} in {spec.home}")
-    tracked = _watched(spec, options.workers, desk, look)
+    start = functools.partial(supervise, spec, options.workers)
+    if launch is not None:
+        start = functools.partial(supervise_jobs, spec, options.workers, launch)
+    tracked = _watched(spec, start, desk, look)
     shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
     done = look()
     show_end(done, tracked)
     return done
 
 
-def _watched(spec: Spec, workers: int, desk: Desk, look: Callable[[], Sweep]) -> Tracked:
-    """Supervise the workers, with the sweep on the terminal, in `sweep.json`, and tracked."""
+def _watched(
+    spec: Spec, start: Callable[..., None], desk: Desk, look: Callable[[], Sweep]
+) -> Tracked:
+    """Run the workers, with the sweep on the terminal, in `sweep.json`, and tracked."""
     config = cached_config(tuple(spec.fixed), spec.conf_folders)
     tracker: Tracker = build(config["tracking"], "tracking")
     tags = {"recipe": config["name"], "sweep": spec.name}
@@ -83,7 +90,7 @@ def _watched(spec: Spec, workers: int, desk: Desk, look: Callable[[], Sweep]) ->
             view.update(sweep)
 
         try:
-            supervise(spec, workers, desk, look, changed)
+            start(desk, look, changed)
             status = "FINISHED"
         except Exception:
             status = "FAILED"

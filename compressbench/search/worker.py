@@ -36,22 +36,27 @@ EXIT_USER = 101  # Python itself may end with 1
 def main() -> int:
     """Entry point: the first line on standard input is {"spec", "index"}; its end means: stop."""
     message = json.loads(sys.stdin.readline())
-    spec, owner = load_spec(message["spec"]), process_token()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
-        desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds)
-        use_sampler(desk, spec, message["index"])
-        warm_up(spec)
-        work(desk, spec, owner, lambda trial, lease: perform(desk, spec, trial, lease))
-        repeat_front(desk, spec, owner)
+        serve(load_spec(message["spec"]), message["index"])
     except UserError as error:
         print(str(error), file=sys.stderr)
         return EXIT_USER
     except StoppedError:
         return 128 + signal.SIGTERM
     return 0
+
+
+def serve(spec: Spec, index: int) -> None:
+    """Work on a sweep until it is finished, its front's last runs included."""
+    owner = process_token()
+    desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds)
+    use_sampler(desk, spec, index)
+    warm_up(spec)
+    work(desk, spec, owner, lambda trial, lease: perform(desk, spec, trial, lease))
+    repeat_front(desk, spec, owner)
 
 
 def warm_up(spec: Spec) -> None:

@@ -205,6 +205,7 @@ HINTON = {"_target_": "compressbench.losses.hinton.Hinton"}
 def recipe_text(**changes: object) -> str:
     """The recipe.yaml of a run, with some sections replaced."""
     config = composed("recipe=baseline", "name=mine", *QUIET)
+    config.pop("search")  # of sweeps, and in no run's file
     return yaml.safe_dump({**config, **changes})
 
 

@@ -28,7 +28,7 @@ def test_a_sweep_ends_with_a_front_of_real_files_and_keeps_its_name(tmp_path):
     known = f"search.enqueue=[{{{BITS}: 4, {IMAGES}: 32}}, {{{BITS}: 4, {IMAGES}: 32}}]"
     done = run_here([*TINY, *SPACE, "search.n_trials=3", known], tmp_path, store)
     assert done.code == 0, done.err
-    assert "3 complete, 0 pruned, 0 failed" in done.out
+    assert re.search(r"tiny: [123] of 3 complete trials are in the front", done.out)
     first, low, high = trials_of(tmp_path)
     assert dict(first.settings) == {BITS: 4, IMAGES: 32}
     assert (low.settings[BITS], high.settings[BITS]) == (8, 2), "both corners"
@@ -126,6 +126,20 @@ def test_trials_of_several_processes(tmp_path):
     done = run_here(words, tmp_path, tmp_path / "store")
     assert done.code == 0, done.err
     assert [t.state for t in trials_of(tmp_path)] == ["complete"] * 2
+
+
+@pytest.mark.long
+def test_workers_as_jobs_of_a_launcher(tmp_path):
+    """Submitit's local executor runs what its Slurm executor would send away."""
+    pytest.importorskip("submitit", reason="pip install 'compressbench[cluster]'")
+    words = [*TINY, *SPACE, "search.n_trials=4", "search.workers=2",
+             "hydra/launcher=submitit_local"]  # fmt: skip
+    done = run_here(words, tmp_path, tmp_path / "store")
+    assert done.code == 0, done.err
+    assert [t.state for t in trials_of(tmp_path)] == ["complete"] * 4
+    logs = list(tmp_path.glob("sweeps/tiny/jobs/.submitit/*/*_log.out"))
+    assert len(logs) == 2
+    assert not (tmp_path / "sweeps" / "tiny" / ".worker.json").exists(), "may hold a password"
 
 
 @pytest.mark.long
