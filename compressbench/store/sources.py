@@ -129,6 +129,7 @@ class _Finder:
         self._top = cache(_top)
         self.file = cache(self._file)
         self._folders = cache(self._look_for_folders)
+        self._own = cache(self._is_own)
         self._installed = tuple(_installed_folders())
 
     def modules(self, dotted: str) -> list[str]:
@@ -155,7 +156,9 @@ class _Finder:
 
     def is_own(self, dotted: str) -> bool:
         """Whether a name leads to this package or outside the interpreter's library folders."""
-        top = dotted.partition(".")[0]
+        return self._own(dotted.partition(".")[0])
+
+    def _is_own(self, top: str) -> bool:
         if top == _OURS:
             return True
         if self.file(top) is None and not self._folders(top):
