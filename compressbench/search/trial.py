@@ -11,7 +11,7 @@ from compressbench.core import Step
 from compressbench.errors import CheckFailedError, UserError
 from compressbench.recipe import run
 from compressbench.report import markdown
-from compressbench.runs import begin, prepare, record, run_name, ship, tags
+from compressbench.runs import begin, prepare, record, ship, tags
 from compressbench.search.compose import compose_config
 from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
@@ -32,6 +32,7 @@ def run_trial(
     spec: Spec,
     config: Mapping[str, Any],
     overrides: Sequence[str],
+    name: str,
     folder: Path,
     stop: Stop,
     progress: Callable[[int, int, str], None],
@@ -43,7 +44,7 @@ def run_trial(
     info = begin(config, folder, command, workshop.data)
     tracker: Tracker = build(config["tracking"], "tracking")
     labels = tags(config, workshop.data)
-    session = tracker.start_trial(folder, run_name(config), labels, config, spec.tag)
+    session = tracker.start_trial(folder, name, labels, config, spec.tag)
     steps: list[Step] = []
     status, reason = "failed", ""
     try:

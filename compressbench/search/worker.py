@@ -152,7 +152,8 @@ def _run(desk: Desk, spec: Spec, settings: Mapping[str, Any], folder: Path, leas
         return hopeless(step.name, step.measurement.figures, later, done,
                         spec.objectives, spec.constraints)  # fmt: skip
 
-    return run_trial(spec, config, overrides, folder, stop, lease.check)
+    name = lease.task.replace("/", " ")
+    return run_trial(spec, config, overrides, name, folder, stop, lease.check)
 
 
 if __name__ == "__main__":
