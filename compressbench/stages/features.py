@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -35,9 +35,10 @@ def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
 
 
 @contextmanager
-def watched(model: nn.Module, layers: Mapping[str, str], note: object) -> Iterator[None]:
+def watched(
+    model: nn.Module, layers: Mapping[str, str], note: Callable[[str, Tensor], None]
+) -> Iterator[None]:
     """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call."""
-    assert callable(note)
     handles = [
         model.get_submodule(name).register_forward_hook(
             lambda module, inputs, output, label=label: (
