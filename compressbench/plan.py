@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
-from compressbench.targets import build, nearest
+from compressbench.targets import build, nearest, own_targets
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
@@ -149,7 +149,7 @@ def _plan_stage(
         _check_teacher(stage, begins_with, before[teacher].begins_with, data.spec, where)
     config = _own_options(stages[name])
     weighs = bool(getattr(stage, "weighs_files", False))
-    targets = {*_ALWAYS_RUNS, *_targets([config, architecture, dataset])}
+    targets = {*_ALWAYS_RUNS, *own_targets([config, architecture, dataset])}
     parts: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "stage",
@@ -265,19 +265,6 @@ def _check_teacher(
             check_teacher(model, teacher, spec)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-
-
-def _targets(tree: Any) -> Iterator[str]:
-    """Every `_target_` in a config whose source is not a versioned library's."""
-    if isinstance(tree, Mapping):
-        target = tree.get("_target_")
-        if target is not None and not str(target).startswith("torch."):
-            yield str(target)
-        for value in tree.values():
-            yield from _targets(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _targets(value)
 
 
 def stage_seed(seed: int, name: str) -> int:

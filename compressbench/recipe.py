@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,9 +30,20 @@ from compressbench.plan import SCHEMA, Planned
 from compressbench.report import shrink_warning
 from compressbench.store.entries import Entry, Store
 from compressbench.store.sources import source_digest, versions
-from compressbench.targets import build
+from compressbench.targets import build, own_targets
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from compressbench.export.onnx import Trace
 
 Progress = Callable[[int, int, str], None]
+_TRACERS = (
+    "compressbench.artifact",
+    "compressbench.export.traced",
+    "compressbench.export.translate",
+)
+_EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def _exported_bytes(artifact: Artifact, workshop: Workshop, scratch: Path) -> in
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(artifact, workshop.data, path, workshop.opset)
+        export_onnx(artifact, workshop.data, path, workshop.opset, _tracer(artifact, workshop))
         return path.stat().st_size
 
 
@@ -161,7 +172,9 @@ def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., A
     def export(folder: Path) -> dict[str, Any]:
         workshop.progress(0, 1, "exporting to ONNX")
         file = folder / "model.onnx"
-        report: dict[str, Any] = export_onnx(artifact, workshop.data, file, workshop.opset)
+        report: dict[str, Any] = export_onnx(
+            artifact, workshop.data, file, workshop.opset, _tracer(artifact, workshop)
+        )
         (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
         return {}
 
@@ -169,14 +182,42 @@ def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., A
         "parents": {"model": artifact.key},
         "data": asdict(workshop.data.spec),
         "opset": workshop.opset,
-        "environment": versions(["torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"]),
+        "environment": versions(_EXPORTERS),
     }
     parts = _parts("export", shared, "compressbench.export.onnx.export_onnx")
     return workshop.store.get_or_build(parts, export)[0]
 
 
-def _parts(kind: str, shared: Mapping[str, Any], target: str) -> dict[str, Any]:
-    return {**shared, "schema": SCHEMA, "kind": kind, "code": source_digest([target])}
+def _tracer(artifact: Artifact, workshop: Workshop) -> Trace:
+    """Graphs from the store: artifacts of one architecture share theirs, whatever their weights."""
+    from compressbench.export.traced import read_graph, traced_edits, write_graph
+    from compressbench.export.translate import to_graph
+
+    def trace(model: torch.nn.Module, example: torch.Tensor, opset: int) -> ir.Model:
+        shared = {
+            "model": artifact.model_config,
+            "edits": traced_edits(artifact.edits),
+            "input": {"shape": list(example.shape), "dtype": str(example.dtype)},
+            "opset": opset,
+            "environment": versions(_EXPORTERS[:-1]),
+        }
+        needed = [
+            f"compressbench.{name}" for name in ("artifact", "export.traced", "export.translate")
+        ]
+        parts = _parts("graph", shared, *needed, *own_targets(artifact.model_config))
+
+        def write(folder: Path) -> dict[str, Any]:
+            write_graph(to_graph(model, example, opset), model, folder / "graph.onnx")
+            return {}
+
+        entry, _ = workshop.store.get_or_build(parts, write)
+        return read_graph(entry.folder / "graph.onnx", model)
+
+    return trace
+
+
+def _parts(kind: str, shared: Mapping[str, Any], *targets: str) -> dict[str, Any]:
+    return {**shared, "schema": SCHEMA, "kind": kind, "code": source_digest(sorted(targets))}
 
 
 def _machine() -> dict[str, str]:

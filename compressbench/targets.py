@@ -33,6 +33,19 @@ def leave() -> list[str]:
     return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
 
 
+def own_targets(tree: Any) -> Iterator[str]:
+    """Every `_target_` in a config whose source is not a versioned library's."""
+    if isinstance(tree, Mapping):
+        target = tree.get("_target_")
+        if target is not None and not str(target).startswith("torch."):
+            yield str(target)
+        for value in tree.values():
+            yield from own_targets(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from own_targets(value)
+
+
 def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
     """Call the `_target_` of `config` with its options and `keywords`, nested targets first.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressbench.artifact import activation_grid, codebook_bits, weight_bits, weight_grids
 from compressbench.core import Artifact, CheckFailedError, Data, DataSpec
@@ -29,28 +29,32 @@ if TYPE_CHECKING:
     from compressbench.export.lowering.bias import Biases
     from compressbench.export.lowering.storage import Storage
 
+    Trace = Callable[[nn.Module, Tensor, int], ir.Model]
 
-def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST) -> dict[str, Any]:
+
+def export_onnx(
+    artifact: Artifact, data: Data, path: Path, opset: int = NEWEST, trace: Trace | None = None
+) -> dict[str, Any]:
     """Write `artifact` as one .onnx file; the report (plain JSON) says what became of each layer.
 
     `opset` in [17, 25] is the highest that the target runtime knows; the file declares the lowest
     of 20, 21 and 25 that its weights need, or `opset` below 20. Raise CheckFailedError when a
     quantized layer is not in the graph or the file does not load, UserError where `opset` lacks an
     operator. The bytes depend on the artifact, the dataset's description and a few training images
-    only.
+    only. `trace` finds the graph of the model on an example, for an opset; by tracing, by default.
     """
     import onnx
 
-    from compressbench.export import translate
     from compressbench.export.grids import read_grids
     from compressbench.export.lowering import bias, constants, oldest, storage, weights
     from compressbench.export.lowering.strip import strip
     from compressbench.export.serialize import to_bytes
+    from compressbench.export.translate import to_graph
 
     check_opset(opset)
     declared = declared_opset(weight_bits(artifact.edits).values(), opset)
     example = data.prepare(data.split("train").inputs[:2].cpu())
-    model = translate.to_graph(artifact.model, example, max(declared, NATIVE))
+    model = (trace or to_graph)(artifact.model, example, max(declared, NATIVE))
     model.ir_version = IR_VERSION[declared]
     grids, owners = read_grids(artifact, model.graph)
     grids = _lower(model, grids)

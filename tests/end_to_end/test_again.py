@@ -59,6 +59,17 @@ def test_another_quantizer_reruns_from_quantize_on(digits_run, digits_store, tmp
     assert second.onnx != first.onnx
 
 
+def test_other_weights_of_one_architecture_need_no_tracing(
+    digits_run, digits_store, tmp_path, monkeypatch
+):
+    first = digits_run("baseline")
+    monkeypatch.setattr("compressbench.export.translate.to_graph", refuse)
+    arguments = ["recipe=prune", *first.arguments[1:], "recipe.stages.finetune.epochs=0.5"]
+    second = finished_run(arguments, tmp_path, digits_store)
+    assert second.hits == {"train": True, "prune": False, "finetune": False}
+    assert second.stage("finetune")["figures"]["val/agreement"] == 1.0
+
+
 def test_another_seed_shares_nothing(digits_run, digits_store, tmp_path):
     first = digits_run("baseline")
     plan = run_here([*first.arguments, "seed=1", "plan=true"], tmp_path, digits_store)

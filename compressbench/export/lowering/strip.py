@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import count, product
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -49,6 +50,8 @@ def _default(schema: onnx.defs.OpSchema, name: str) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, float):
+        return float(np.float32(value))  # as it is stored
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
