@@ -21,6 +21,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from math import log2
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compressbench.search.spec import Spec
 
 HERE = Path(__file__).parent
 SAMPLERS = ("random", "tpe", "nsgaii")
@@ -51,27 +55,35 @@ def hypervolume(points: Sequence[Point], accuracy: float, size: float) -> float:
     return area
 
 
-def sweep(sampler: str, seed: int, trials: int, folder: str) -> tuple[str, int, list[Point], Point]:
-    """One sweep, one trial after the other: (sampler, seed, its points in order, the float's)."""
+def make_spec(sampler: str, seed: int, trials: int, folder: str) -> Spec:
     from compressbench.groups import config_folder
     from compressbench.search.compose import compose_config
-    from compressbench.search.desk import open_desk
-    from compressbench.search.loop import work
     from compressbench.search.space import parse
     from compressbench.search.spec import Spec
-    from compressbench.search.worker import perform, use_sampler
-    from compressbench.store.processes import process_token
     from compressbench.trials import Objective
 
     conf = (config_folder(),)
     config = compose_config([*FIXED, f"sampler@search.sampler={sampler}"], conf)
     objectives = (Objective("val/accuracy", "maximize"),
                   Objective("size/download_bytes", "minimize"))  # fmt: skip
-    spec = Spec(f"{sampler}-{seed}", str(Path(folder, f"{sampler}-{seed}")), None, "", [],
-                "accuracy", objectives, (), tuple(parse(space(), conf)[0]), tuple(FIXED),
-                tuple(map(str, conf)), config["search"]["sampler"], (), trials, seed, 1, False,
-                30.0)  # fmt: skip
-    desk = open_desk(spec.home, None, spec.name, 30.0, objectives=objectives)
+    return Spec(
+        name=f"{sampler}-{seed}", folder=str(Path(folder, f"{sampler}-{seed}")), storage=None,
+        tag="", command=[], metric="accuracy", validation_rows=1, objectives=objectives,
+        constraints=(), space=tuple(parse(space(), conf)[0]), fixed=tuple(FIXED),
+        conf=tuple(map(str, conf)), sampler=config["search"]["sampler"], starts=(),
+        n_trials=trials, seed=seed, seeds=1, early_stop=False, lease_seconds=30.0,
+    )  # fmt: skip
+
+
+def sweep(sampler: str, seed: int, trials: int, folder: str) -> tuple[str, int, list[Point], Point]:
+    """One sweep, one trial after the other: (sampler, seed, its points in order, the float's)."""
+    from compressbench.search.desk import open_desk
+    from compressbench.search.loop import work
+    from compressbench.search.worker import perform, use_sampler
+    from compressbench.store.processes import process_token
+
+    spec = make_spec(sampler, seed, trials, folder)
+    desk = open_desk(spec.home, None, spec.name, 30.0, objectives=spec.objectives)
     use_sampler(desk, spec, 0)
     work(desk, spec, process_token(), lambda t, lease: perform(desk, spec, t, lease))
     results = [r for _, r in sorted(desk.results().items())]

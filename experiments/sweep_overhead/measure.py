@@ -37,8 +37,12 @@ FIGURES = ("size/onnx_bytes", "size/params", "latency/p50_ms", "compute/macs", "
 
 
 def make_spec(folder: Path, trials: int) -> Spec:
-    return Spec("noop", str(folder), None, "", [], "accuracy", OBJECTIVES, (), SPACE, (), (), {},
-                (), trials, 0, 1, False, 30.0)  # fmt: skip
+    return Spec(
+        name="noop", folder=str(folder), storage=None, tag="", command=[], metric="accuracy",
+        validation_rows=1, objectives=OBJECTIVES, constraints=(), space=SPACE, fixed=(), conf=(),
+        sampler={}, starts=(), n_trials=trials, seed=0, seeds=1, early_stop=False,
+        lease_seconds=30.0,
+    )  # fmt: skip
 
 
 def make_sampler(name: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from compressbench import pareto
 from compressbench.fronts import signed
-from compressbench.search.early import LEAST_TRIALS, MARGIN, hopeless
+from compressbench.search.early import LEAST_TRIALS, MARGIN, NEIGHBOURS, hopeless
 from compressbench.search.result import Result
 from compressbench.trials import Constraint, Objective
 
@@ -60,15 +61,39 @@ def test_it_stops_many_trials_and_none_of_the_front(seed):
     assert all(i < len(kept) for i in front(everything, OBJECTIVES))
 
 
-def test_the_bound_is_the_largest_gain_of_like_trials():
+def slow_bound(now, like, name, up):
+    """The rule in loops, on logarithms of sizes: gains, and neighbours with their leads."""
+    unit = (lambda v: v) if name == VAL else math.log
+    sign = 1 if up else -1
+    rows = [(sign * unit(r.stages[0]["figures"][name]), sign * unit(r.figures[name])) for r in like]
+    place = sign * unit(now[name])
+    bound = place + max(end - before for before, end in rows)
+
+    def ahead(place, others):
+        waiting, taken = [row for row in others if row[0] >= place], []
+        while waiting and len(taken) < NEIGHBOURS:
+            edge = min(before for before, _ in waiting)
+            taken += [end for before, end in waiting if before == edge]
+            waiting = [row for row in waiting if row[0] != edge]
+        return max(taken) if len(taken) >= NEIGHBOURS else None
+
+    lead = 0.0
+    for number, (before, end) in enumerate(rows):
+        best = ahead(before, [row for other, row in enumerate(rows) if other != number])
+        if best is not None and end - best > lead:
+            lead = end - best
+    best = ahead(place, rows)
+    bound = (bound if best is None else min(bound, best + lead)) + MARGIN
+    return bound if name == VAL else math.exp(sign * bound)
+
+
+def test_the_bound_is_the_largest_gain_of_like_trials_and_the_end_of_those_just_ahead():
     chance = random.Random(7)
     done = [trial(chance) for _ in range(60)]
     for settings, result in [trial(chance) for _ in range(40)]:
         like = [r for s, r in done if s[BITS] == settings[BITS]]
         now = result.stages[0]["figures"]
-        gain = max(r.figures[VAL] - r.stages[0]["figures"][VAL] for r in like)
-        ratio = min(r.figures[SIZE] / r.stages[0]["figures"][SIZE] for r in like)
-        end = [now[VAL] + gain + MARGIN, now[SIZE] * ratio * (1 - MARGIN)]
+        end = [slow_bound(now, like, VAL, True), slow_bound(now, like, SIZE, False)]
         wanted = any(dominates(r.values(OBJECTIVES), end, OBJECTIVES) for _, r in done)
         said = ask(settings, result, done)
         assert bool(said) == wanted
