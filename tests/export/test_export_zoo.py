@@ -6,11 +6,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_zoo import MODELS, Attention, Concat, Mobile, Residual, Shared, make, quantize, run
+from export_zoo import (
+    MODELS,
+    Attention,
+    Concat,
+    Mobile,
+    Perceptron,
+    Residual,
+    Shared,
+    calibrate_,
+    make,
+    quantize,
+    run,
+)  # fmt: skip
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compressbench.artifact import integer_weight, set_mask_
+from compressbench.core import Artifact
 from compressbench.export.onnx import export_onnx
 
 pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
@@ -52,6 +65,21 @@ def test_static_logits_follow_pytorch(kind, bits, granularity, export, data):
         assert np.abs(got - expected).max() < tolerance
         assert np.abs(got - expected).mean() < tolerance / 8
     assert report["activation_sites"] == len(artifact.edits[-1]["sites"])
+
+
+@pytest.mark.parametrize("kind", [Perceptron, Residual])
+def test_few_bits_on_both_sides_keep_their_biases(kind, data, tmp_path):
+    """In units of such coarse scales a bias would move every logit."""
+    made = quantize(make(kind), 3, "channel", None)
+    inputs, _ = _logits(made, data)
+    edit = calibrate_(made.model, inputs, bits=4)
+    made = Artifact(made.model, {}, (*made.edits, edit), frozenset())
+    report = export_onnx(made, data, tmp_path / "model.onnx")
+    assert any("too coarse" in row["reason"] for row in report["layers"])
+    expected = _logits(made, data)[1]
+    for optimize in (True, False):
+        error = np.abs(run(tmp_path / "model.onnx", inputs, optimize) - expected).max(1)
+        assert (error > 1e-4 * np.ptp(expected)).mean() <= 0.1  # a step that fell the other way
 
 
 def test_the_specification_agrees_not_only_onnxruntime(export, data):

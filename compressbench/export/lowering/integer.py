@@ -12,8 +12,11 @@ _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"}
 
 
 class ActivationGrid(NamedTuple):
+    """`levels` is the largest integer: 255, or less where a Clip makes the grid narrower."""
+
     scale: float
     zero_point: int
+    levels: int = 255
 
 
 def input_grid(node: ir.Node) -> ActivationGrid | None:
@@ -27,7 +30,14 @@ def input_grid(node: ir.Node) -> ActivationGrid | None:
     scale, zero_point = (constant(v) for v in inputs(source, 3)[1:])
     if scale is None or zero_point is None or scale.ndim or zero_point.dtype != "uint8":
         return None
-    return ActivationGrid(float(scale), int(zero_point))
+    return ActivationGrid(float(scale), int(zero_point), _levels(source))
+
+
+def _levels(dequantize: ir.Node) -> int:
+    integers = dequantize.inputs[0]
+    clip = integers.producer() if integers is not None else None
+    high = constant(inputs(clip, 3)[2]) if clip is not None and clip.op_type == "Clip" else None
+    return 255 if high is None else int(high)
 
 
 def integer_grid(node: ir.Node) -> ActivationGrid | None:

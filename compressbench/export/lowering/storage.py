@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compressbench.export.graph import attribute, insert_before
+from compressbench.export.graph import attribute, inputs, insert_before
 from compressbench.export.grids import Grids, WeightGrid
 from compressbench.export.lowering.integer import (
     dynamic_quantizer,
@@ -26,11 +26,13 @@ from compressbench.export.lowering.integer import (
 from compressbench.export.opsets import NEWEST, stored_width
 
 Kernel = Literal["integer", "dynamic", "float"]
+LEAST_PRODUCT = 255  # units of an int32 bias in the largest product of a weight and an activation
 _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
 _GROUPS = "no integer kernel takes a scale per group"
 _UNEVEN = "no integer convolution takes zero points that differ between channels"
 _CODEBOOK = "no integer kernel computes with values of a codebook"
+_COARSE = "its bias, in integers of the scales of weights and activations, would be too coarse"
 _OLD = f"{_UNEVEN}, before the runtimes of opset {NEWEST}"
 
 
@@ -99,6 +101,8 @@ def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: i
         return _CODEBOOK
     if grid.scale.ndim == 2:
         return _GROUPS
+    if made.kernel == "integer" and any(_is_coarse(grid, node) for node in nodes):
+        return _COARSE
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     if not (made.uneven and convolutions):
         return ""
@@ -109,6 +113,16 @@ def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: i
     if any(attribute(node, "group", 1) > 1 for node in convolutions):
         return _UNEVEN  # possible, but 40 times slower than float
     return "" if opset >= NEWEST else _OLD
+
+
+def _is_coarse(grid: WeightGrid, node: ir.Node) -> bool:
+    """Whether rounding the bias of a node to units of (activation scale * weight scale) could be
+    seen: ONNX Runtime does so for any bias of an integer kernel. 2-bit weights need all 255 levels.
+    """
+    found = integer_grid(node)
+    if found is None or inputs(node, 3)[2] is None:
+        return False
+    return found.levels * ((1 << (grid.bits - 1)) - 1) < LEAST_PRODUCT
 
 
 def _fits(steps: NDArray[Any], width: int) -> bool:
