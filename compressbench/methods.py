@@ -79,7 +79,10 @@ class DistillationLoss(Protocol):
     """A loss between a student's and a teacher's logits."""
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar.
+
+        Of token classification logits are [B, L, K] and labels [B, L], -100 where there is none.
+        """
         ...
 
 
