@@ -27,12 +27,19 @@ Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`
 
 
 class Compared(NamedTuple):
-    """One pair of layers that a term compares; `connector` makes the student's fit, or is None."""
+    """One pair of layers that a term compares; `connector` makes them fit, or is None."""
 
     term: str
     student: str
     teacher: str
     connector: nn.Module | None
+
+    def connected(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of both as the loss takes them."""
+        if self.connector is None:
+            return student, teacher
+        of_teacher = getattr(self.connector, "of_teacher", None)
+        return self.connector(student), teacher if of_teacher is None else of_teacher(teacher)
 
 
 def check_loss(loss: Any) -> None:
@@ -147,9 +154,9 @@ class Lesson(nn.Module):
             found["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
-            ours = self._seen[f"s{number}"]
-            ours = ours if compared.connector is None else compared.connector(ours)
-            value = loss.weight * loss(ours, taught[f"t{number}"])
+            pair = compared.connected(self._seen[f"s{number}"], taught[f"t{number}"])
+            labels = (targets,) if getattr(loss, "sees_labels", False) else ()
+            value = loss.weight * loss(*pair, *labels)
             found[compared.term] = found.get(compared.term, 0.0) + value
         return found
 

@@ -17,6 +17,7 @@ from compressbench.criteria.magnitude import Magnitude
 from compressbench.data.batches import batches
 from compressbench.data.digits import Digits
 from compressbench.losses.attention import Attention
+from compressbench.losses.crd import Crd
 from compressbench.losses.fitnets import FitNets
 from compressbench.losses.hinton import Hinton
 from compressbench.losses.mixed import Mixed
@@ -144,6 +145,29 @@ def test_each_term_is_logged_and_they_add_up(tmp_path):
     assert "train/hinton" not in run(Hinton(), tmp_path / "alone").history
 
 
+def test_both_embeddings_of_crd_are_trained_and_the_labels_get_there(tmp_path):
+    student, teacher, loss = cnn(), cnn(8, 1), Crd(dimensions=6, weight=2.0)
+    inputs, targets = next(iter(batches(Digits(), "train", 16)))
+    with lesson(student.model, {"teacher": teacher}, loss, ONCE, context(tmp_path)) as found:
+        found(student.model, inputs, targets, ROWS)[0].backward()
+        (embed,) = found.connectors
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in found.parameters())
+        features = [
+            embed(_last(student.model, inputs)),
+            embed.of_teacher(_last(teacher.model, inputs)),
+        ]
+        torch.testing.assert_close(found.terms["crd"], 2.0 * loss(*features, targets))
+
+
+def _last(model, inputs):
+    """The last map of a `SmallCnn`."""
+    caught = []
+    handle = model.blocks[2].register_forward_hook(lambda m, args, output: caught.append(output))
+    model(inputs)
+    handle.remove()
+    return caught[0]
+
+
 def test_a_projection_is_trained_and_left_behind(tmp_path):
     student, teacher = cnn(), cnn(8, 1)
     loss = FitNets(weight=3.0)
@@ -158,10 +182,16 @@ def test_a_projection_is_trained_and_left_behind(tmp_path):
 
 
 def test_every_term_changes_what_is_learned(tmp_path):
-    losses = [Hinton(), *(Mixed({"kd": Hinton(), "more": more})
-                          for more in (Attention(), FitNets(), Rkd(), Similarity()))]  # fmt: skip
-    digests = {weights(run(loss, tmp_path / str(i))) for i, loss in enumerate(losses)}
-    assert len(digests) == len(losses)
+    terms = (Attention(), FitNets(), Rkd(), Similarity(), Crd())
+    losses = [Hinton(), *(Mixed({"kd": Hinton(), "more": more}) for more in terms)]
+    inputs, targets = next(iter(batches(Digits(), "train", 16)))
+    gradients = set()
+    for loss in losses:
+        model, teacher = cnn().model, cnn(8, 1)
+        with lesson(model, {"teacher": teacher}, loss, ONCE, context(tmp_path)) as found:
+            found(model, inputs, targets, ROWS)[0].backward()
+        gradients.add(float(sum(p.grad.abs().sum() for p in model.parameters())))
+    assert len(gradients) == len(losses)
 
 
 def test_a_resumed_lesson_ends_on_the_same_bits(tmp_path):
