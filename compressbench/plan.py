@@ -157,7 +157,11 @@ def _plan_stage(
         "checkpoint": sha256_of(checkpoint) if checkpoint else None,
         "data": data.manifest(),
         "code": source_digest(sorted(targets | ({_EXPORTER} if weighs else set()))),
-        "environment": versions(_FIT_LIBRARIES + (_EXPORT_LIBRARIES if weighs else ())),
+        "environment": versions(
+            _FIT_LIBRARIES
+            + (_EXPORT_LIBRARIES if weighs else ())
+            + tuple(getattr(begins_with, "libraries", ()))
+        ),
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
         **({"opset": opset} if weighs else {}),

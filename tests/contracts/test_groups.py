@@ -25,7 +25,8 @@ FILES = sorted(p for p in CONF.glob("*/*.yaml"))
 METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
            "dataset", "tracking", "sampler")  # fmt: skip
 RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
-GIVEN = {"input_shape", "num_classes", "seed", "number"}  # passed by us, never written
+# Passed by us, never written.
+GIVEN = {"input_shape", "num_classes", "vocabulary", "pad", "seed", "number"}
 
 
 def read(path: Path) -> dict:
@@ -92,9 +93,18 @@ def test_shows_every_option_of_its_class(path):
     assert set(config) - RESERVED | from_defaults == parameters - RESERVED
 
 
+def skip_without_its_library(path) -> None:
+    """Models of other libraries have tests of their own, with fewer weights."""
+    module, _, name = read(path)["_target_"].rpartition(".")
+    libraries = getattr(getattr(__import__(module, fromlist=[name]), name), "libraries", ())
+    if libraries:
+        pytest.skip(f"needs {', '.join(libraries)}: see tests/models/test_foreign_models.py")
+
+
 @pytest.mark.parametrize("path", of("model"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
 def test_a_model_maps_images_to_logits(path, shape):
+    skip_without_its_library(path)
     model = build(plain(path, input_shape=list(shape), num_classes=7)).eval()
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
