@@ -45,13 +45,13 @@ def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict
     from compressbench.recipe import run
     from compressbench.runs import prepare
 
-    student = [f"model@{STAGE}.model=resnet20", f"{STAGE}.model.depth=8",
+    student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20", f"{STAGE}.model.depth=8",
                f"{STAGE}.model.base_width=8"]  # fmt: skip
-    fixed = ["recipe=distill", "model=resnet20", "dataset=cifar10", "trainer=cpu",
+    fixed = ["recipe=baseline", "model=resnet20", "dataset=cifar10", "trainer=cpu",
              "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
              f"{STAGE}.epochs={epochs}", *student]  # fmt: skip
     with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *where, *METHODS[method]])
+        composed = compose("config", [*fixed, *METHODS[method], *where])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     plan, workshop = prepare({str(k): v for k, v in config.items()})
