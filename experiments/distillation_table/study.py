@@ -45,8 +45,8 @@ def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict
     from compressbench.recipe import run
     from compressbench.runs import prepare
 
-    student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20", f"{STAGE}.model.depth=8",
-               f"{STAGE}.model.base_width=8"]  # fmt: skip
+    student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20",
+               f"{STAGE}.model.depth=8", f"{STAGE}.model.base_width=8"]  # fmt: skip
     fixed = ["recipe=baseline", "model=resnet20", "dataset=cifar10", "trainer=cpu",
              "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
              f"{STAGE}.epochs={epochs}", *student]  # fmt: skip
