@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.models.extras import extra
 from compressbench.models.hugging_face import HuggingFaceImages, HuggingFaceTexts
 from compressbench.models.timm_model import Timm
+from compressbench.targets import build
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 24}  # fmt: skip
@@ -36,6 +38,12 @@ def texts(config=BERT, length=9, vocabulary=40, pad=0):
 def test_a_missing_extra_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"nolib is not installed: pip install 'compressbe"):
         extra("nolib", "x")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    config = {"_target_": "compressbench.models.timm_model.Timm", "name": "resnet18"}
+    with pytest.raises(
+        UserError, match=r"^model: timm is not installed: pip install '.*\[timm\]'$"
+    ):
+        build(config | {"input_shape": [1, 8, 8], "num_classes": 2}, "model")
 
     def broken(name):
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
