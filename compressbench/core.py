@@ -127,7 +127,8 @@ class Coverage:
 class Outcome:
     """What a stage hands back. `history` is one list of figures per name, one figure an epoch.
 
-    `tables` hold rows of plain JSON, all with the same columns, by the name of the table.
+    `tables` hold rows of plain JSON, all with the same columns, by the name of the table. `notes`
+    are lines about how it was done.
     """
 
     artifact: Artifact
@@ -135,6 +136,7 @@ class Outcome:
     history: Mapping[str, list[float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ class Stage(Protocol):
     before; `weighs_files`, true where what it does depends on bytes of exported files;
     `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
     raise UserError for options that cannot work after those stages, or on the architecture (in
-    eval mode) that the stage's model begins with; `check_teacher(model, teacher, spec)` the same
-    for that of a teacher.
+    eval mode) that the stage's model begins with; `check_teachers(model, teachers, spec)` the same
+    for those of its teachers.
     """
 
     @property
@@ -189,7 +191,10 @@ class Stage(Protocol):
         ...
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        """(images trained on, images only run forward), for the time estimate of a plan."""
+        """(images trained on, images only run forward), for the time estimate of a plan.
+
+        Images that teachers look at are not counted: they are those trained on.
+        """
         ...
 
 
@@ -212,3 +217,4 @@ class Step:
     is_baseline: bool
     is_last: bool
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

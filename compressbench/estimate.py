@@ -20,7 +20,8 @@ PROBE_IMAGES, PROBE_SECONDS = 32, 0.3
 def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict[str, float]:
     """Stage name -> estimated seconds, by running a few batches of noise through each model.
 
-    A pruned model is taken to be as slow as the one it came from.
+    A pruned model is taken to be as slow as the one it came from. Each teacher runs forward on
+    every image that its student is trained on.
     """
     torch.set_num_threads(runtime.threads)
     images = len(data.split("train"))
@@ -32,7 +33,9 @@ def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict
         if planned.job.checkpoint is not None:
             trained = 0
         train, forward = speeds[planned.name]
-        work = (trained * train + forwarded * forward) / runtime.devices
+        teachers = [n for role, n in planned.parents.items() if role.startswith("teacher")]
+        taught = sum(trained * speeds[name][1] for name in teachers)
+        work = (trained * train + forwarded * forward + taught) / runtime.devices
         seconds[planned.name] = work + MEASURING_SECONDS
     return seconds
 

@@ -93,5 +93,6 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "coverage": [asdict(row) for row in outcome.coverage],
         "history": dict(outcome.history),
         "warnings": list(outcome.warnings),
+        "notes": list(outcome.notes),
         "tables": {name: list(rows) for name, rows in outcome.tables.items()},
     }

@@ -79,7 +79,10 @@ class DistillationLoss(Protocol):
     """A loss between a student's and a teacher's logits."""
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar.
+
+        Of token classification logits are [B, L, K] and labels [B, L], -100 where there is none.
+        """
         ...
 
 
@@ -106,10 +109,14 @@ class FeatureLoss(Protocol):
         """A module, trained with the student, that makes features of the shape `student` (without
         the batch) ones that can be compared with `teacher`; None where they can be already.
 
+        A module that has a method `of_teacher` makes comparable features of the teacher's, too.
         Raises UserError with both shapes where there is no way.
         """
         ...
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B, ...] of both, the student's connected -> a scalar of at least 0."""
+        """Features [B, ...] of both, connected -> a scalar of at least 0.
+
+        A class attribute `sees_labels = True` asks for the labels as a third argument.
+        """
         ...

@@ -99,12 +99,7 @@ def _check_lines(stages: Mapping[str, Stage], fresh: frozenset[str]) -> None:
     line: list[Stage] = []
     for name, stage in stages.items():
         line = [] if name in fresh else line
-        check_line = getattr(stage, "check_line", None)
-        if check_line is not None:
-            try:
-                check_line(line)
-            except UserError as error:
-                raise UserError(f"recipe.stages.{name}: {error}") from None
+        _ask(stage, "check_line", f"recipe.stages.{name}", line)
         line = [*line, stage]
 
 
@@ -143,10 +138,12 @@ def _plan_stage(
     else:
         at = f"{where}.model" if stages[name].get("model") else "model"
         architecture, checkpoint, begins_with = _architecture(own, data, at)
-    _check_model(stage, begins_with, data.spec, where)
-    for role, teacher in _teachers(name, stages[name], before, where).items():
-        parents[role] = teacher
-        _check_teacher(stage, begins_with, before[teacher].begins_with, data.spec, where)
+    _ask(stage, "check_model", where, begins_with, data.spec)
+    teachers = _teachers(name, stages[name], before, where)
+    parents |= teachers
+    if teachers:
+        taught_by = [before[teacher].begins_with for teacher in teachers.values()]
+        _ask(stage, "check_teachers", where, begins_with, taught_by, data.spec)
     config = _own_options(stages[name])
     weighs = bool(getattr(stage, "weighs_files", False))
     targets = {*_ALWAYS_RUNS, *own_targets([config, architecture, dataset])}
@@ -160,7 +157,11 @@ def _plan_stage(
         "checkpoint": sha256_of(checkpoint) if checkpoint else None,
         "data": data.manifest(),
         "code": source_digest(sorted(targets | ({_EXPORTER} if weighs else set()))),
-        "environment": versions(_FIT_LIBRARIES + (_EXPORT_LIBRARIES if weighs else ())),
+        "environment": versions(
+            _FIT_LIBRARIES
+            + (_EXPORT_LIBRARIES if weighs else ())
+            + tuple(getattr(begins_with, "libraries", ()))
+        ),
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
         **({"opset": opset} if weighs else {}),
@@ -177,12 +178,12 @@ def _plan_stage(
     return Planned(job, stage, parents, parts, begins_with)
 
 
-def _check_model(stage: Stage, model: torch.nn.Module, spec: DataSpec, where: str) -> None:
-    """Let a stage look at the architecture that its line begins with."""
-    check_model = getattr(stage, "check_model", None)
-    if check_model is not None:
+def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
+    """Let a stage that has the method `check` refuse what it is to begin with."""
+    method = getattr(stage, check, None)
+    if method is not None:
         try:
-            check_model(model, spec)
+            method(*given)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
@@ -253,18 +254,6 @@ def _teachers(
             choices = nearest(str(teacher), before)
             raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")
     return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
-
-
-def _check_teacher(
-    stage: Stage, model: torch.nn.Module, teacher: torch.nn.Module, spec: DataSpec, where: str
-) -> None:
-    """Let a stage look at the architectures that it and its teacher begin with."""
-    check_teacher = getattr(stage, "check_teacher", None)
-    if check_teacher is not None:
-        try:
-            check_teacher(model, teacher, spec)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -110,6 +110,7 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
             outcome["history"],
             tuple(outcome["warnings"]) + measurement.warnings,
             files, baseline is None, index == len(plan) - 1, outcome["tables"],
+            tuple(outcome["notes"]),
         )  # fmt: skip
         warning = shrink_warning(previous, step) if previous else None
         done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))

@@ -108,6 +108,7 @@ def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
         "coverage": [asdict(row) for row in step.coverage],
         "history": {name: list(values) for name, values in step.history.items()},
         "warnings": list(step.warnings),
+        "notes": list(step.notes),
         "tables": {name: list(rows) for name, rows in step.tables.items()},
         "layers": _layers(step.files),
     }

@@ -102,6 +102,8 @@ class Terminal:
         )
         if step.coverage:
             self.coverage(step.coverage, brief=step.hit)
+        for text in step.notes:
+            self._line(f"      {text}")
         for text in step.warnings:
             self.warn(text)
         self._begin(step.index + 1)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from compressbench import estimate
 from compressbench.core import Runtime
 from compressbench.data.digits import Digits
 from compressbench.errors import UserError
@@ -98,6 +99,36 @@ def test_a_stage_with_a_loss_of_its_own_has_a_teacher_or_neither():
     taught = plan(stages=changed(("distill",), {**QAT, "loss": LOSS, "teacher": "train"}))[2]
     assert alone.parents == {"model": "prune"}
     assert taught.parents == {"model": "prune", "teacher": "train"}
+
+
+ATTENTION = {"_target_": "compressbench.losses.attention.Attention"}
+
+
+def with_two_teachers(loss):
+    cnn = {"_target_": "compressbench.models.small_cnn.SmallCnn", "width": 4}
+    other = {**STAGES["train"], "model": cnn}
+    distill = {**STAGES["distill"], "model": cnn, "loss": loss, "teacher": ["train", "other"]}
+    return {"train": other, "other": other, "distill": distill}
+
+
+def test_features_of_several_teachers_are_refused_before_anything_runs():
+    found = plan(stages=with_two_teachers(LOSS))[2]
+    assert found.parents == {"teacher": "train", "teacher.1": "other"}
+    with pytest.raises(UserError, match=r"stages.distill: features of several teachers cannot be"):
+        plan(stages=with_two_teachers(ATTENTION))
+
+
+def test_every_teacher_counts_in_the_time_estimate_at_its_own_speed(monkeypatch):
+    speeds = {"train": (0.5, 0.1), "other": (0.3, 0.05), "distill": (0.2, 0.01)}
+    monkeypatch.setattr(estimate, "_speed_of", lambda planned, *rest: speeds[planned.name])
+    images = len(Digits().split("train"))
+    for devices in (1, 2):
+        runtime = Runtime(devices=devices)
+        laid_out = plan(stages=with_two_teachers(LOSS), runtime=runtime)
+        found = estimate.stage_seconds(laid_out, Digits(), runtime)
+        work = {name: seconds - estimate.MEASURING_SECONDS for name, seconds in found.items()}
+        assert work["train"] == pytest.approx(images * 0.5 / devices)
+        assert work["distill"] == pytest.approx(images * (0.2 + 0.1 + 0.05) / devices)
 
 
 def test_a_stage_with_a_model_of_its_own_starts_fresh():

@@ -102,6 +102,14 @@ def test_warnings_are_loud_and_markup_in_them_is_text():
     assert "\x1b[1;33mWARNING" in coloured.file.getvalue()
 
 
+def test_notes_of_a_stage_stand_under_it(tmp_path):
+    note = "teacher: float32, once for each of 9 images (1 kB)"
+    noted = replace(make_steps()[1], notes=(note,))
+    _, console = run(80, [noted])
+    assert f"      {note}\n" in console.file.getvalue()
+    assert build_report(make_info(tmp_path), [noted], "finished")["stages"][0]["notes"] == [note]
+
+
 def test_coverage_says_which_layers_and_what_share():
     console = Console(width=80, file=io.StringIO())
     rows = [Coverage(f"layer{n}", "Conv2d", 100, 100) for n in range(40)]

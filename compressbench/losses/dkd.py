@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressbench.checks import check_not_negative, check_positive
+from compressbench.losses.positions import labelled
 
 
 @dataclass(frozen=True)
 class Dkd:
-    """CE(s, y) + T² (alpha TCKD + beta NCKD), means over the batch (Zhao et al. 2022,
-    arXiv:2203.08679).
+    """CE(s, y) + T² (alpha TCKD + beta NCKD), means over the batch, or over all positions with a
+    label (Zhao et al. 2022, arXiv:2203.08679).
 
     Of softmax(logits / T): TCKD is the Kullback-Leibler divergence of (target class, all others)
     from the teacher's, NCKD that of the other classes among themselves. Hinton's divergence is
@@ -32,7 +33,8 @@ class Dkd:
         check_not_negative("beta", self.beta)
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        student, teacher, targets = labelled(student, teacher, targets)
         target, others = decoupled(student / self.temperature, teacher / self.temperature, targets)
         soft = self.alpha * target.mean() + self.beta * others.mean()
         return F.cross_entropy(student, targets) + self.temperature**2 * soft

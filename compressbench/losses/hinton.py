@@ -9,11 +9,13 @@ from torch.nn import functional as F
 
 from compressbench.checks import check_positive, is_number
 from compressbench.core import UserError
+from compressbench.losses.positions import labelled
 
 
 @dataclass(frozen=True)
 class Hinton:
-    """alpha T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - alpha) CE(s, y), means over the batch.
+    """alpha T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - alpha) CE(s, y), means over the batch
+    (for token classification over all positions with a label).
 
     `temperature` T > 0 softens both; `alpha` in [0, 1] weighs the distillation term; T² keeps
     its gradient at the size of the other's (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
@@ -28,7 +30,8 @@ class Hinton:
             raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar."""
+        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        student, teacher, targets = labelled(student, teacher, targets)
         soft = F.kl_div(
             F.log_softmax(student / self.temperature, dim=1),
             F.log_softmax(teacher / self.temperature, dim=1),

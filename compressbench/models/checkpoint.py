@@ -14,6 +14,7 @@ from compressbench.core import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 PREFIXES = ("module.", "model.")  # of DataParallel, of common wrappers
+WRAPPED = "network."  # of our own around models of other libraries
 SHOWN = 3  # names in a message
 
 
@@ -83,8 +84,12 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take off a prefix that all names have, unless the model's own names have it, too."""
+    """Take off a prefix that all names have, unless the model's own names have it, too; put on the
+    one that our wrappers have.
+    """
     own = list(model.state_dict())
+    if any(WRAPPED + name in own for name in state):
+        return {WRAPPED + name: tensor for name, tensor in state.items()}
     for prefix in PREFIXES:
         shared = all(name.startswith(prefix) for name in state)
         if shared and not all(name.startswith(prefix) for name in own):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,13 +41,14 @@ class Distill:
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
 
-    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
         """Refuse before anything runs features that cannot be compared."""
-        teaching.check_teacher(self.loss, model, teacher, spec)
+        teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        images = round(self.epochs * train_images)
-        return images, images
+        return round(self.epochs * train_images), 0
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         return teaching.learn(inputs["model"], inputs, self.loss, 0.0, self.schedule(), context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -50,13 +50,14 @@ class Finetune:
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
 
-    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
         """Refuse before anything runs features that cannot be compared."""
-        teaching.check_teacher(self.loss, model, teacher, spec)
+        teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        images = round(self.epochs * train_images)
-        return images, 0 if self.loss is None else images
+        return round(self.epochs * train_images), 0
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         lasso = partial(WithGroupLasso, factor=self.group_lasso) if self.group_lasso else None
@@ -79,8 +80,10 @@ class WithGroupLasso(nn.Module):
         self.loss, self.factor = loss, factor
         self.terms: dict[str, Tensor] = {}
 
-    def forward(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        value, logits = self.loss(model, inputs, targets)
+    def forward(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, logits = self.loss(model, inputs, targets, rows)
         lasso = self.factor * group_lasso(model)
         self.terms = {**getattr(self.loss, "terms", {"labels": value}), "group_lasso": lasso}
         return value + lasso, logits

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from compressbench.artifact import apply_mask_, masked_layers
 from compressbench.collectives import mean_over_ranks, rank, world_size
 from compressbench.core import CheckFailedError, Context
-from compressbench.data.batches import batches
+from compressbench.data.batches import batches, image_order
+from compressbench.losses.positions import IGNORED
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.stages.schedule import BatchLoss, Companion, Schedule
 
@@ -49,10 +50,9 @@ class _Module(pl.LightningModule):
         self.parts: dict[str, Tensor] = {}  # sums of the terms of the loss, over the epoch so far
         images = len(context.data.split("train"))
         self.share = schedule.share(world_size())
-        self.per_epoch = max(1, images // world_size() // self.share)
-        if context.runtime.max_batches is not None:
-            self.per_epoch = min(self.per_epoch, context.runtime.max_batches)
-        self.steps = max(1, round(schedule.epochs * self.per_epoch))
+        self.per_epoch, self.steps = schedule.steps(
+            images, world_size(), context.runtime.max_batches
+        )
         self.history: dict[str, list[float]] = {"train/loss": [], "train/accuracy": []}
         self.resumed: dict[str, Any] | None = None  # what `save_` wrote before a restart
         self.first_epoch = self.first_step = 0
@@ -107,12 +107,12 @@ class _Module(pl.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        inputs, targets = batch
-        loss, logits = self.loss(self.model, inputs, targets)
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], index: int) -> Tensor:
+        inputs, targets, rows = batch
+        loss, logits = self.loss(self.model, inputs, targets, rows)
         with torch.no_grad():
-            correct = (logits.argmax(1) == targets).sum()
-            count = torch.tensor(float(len(targets)), device=loss.device)
+            correct = (logits.argmax(-1) == targets).sum()
+            count = (targets != IGNORED).sum().float()
             self.sums += torch.stack([loss.detach().float() * count, correct.float(), count])
             terms = getattr(self.loss, "terms", {})
             for name, value in terms.items() if len(terms) > 1 else ():
@@ -171,16 +171,20 @@ class _Epoch:
     def __len__(self) -> int:
         return self.module.per_epoch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         module = self.module
-        context = module.context
+        context, device = module.context, module.context.runtime.device
+        seed = _mix(context.seed, module.epoch)
         epoch = batches(
             context.data, "train", module.share,
-            device=context.runtime.device, augment=True, drop_last=True,
-            shuffle_seed=_mix(context.seed, module.epoch),
+            device=device, augment=True, drop_last=True,
+            shuffle_seed=seed,
             rank=rank(), world_size=world_size(),
         )  # fmt: skip
-        return (batch for batch, _ in zip(epoch, range(module.per_epoch), strict=False))
+        images = len(context.data.split("train"))
+        order = image_order(images, None, seed, rank(), world_size(), True).to(device)
+        rows = (order[n * module.share : (n + 1) * module.share] for n in range(len(self)))
+        return ((*batch, numbers) for numbers, batch in zip(rows, epoch, strict=False))
 
 
 def _mix(*numbers: int) -> int:
@@ -201,10 +205,11 @@ def fit_(
 ) -> dict[str, list[float]]:
     """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
 
-    `loss(model, inputs, targets)` returns the scalar loss and the logits; one that is a module has
-    its parameters trained along, and the means of its `terms` returned, too. The optimizer gets
-    `groups`, or one group with all that is trainable; a `companion` is told of every step. Masked
-    weights are exactly zero after every step. Raises CheckFailedError when the loss is not finite.
+    `loss(model, inputs, targets, rows)`, `rows` their numbers in the training split, returns the
+    scalar loss and the logits; one that is a module has its parameters trained along, and the means
+    of its `terms` returned, too. The optimizer gets `groups`, or one group with all that is
+    trainable; a `companion` is told of every step. Masked weights are exactly zero after every
+    step. Raises CheckFailedError when the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():

@@ -85,13 +85,14 @@ class PruneGradually:
         """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
         self.prune(self.sparsity).left(model)
 
-    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
         """Refuse before anything runs features that cannot be compared."""
-        teaching.check_teacher(self.loss, model, teacher, spec)
+        teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        trained = round(self.epochs * train_images)
-        return trained, 0 if self.loss is None else trained
+        return round(self.epochs * train_images), 0
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.stages.fit import fit_  # Lightning takes seconds to import
@@ -107,9 +108,12 @@ class PruneGradually:
         for layer in layers.values():
             set_mask_(layer, _weight(layer) != 0)
         rising = _Rising(self, list(layers), context, _share_zero(layers))
-        loss_for = teaching.loss_for(model, inputs, self.loss, self.label_smoothing, context)
+        loss_for = teaching.loss_for(
+            model, inputs, self.loss, self.label_smoothing, self.schedule(), context
+        )
         with loss_for as loss:
             history = fit_(model, loss, self.schedule(), context, companion=rising)
+            notes = teaching.notes_of(loss)
         masks = {n: layer.get_buffer("weight_mask") for n, layer in layers.items()}
         for name, layer in layers.items():
             if name not in masked:
@@ -123,7 +127,8 @@ class PruneGradually:
             key="",
         )
         coverage = zeroed(model, masks, before, left)
-        return Outcome(artifact, coverage, {**history, "prune/sparsity": rising.reached})
+        history = {**history, "prune/sparsity": rising.reached}
+        return Outcome(artifact, coverage, history, notes=notes)
 
     def sparsity_at(self, t: float, start: float) -> float:
         """The share of zeros at `t` in [0, 1] of the rise."""

@@ -113,20 +113,23 @@ class PruneIteratively:
         """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
         self.prune(self.sparsity).left(model)
 
-    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
         """Refuse before anything runs features that cannot be compared."""
-        teaching.check_teacher(self.loss, model, teacher, spec)
+        teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images) * self.rounds
         _, forwarded = self.prune(self.sparsity).passes(train_images)
-        return trained, forwarded * self.rounds + (0 if self.loss is None else trained)
+        return trained, forwarded * self.rounds
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
         if self.rewind and not start.early:
             raise UserError(NO_EARLY)
         context.folder.mkdir(parents=True, exist_ok=True)
+        notes: tuple[str, ...] = ()
         current, first, history = _resume(start, context.folder / ROUNDS)
         for done in range(first, self.rounds):
             place = replace(context, folder=context.folder / f"round{done}")
@@ -137,13 +140,14 @@ class PruneIteratively:
             outcome = teaching.learn(
                 pruned, inputs, self.loss, self.label_smoothing, self.schedule(), place
             )
-            current = outcome.artifact
+            current, notes = outcome.artifact, outcome.notes
             for name, values in outcome.history.items():
                 history[name] = [*history.get(name, []), *values]
             if rank() == 0:
                 _save(current, done + 1, history, context.folder / ROUNDS)
         left = self.prune(self.sparsity).left(current.model)
-        return Outcome(current, _coverage(start.model, current.model, left), history)
+        coverage = _coverage(start.model, current.model, left)
+        return Outcome(current, coverage, history, notes=notes)
 
 
 def _rewound(artifact: Artifact) -> nn.Module:

@@ -112,14 +112,16 @@ class QuantizeAware:
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, example(spec))
 
-    def check_teacher(self, model: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
         """Refuse before anything runs features that cannot be compared."""
-        teaching.check_teacher(self.loss, model, teacher, spec)
+        teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
         calibration = 0 if self.activation is None else min(self.calibration_images, train_images)
-        return trained, calibration + (0 if self.loss is None else trained)
+        return trained, calibration
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.stages.fit import fit_  # Lightning takes seconds to import
@@ -138,9 +140,12 @@ class QuantizeAware:
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
-        loss_for = teaching.loss_for(model, inputs, self.loss, self.label_smoothing, context)
+        loss_for = teaching.loss_for(
+            model, inputs, self.loss, self.label_smoothing, self.schedule(), context
+        )
         with loss_for as loss:
             history = fit_(trained, loss, self.schedule(), context, trained.groups())
+            notes = teaching.notes_of(loss)
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = replace(
             start,
@@ -149,7 +154,7 @@ class QuantizeAware:
             properties=start.properties | self.adds,
             key="",
         )
-        return Outcome(artifact, coverage(model, grids, reasons), history, warnings)
+        return Outcome(artifact, coverage(model, grids, reasons), history, warnings, notes=notes)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
         return quantize_activations_(

@@ -14,7 +14,8 @@ from compressbench.checks import check_integer, check_positive, check_share
 from compressbench.core import UserError
 
 Optimizer = Callable[..., torch.optim.Optimizer]
-BatchLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> (loss, logits)
+# (model, inputs, targets, their rows in the training split) -> (loss, logits)
+BatchLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Companion(Protocol):
@@ -65,6 +66,12 @@ class Schedule:
                 f"batch_size={self.batch_size} leaves {ranks} processes less than 2 each"
             )
         return self.batch_size // ranks
+
+    def steps(self, images: int, ranks: int, cap: int | None) -> tuple[int, int]:
+        """(of an epoch, in all), on each of `ranks` ranks; an epoch has at most `cap`."""
+        per_epoch = max(1, images // ranks // self.share(ranks))
+        per_epoch = per_epoch if cap is None else min(per_epoch, cap)
+        return per_epoch, max(1, round(self.epochs * per_epoch))
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate over its peak at `step` of `steps`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -13,23 +14,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.checks import check_share
+from compressbench.collectives import world_size
 from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
 from compressbench.methods import FeatureLoss
 from compressbench.stages.features import Shape, pair, shapes, watched
 from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example
+from compressbench.stages.teachers import ANSWERS, Teachers, dtype_for, supply
 from compressbench.stages.train import cross_entropy, touched
 
 Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`terms`)
 
 
 class Compared(NamedTuple):
-    """One pair of layers that a term compares; `connector` makes the student's fit, or is None."""
+    """One pair of layers that a term compares; `connector` makes them fit, or is None."""
 
     term: str
     student: str
     teacher: str
     connector: nn.Module | None
+
+    def connected(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of both as the loss takes them."""
+        if self.connector is None:
+            return student, teacher
+        of_teacher = getattr(self.connector, "of_teacher", None)
+        return self.connector(student), teacher if of_teacher is None else of_teacher(teacher)
 
 
 def check_loss(loss: Any) -> None:
@@ -79,89 +89,109 @@ def compare(
     return found
 
 
-def check_teacher(loss: Teaching, student: nn.Module, teacher: nn.Module, spec: DataSpec) -> None:
+def check_teachers(
+    loss: Teaching, student: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+) -> None:
     """Refuse before anything is trained layers that cannot be compared."""
-    if any(isinstance(term, FeatureLoss) for term in terms_of(loss).values()):
-        inputs = example(spec)
-        with torch.random.fork_rng(devices=[]):
-            compare(loss, shapes(student, inputs), shapes(teacher, inputs))
+    with torch.random.fork_rng(devices=[]):
+        compared_layers(loss, student, teachers, spec)
+
+
+def compared_layers(
+    loss: Teaching, student: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+) -> list[Compared]:
+    """`compare` of two models; connectors draw their weights from torch's generator."""
+    if not any(isinstance(term, FeatureLoss) for term in terms_of(loss).values()):
+        return []
+    if len(teachers) > 1:
+        raise UserError("features of several teachers cannot be averaged: name one teacher")
+    inputs = example(spec)
+    return compare(loss, shapes(student, inputs), shapes(teachers[0], inputs))
 
 
 class Lesson(nn.Module):
-    """The loss of `fit_` against frozen teachers that see the same augmented batch.
+    """The loss of `fit_` against what teachers give for the same images as the student sees.
 
-    Of several teachers the logits are averaged. Parameters of this module are those of the
-    connectors between features; `terms` holds the parts of the last loss.
+    Parameters of this module are those of the connectors between features; `terms` holds the parts
+    of the last loss, `supply` gives what teachers say to (inputs, rows).
     """
 
-    def __init__(
-        self, student: nn.Module, teachers: Sequence[nn.Module], loss: Teaching, example: Tensor
-    ) -> None:
+    def __init__(self, loss: Teaching, compared: Sequence[Compared]) -> None:
         super().__init__()
         self.losses = terms_of(loss)
-        self._teachers = tuple(teachers)  # no submodules: they are neither trained nor saved
-        self.compared: list[Compared] = []
-        if any(isinstance(term, FeatureLoss) for term in self.losses.values()):
-            if len(teachers) > 1:
-                raise UserError("features of several teachers cannot be averaged: name one")
-            found = shapes(student, example), shapes(teachers[0], example)
-            self.compared = compare(loss, *found)
+        self.compared = list(compared)
         self.connectors = nn.ModuleList(c.connector for c in self.compared if c.connector)
+        self.supply: Callable[[Tensor, Tensor], dict[str, Tensor]]
+        self.notes: tuple[str, ...] = ()
         self.terms: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
 
     @contextmanager
     def attached(self, student: nn.Module) -> Iterator[None]:
-        """Look at the features of `student` and of the teacher."""
-        ours = {f"s{i}": c.student for i, c in enumerate(self.compared)}
-        theirs = {f"t{i}": c.teacher for i, c in enumerate(self.compared)}
-        with ExitStack() as stack:
-            stack.enter_context(watched(student, ours, self._seen.__setitem__))
-            stack.enter_context(watched(self._teachers[0], theirs, self._seen.__setitem__))
+        """Look at the features of `student`."""
+        layers = {f"s{i}": c.student for i, c in enumerate(self.compared)}
+        with watched(student, layers, self._seen.__setitem__):
             yield
 
-    def forward(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        taught = self.supply(inputs, rows)
         self._seen.clear()
-        with torch.no_grad():
-            answers = torch.stack([teacher(inputs) for teacher in self._teachers]).mean(0)
         logits = model(inputs)
-        self.terms = self._terms(logits, answers, targets)
+        self.terms = self._terms(logits, taught, targets)
         self._seen.clear()
         return torch.stack(list(self.terms.values())).sum(), logits
 
-    def _terms(self, logits: Tensor, answers: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _terms(
+        self, logits: Tensor, taught: Mapping[str, Tensor], targets: Tensor
+    ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             if not isinstance(loss, FeatureLoss):
-                found[name] = loss(logits, answers, targets)
+                found[name] = loss(logits, taught[ANSWERS], targets)
         if not found:
-            found["labels"] = F.cross_entropy(logits, targets)
+            found["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
-            ours = self._seen[f"s{number}"]
-            ours = ours if compared.connector is None else compared.connector(ours)
-            value = loss.weight * loss(ours, self._seen[f"t{number}"])
+            pair = compared.connected(self._seen[f"s{number}"], taught[f"t{number}"])
+            labels = (targets,) if getattr(loss, "sees_labels", False) else ()
+            value = loss.weight * loss(*pair, *labels)
             found[compared.term] = found.get(compared.term, 0.0) + value
         return found
 
 
 @contextmanager
 def lesson(
-    student: nn.Module, inputs: Mapping[str, Artifact], loss: Teaching, context: Context
+    student: nn.Module,
+    inputs: Mapping[str, Artifact],
+    loss: Teaching,
+    schedule: Schedule,
+    context: Context,
 ) -> Iterator[Lesson]:
     """What `fit_` trains `student` on, which learns from the teachers among `inputs`."""
     device = context.runtime.device
     found = [inputs[role] for role in sorted(inputs) if role.startswith("teacher")]
     if not found:
         raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
-    teachers = [deepcopy(a.model).eval().requires_grad_(False) for a in found]
+    models = [deepcopy(a.model) for a in found]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # of the connectors
-        made = Lesson(student, teachers, loss, example(context.data.spec))
-    for teacher in teachers:
-        teacher.to(device)
+        made = Lesson(loss, compared_layers(loss, student, models, context.data.spec))
+    layers = {f"t{i}": c.teacher for i, c in enumerate(made.compared)}
+    dtype = dtype_for(device, chain.from_iterable(a.properties for a in found))
+    teachers = Teachers([model.to(device) for model in models], layers, dtype)
+    made.supply, note = supply(teachers, _looks(schedule, context), context)
+    made.notes = (note,)
     with made.attached(student):
         yield made
+
+
+def _looks(schedule: Schedule, context: Context) -> int:
+    """At how many training images a fit looks, with repetitions."""
+    ranks, images = world_size(), len(context.data.split("train"))
+    _, steps = schedule.steps(images, ranks, context.runtime.max_batches)
+    return steps * schedule.share(ranks) * ranks
 
 
 def loss_for(
@@ -169,12 +199,13 @@ def loss_for(
     inputs: Mapping[str, Artifact],
     loss: Teaching,
     label_smoothing: float,
+    schedule: Schedule,
     context: Context,
 ) -> AbstractContextManager[BatchLoss]:
     """What `fit_` trains `student` on: the labels where `loss` is None, else its teachers."""
     if loss is None:
         return nullcontext(cross_entropy(label_smoothing))
-    return lesson(student, inputs, loss, context)
+    return lesson(student, inputs, loss, schedule, context)
 
 
 def learn(
@@ -192,7 +223,13 @@ def learn(
     from compressbench.stages.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
-    with loss_for(model, inputs, loss, label_smoothing, context) as made:
+    with loss_for(model, inputs, loss, label_smoothing, schedule, context) as made:
         history = fit_(model, penalty(made) if penalty else made, schedule, context)
+        notes = notes_of(made)
     trained = replace(start, model=model, properties=start.properties | {TRAINED})
-    return Outcome(trained, touched(model, "trained"), history)
+    return Outcome(trained, touched(model, "trained"), history, notes=notes)
+
+
+def notes_of(loss: BatchLoss) -> tuple[str, ...]:
+    """How the teachers of a `loss_for` were asked; nothing where there are none."""
+    return getattr(loss, "notes", ())

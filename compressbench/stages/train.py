@@ -106,9 +106,14 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def cross_entropy(label_smoothing: float) -> BatchLoss:
     """The loss of `fit_` against the labels."""
 
-    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
         logits = model(inputs)
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing), logits
+        value = F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
+        )
+        return value, logits
 
     return loss
 

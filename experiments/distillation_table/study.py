@@ -21,7 +21,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STAGE = "recipe.stages.distill"
-EPOCHS = 4 / 3  # 60,000 images
 METHODS: dict[str, list[str]] = {
     "alone": [f"loss@{STAGE}.loss=hinton", f"{STAGE}.loss.alpha=0.0"],  # the labels, nothing else
     "KD": [f"loss@{STAGE}.loss=hinton"],
@@ -31,10 +30,13 @@ METHODS: dict[str, list[str]] = {
     "KD + AT": [f"loss@{STAGE}.loss=mixed"],
     "KD + FitNets": [f"loss@{STAGE}.loss=mixed", f"~{STAGE}.loss.terms.attention",
                      f"+loss@{STAGE}.loss.terms.fitnets=fitnets"],
+    "CRD": [f"loss@{STAGE}.loss=crd"],
+    "KD + CRD": [f"loss@{STAGE}.loss=mixed", f"~{STAGE}.loss.terms.attention",
+                 f"+loss@{STAGE}.loss.terms.crd=crd"],
 }  # fmt: skip
 
 
-def measure(method: str, seed: int, where: Sequence[str]) -> dict[str, Any]:
+def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict[str, Any]:
     """Run one recipe; its row: figures of the exported student."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -43,13 +45,13 @@ def measure(method: str, seed: int, where: Sequence[str]) -> dict[str, Any]:
     from compressbench.recipe import run
     from compressbench.runs import prepare
 
-    student = [f"model@{STAGE}.model=resnet20", f"{STAGE}.model.depth=8",
-               f"{STAGE}.model.base_width=8"]  # fmt: skip
-    fixed = ["recipe=distill", "model=resnet20", "dataset=cifar10", "trainer=cpu",
-             "trainer.threads=1", "name=study", "tracking=none", f"seed={seed}",
-             f"{STAGE}.epochs={EPOCHS}", *student]  # fmt: skip
+    student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20",
+               f"{STAGE}.model.depth=8", f"{STAGE}.model.base_width=8"]  # fmt: skip
+    fixed = ["recipe=baseline", "model=resnet20", "dataset=cifar10", "trainer=cpu",
+             "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
+             f"{STAGE}.epochs={epochs}", *student]  # fmt: skip
     with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *where, *METHODS[method]])
+        composed = compose("config", [*fixed, *METHODS[method], *where])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     plan, workshop = prepare({str(k): v for k, v in config.items()})
@@ -85,12 +87,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(rows: Sequence[Mapping[str, Any]]) -> None:
-    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (HERE / "results.md").write_text(table(rows), encoding="utf-8")
+    (folder / "results.md").write_text(table(rows), encoding="utf-8")
 
 
 def main() -> None:
@@ -100,22 +102,25 @@ def main() -> None:
     parser.add_argument("--validation-rows", required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=4 / 3, help="60,000 images by default")
+    parser.add_argument("--only", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
     where = [
         f"dataset.root={Path(chosen.root).resolve()}",
         f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
         f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
     ]
-    wanted = list(itertools.product(range(chosen.seeds), METHODS))
+    wanted = list(itertools.product(range(chosen.seeds), chosen.only))
     found: dict[tuple[int, str], dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
-        waiting = {pool.submit(measure, m, s, where): (s, m) for s, m in wanted}
+        waiting = {pool.submit(measure, m, s, chosen.epochs, where): (s, m) for s, m in wanted}
         for number, done in enumerate(as_completed(waiting), 1):
             row = found[waiting[done]] = done.result()
             print(f"{number}/{len(wanted)} {row['method']}, seed {row['seed']}: "
                   f"{100 * row['test_accuracy']:.2f}", flush=True)  # fmt: skip
-            write([found[cell] for cell in wanted if cell in found])
+            write([found[cell] for cell in wanted if cell in found], chosen.out)
     print(table(list(found.values())))
 
 

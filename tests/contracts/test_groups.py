@@ -17,6 +17,7 @@ from compressbench.groups import GROUPS, config_folder, options
 from compressbench.methods import FeatureLoss
 from compressbench.quantizers.activations import fake_quantize
 from compressbench.quantizers.grid import Grid, expand, step_limits
+from compressbench.stages.teaching import Compared
 from compressbench.targets import build
 
 CONF = config_folder()
@@ -24,7 +25,8 @@ FILES = sorted(p for p in CONF.glob("*/*.yaml"))
 METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
            "dataset", "tracking", "sampler")  # fmt: skip
 RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
-GIVEN = {"input_shape", "num_classes", "seed", "number"}  # passed by us, never written
+# Passed by us, never written.
+GIVEN = {"input_shape", "num_classes", "vocabulary", "pad", "seed", "number"}
 
 
 def read(path: Path) -> dict:
@@ -91,9 +93,18 @@ def test_shows_every_option_of_its_class(path):
     assert set(config) - RESERVED | from_defaults == parameters - RESERVED
 
 
+def skip_without_its_library(path) -> None:
+    """Models of other libraries have tests of their own, with fewer weights."""
+    module, _, name = read(path)["_target_"].rpartition(".")
+    libraries = getattr(getattr(__import__(module, fromlist=[name]), name), "libraries", ())
+    if libraries:
+        pytest.skip(f"needs {', '.join(libraries)}: see tests/models/test_foreign_models.py")
+
+
 @pytest.mark.parametrize("path", of("model"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
 def test_a_model_maps_images_to_logits(path, shape):
+    skip_without_its_library(path)
     model = build(plain(path, input_shape=list(shape), num_classes=7)).eval()
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
@@ -121,19 +132,27 @@ def test_a_criterion_scores_every_weight_or_channel_and_changes_nothing(path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def has_labels(term) -> bool:
+    return getattr(term, "sees_labels", False)
+
+
 @pytest.mark.parametrize("path", of("loss"), ids=lambda p: p.stem)
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(3, 5), classes=st.integers(2, 9), seed=st.integers(0, 99))
 def test_a_loss_is_a_scalar_with_a_gradient(path, batch, classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(classes, (batch,), generator=generator)
+    targets = torch.arange(batch) % classes
     loss = build(composed(path))
     for term in getattr(loss, "terms", {"": loss}).values():
         shape = (batch, classes, 3, 2) if isinstance(term, FeatureLoss) else (batch, classes)
         student = torch.randn(*shape, generator=generator, requires_grad=True)
         teacher = torch.randn(*shape, generator=generator)
         pair = (student, teacher)
-        found = term(*pair) if isinstance(term, FeatureLoss) else term(*pair, targets)
+        if isinstance(term, FeatureLoss):
+            connector = term.connect((classes, 3, 2), (classes, 3, 2))
+            pair = Compared("", "", "", connector).connected(*pair)
+        labels = () if isinstance(term, FeatureLoss) and not has_labels(term) else (targets,)
+        found = term(*pair, *labels)
         found.backward()
         assert found.shape == ()
         assert found >= 0

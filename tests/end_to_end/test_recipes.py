@@ -19,9 +19,9 @@ from compressbench.data.digits import Digits
 from compressbench.groups import config_folder, options
 
 ALIKE = (
-    "codebook", "distill_mixed", "distill_then_quant", "lottery_ticket", "prune_2_4",
-    "prune_blocks", "prune_channels_2x", "prune_gradual", "prune_iterative", "prune_mixed",
-    "prune_then_qat", "quantize_mixed", "sensitivity",
+    "codebook", "distill_assistant", "distill_early", "distill_mixed", "distill_then_quant",
+    "lottery_ticket", "prune_2_4", "prune_blocks", "prune_channels_2x", "prune_gradual",
+    "prune_iterative", "prune_mixed", "prune_then_qat", "quantize_mixed", "sensitivity",
 )  # fmt: skip
 RECIPES = [  # those whose stages other recipes and tests run, too, are for `-m long`
     pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name

@@ -8,6 +8,7 @@ from torch import nn
 
 from compressbench.errors import UserError
 from compressbench.losses.attention import Attention
+from compressbench.losses.crd import Crd, contrast, log_noise
 from compressbench.losses.fitnets import FitNets
 from compressbench.losses.mixed import Mixed
 from compressbench.losses.rkd import Rkd
@@ -149,6 +150,10 @@ def test_only_different_widths_get_a_projection():
         (lambda: Attention(layers={"a": 3}), "layers must map names to names"),
         (lambda: Attention(weight=0), "weight must be a number above 0, got 0"),
         (lambda: Rkd(0, 0), "both 0"),
+        (lambda: Crd(0), "temperature must be a number above 0, got 0"),
+        (lambda: Crd(dimensions=0), "dimensions must be an integer of at least 1, got 0"),
+        (lambda: Crd().connect((), (8,)), "one axis beside the batch"),
+        (lambda: Crd()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)), "one label a samp"),
         (lambda: Mixed({}), "terms must name at least one loss"),
         (lambda: Mixed({"a": 1.0}), "terms.a must be a distillation loss, got 1.0"),
     ],
@@ -158,8 +163,78 @@ def test_refuses(make, message):
         make()
 
 
+def slow_crd(student, teacher, targets, temperature):
+    """Tian et al. 2020, equation 18, from a table of exponentials."""
+    size, rows = len(student), range(len(student))
+    pairs = [[math.exp(float(s @ t) / temperature) for t in teacher] for s in student]
+    far = [[j for j in rows if targets[j] != targets[i]] for i in rows]
+    z = sum(pairs[i][j] for i in rows for j in far[i]) / sum(map(len, far))
+    total = 0.0
+    for table in (pairs, list(zip(*pairs, strict=True))):
+        for i in rows:
+            noise = len(far[i]) * z
+            found = math.log(table[i][i] / (table[i][i] + noise))
+            found += sum(math.log(noise / (table[i][j] + noise)) for j in far[i])
+            total -= found
+    return total / size
+
+
+def embeddings(seed, batch=6, dimensions=5):
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(2, batch, dimensions, dtype=torch.float64, generator=generator)
+    targets = torch.tensor([0, 2, 1, 0, 2, 2, 1])[:batch]
+    return *nn.functional.normalize(made, dim=2), targets
+
+
+@pytest.mark.parametrize(("seed", "batch", "temperature"), [(0, 6, 0.5), (1, 4, 0.2), (2, 7, 2.0)])
+def test_crd_equals_the_slow_loop(seed, batch, temperature):
+    student, teacher, targets = embeddings(seed, batch)
+    expected = slow_crd(student, teacher, targets.tolist(), temperature)
+    assert Crd(temperature)(student, teacher, targets).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_crds_gradient_equals_finite_differences_at_fixed_noise():
+    """The mean over the negatives is a constant: its gradient is not part of the loss's."""
+    student, teacher, targets = embeddings(3)
+    student.requires_grad_()
+    others = targets[:, None] != targets
+    noise = log_noise((student @ teacher.T / 0.3).detach(), others)
+
+    def loss(s):
+        logits = s @ teacher.T / 0.3
+        return contrast(logits, others, noise) + contrast(logits.T, others, noise)
+
+    assert torch.autograd.gradcheck(loss, (student,))
+    (expected,) = torch.autograd.grad(loss(student), student)
+    (found,) = torch.autograd.grad(Crd(0.3)(student, teacher, targets), student)
+    torch.testing.assert_close(found, expected)
+
+
+def test_crd_pulls_pairs_together_and_other_classes_apart():
+    student, teacher, targets = embeddings(4)
+    loss = Crd(0.1)
+    assert loss(teacher, teacher, targets) < loss(student, teacher, targets)
+    assert loss(teacher, teacher, targets) < loss(teacher[[1, 0, 2, 3, 4, 5]], teacher, targets)
+    alike = torch.zeros(6, dtype=torch.int64)
+    student.requires_grad_()
+    loss(student, teacher, alike).backward()
+    assert loss(student, teacher, alike) == 0
+    assert not student.grad.any()
+
+
+def test_crd_embeds_the_features_of_both():
+    connector = Crd(dimensions=3).connect((8, 4, 4), (16, 2, 2))
+    maps = torch.randn(5, 8, 4, 4)
+    ours, theirs = connector(maps), connector.of_teacher(torch.randn(5, 16, 2, 2))
+    assert ours.shape == theirs.shape == (5, 3)
+    torch.testing.assert_close(ours.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(theirs.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(ours, connector(maps.mean((2, 3))))
+    assert sum(p.numel() for p in connector.parameters()) == 3 * (8 + 1) + 3 * (16 + 1)
+
+
 def test_they_are_told_from_losses_between_outputs():
     from compressbench.losses.hinton import Hinton
 
-    assert all(isinstance(loss, FeatureLoss) for loss in LOSSES)
+    assert all(isinstance(loss, FeatureLoss) for loss in (*LOSSES, Crd()))
     assert not isinstance(Hinton(), FeatureLoss)

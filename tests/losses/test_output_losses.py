@@ -91,6 +91,30 @@ def test_gradient_equals_finite_differences(loss):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher, targets), (student,))
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sequences", [True, False])
+@pytest.mark.parametrize(
+    "loss", [Hinton(3.0, 0.7), Dkd(3.0, 0.5, 2.0), Logits("l2", 0.6), Logits("l1", 0.6)]
+)
+def test_positions_without_a_label_are_left_out(loss, sequences, seed):
+    """Token classification, [B, L, K] and [N, K]: the mean over the labelled positions, one by one;
+    nothing flows into the others.
+    """
+    student, teacher, targets = batch_of(21, 5, seed)
+    hidden = torch.rand(21, generator=torch.Generator().manual_seed(seed)) < 0.4
+    kept = (~hidden).nonzero()[:, 0].tolist()
+    expected = sum(loss(*(x[[row]] for x in (student, teacher, targets))) for row in kept)
+    targets[hidden] = -100
+    teacher[hidden] = float("nan")  # whatever stands there
+    student.requires_grad_()
+    shaped = (x.view(3, 7, *x.shape[1:]) if sequences else x for x in (student, teacher, targets))
+    got = loss(*shaped)
+    assert got.item() == pytest.approx(expected.item() / len(kept), rel=1e-9)
+    got.backward()
+    assert not student.grad[hidden].any()
+    assert student.grad[~hidden].any(1).all()
+
+
 @pytest.mark.parametrize("loss", [Logits("l2", 1.0), Logits("l1", 1.0)])
 def test_a_student_equal_to_its_teacher_has_no_distillation_loss(loss):
     logits, _, targets = batch_of(4, 3, 2)

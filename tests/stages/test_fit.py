@@ -11,6 +11,7 @@ from torch import nn
 from compressbench.artifact import set_mask_
 from compressbench.core import Context, DataSpec, Runtime, Split
 from compressbench.errors import CheckFailedError, UserError
+from compressbench.stages import fit as fitting
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.stages.fit import fit_
 from compressbench.stages.schedule import Schedule
@@ -101,6 +102,35 @@ def test_equals_a_plain_loop(tmp_path):
     assert same(model, slow)
 
 
+@pytest.mark.parametrize(("number", "ranks"), [(0, 1), (1, 3)])
+def test_the_loss_gets_the_rows_of_its_images(tmp_path, monkeypatch, number, ranks):
+    monkeypatch.setattr(fitting, "rank", lambda: number)
+    monkeypatch.setattr(fitting, "world_size", lambda: ranks)
+    made = context(tmp_path)
+    split, model = made.data.split("train"), net()
+    epoch = fitting._Epoch(fitting._Module(model, cross_entropy(0.0), schedule(), made, [], None))
+    batches = list(epoch)
+    assert len(batches) == len(epoch) == 96 // ranks // (16 // ranks)
+    for inputs, targets, rows in batches:
+        assert len(rows) == 16 // ranks
+        assert torch.equal(split.targets[rows], targets)
+        moved = inputs - made.data.prepare(split.inputs[rows])
+        assert ((moved > -1e-6) & (moved < 9 / 255 / 0.25)).all()  # the augmentation
+    seen = torch.cat([rows for *_, rows in batches])
+    assert len(seen.unique()) == len(seen)
+
+
+def test_positions_without_a_label_do_not_count(tmp_path):
+    """Labels of token classification are [B, L], with -100 for none."""
+    logits = torch.randn(4, 5, 3, requires_grad=True)
+    targets = torch.randint(3, (4, 5))
+    targets[torch.rand(4, 5) < 0.4] = -100
+    loss, _ = cross_entropy(0.1)(lambda inputs: logits, logits, targets, torch.arange(4))
+    kept = targets != -100
+    expected = nn.functional.cross_entropy(logits[kept], targets[kept], label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_fraction_of_an_epoch_is_that_many_steps(tmp_path):
     seen = []
     ctx = context(tmp_path, progress=lambda done, total, text: seen.append((done, total)))
@@ -130,11 +160,11 @@ def test_resumes_to_the_same_bits(tmp_path):
     loss = cross_entropy(0.0)
     calls = []
 
-    def dying(model, inputs, targets):
+    def dying(model, inputs, targets, rows):
         calls.append(1)
         if len(calls) == 15:  # in the third epoch
             raise KilledError
-        return loss(model, inputs, targets)
+        return loss(model, inputs, targets, rows)
 
     with pytest.raises(KilledError):
         fit_(interrupted, dying, schedule(4), context(tmp_path / "b"))
@@ -142,9 +172,9 @@ def test_resumes_to_the_same_bits(tmp_path):
     again = net()
     resumed_steps = []
 
-    def counting(model, inputs, targets):
+    def counting(model, inputs, targets, rows):
         resumed_steps.append(1)
-        return loss(model, inputs, targets)
+        return loss(model, inputs, targets, rows)
 
     history = fit_(again, counting, schedule(4), context(tmp_path / "b"))
     assert len(resumed_steps) == 24 - 12

@@ -17,6 +17,7 @@ from compressbench.criteria.magnitude import Magnitude
 from compressbench.data.batches import batches
 from compressbench.data.digits import Digits
 from compressbench.losses.attention import Attention
+from compressbench.losses.crd import Crd
 from compressbench.losses.fitnets import FitNets
 from compressbench.losses.hinton import Hinton
 from compressbench.losses.mixed import Mixed
@@ -32,11 +33,13 @@ from compressbench.stages.features import pair, resolutions, shapes
 from compressbench.stages.finetune import Finetune
 from compressbench.stages.prune import Prune
 from compressbench.stages.qat import QuantizeAware
-from compressbench.stages.teaching import check_teacher, lesson
+from compressbench.stages.schedule import Schedule
+from compressbench.stages.teaching import check_teachers, lesson
 from compressbench.targets import build
 
 SPEC = Digits().spec
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+ONCE, ROWS = Schedule(1, 32, SGD), torch.arange(16)
 
 
 def cnn(width=4, seed=0) -> Artifact:
@@ -83,13 +86,13 @@ def test_the_last_layer_of_each_resolution_is_found():
 )  # fmt: skip
 def test_layers_that_cannot_be_compared_are_refused_before_training(loss, message):
     with pytest.raises(UserError, match=message):
-        check_teacher(loss, cnn().model, cnn(4).model, SPEC)
+        check_teachers(loss, cnn().model, [cnn(4).model], SPEC)
 
 
 def test_models_without_a_resolution_in_common_are_refused():
     with pytest.raises(UserError, match=r"no resolution in common \(none and 8x8, 4x4, 2x2\)"):
-        check_teacher(Rkd(), Mlp([1, 8, 8], 10).eval(), cnn().model, SPEC)
-    check_teacher(Hinton(), Mlp([1, 8, 8], 10).eval(), cnn().model, SPEC)
+        check_teachers(Rkd(), Mlp([1, 8, 8], 10).eval(), [cnn().model], SPEC)
+    check_teachers(Hinton(), Mlp([1, 8, 8], 10).eval(), [cnn().model] * 2, SPEC)
 
 
 def test_the_first_loss_equals_its_parts_computed_by_hand(tmp_path):
@@ -107,8 +110,8 @@ def test_the_first_loss_equals_its_parts_computed_by_hand(tmp_path):
         return found, model(inputs)
 
     model = student.model
-    with lesson(model, {"teacher": teacher}, both, made) as found:
-        loss, logits = found(model, inputs, targets)
+    with lesson(model, {"teacher": teacher}, both, ONCE, made) as found:
+        loss, logits = found(model, inputs, targets, ROWS)
     (ours, own), (theirs, answers) = features(model), features(teacher.model)
     attention = sum(Attention()(a, b) for a, b in zip(ours, theirs, strict=True))
     assert torch.equal(logits, own)
@@ -122,8 +125,8 @@ def test_the_first_loss_equals_its_parts_computed_by_hand(tmp_path):
 def test_without_a_loss_between_outputs_the_labels_count(tmp_path):
     student, teacher = cnn(), cnn(8, 1)
     inputs, targets = next(iter(batches(Digits(), "train", 16)))
-    with lesson(student.model, {"teacher": teacher}, Rkd(), context(tmp_path)) as found:
-        found(student.model, inputs, targets)
+    with lesson(student.model, {"teacher": teacher}, Rkd(), ONCE, context(tmp_path)) as found:
+        found(student.model, inputs, targets, ROWS)
     assert torch.allclose(found.terms["labels"], F.cross_entropy(student.model(inputs), targets))
 
 
@@ -142,13 +145,36 @@ def test_each_term_is_logged_and_they_add_up(tmp_path):
     assert "train/hinton" not in run(Hinton(), tmp_path / "alone").history
 
 
+def test_both_embeddings_of_crd_are_trained_and_the_labels_get_there(tmp_path):
+    student, teacher, loss = cnn(), cnn(8, 1), Crd(dimensions=6, weight=2.0)
+    inputs, targets = next(iter(batches(Digits(), "train", 16)))
+    with lesson(student.model, {"teacher": teacher}, loss, ONCE, context(tmp_path)) as found:
+        found(student.model, inputs, targets, ROWS)[0].backward()
+        (embed,) = found.connectors
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in found.parameters())
+        features = [
+            embed(_last(student.model, inputs)),
+            embed.of_teacher(_last(teacher.model, inputs)),
+        ]
+        torch.testing.assert_close(found.terms["crd"], 2.0 * loss(*features, targets))
+
+
+def _last(model, inputs):
+    """The last map of a `SmallCnn`."""
+    caught = []
+    handle = model.blocks[2].register_forward_hook(lambda m, args, output: caught.append(output))
+    model(inputs)
+    handle.remove()
+    return caught[0]
+
+
 def test_a_projection_is_trained_and_left_behind(tmp_path):
     student, teacher = cnn(), cnn(8, 1)
     loss = FitNets(weight=3.0)
-    with lesson(student.model, {"teacher": teacher}, loss, context(tmp_path)) as found:
+    with lesson(student.model, {"teacher": teacher}, loss, ONCE, context(tmp_path)) as found:
         before = deepcopy(found.connectors[0].state_dict())
         inputs, targets = next(iter(batches(Digits(), "train", 16)))
-        found(student.model, inputs, targets)[0].backward()
+        found(student.model, inputs, targets, ROWS)[0].backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in found.parameters())
         assert before["weight"].shape == (16, 8, 1, 1)
     made = run(loss, tmp_path)
@@ -156,10 +182,16 @@ def test_a_projection_is_trained_and_left_behind(tmp_path):
 
 
 def test_every_term_changes_what_is_learned(tmp_path):
-    losses = [Hinton(), *(Mixed({"kd": Hinton(), "more": more})
-                          for more in (Attention(), FitNets(), Rkd(), Similarity()))]  # fmt: skip
-    digests = {weights(run(loss, tmp_path / str(i))) for i, loss in enumerate(losses)}
-    assert len(digests) == len(losses)
+    terms = (Attention(), FitNets(), Rkd(), Similarity(), Crd())
+    losses = [Hinton(), *(Mixed({"kd": Hinton(), "more": more}) for more in terms)]
+    inputs, targets = next(iter(batches(Digits(), "train", 16)))
+    gradients = set()
+    for loss in losses:
+        model, teacher = cnn().model, cnn(8, 1)
+        with lesson(model, {"teacher": teacher}, loss, ONCE, context(tmp_path)) as found:
+            found(model, inputs, targets, ROWS)[0].backward()
+        gradients.add(float(sum(p.grad.abs().sum() for p in model.parameters())))
+    assert len(gradients) == len(losses)
 
 
 def test_a_resumed_lesson_ends_on_the_same_bits(tmp_path):
@@ -184,15 +216,17 @@ def test_a_resumed_lesson_ends_on_the_same_bits(tmp_path):
 def test_the_answers_of_several_teachers_are_averaged(tmp_path):
     one, two = cnn(8, 1), cnn(6, 2)
     with lesson(
-        cnn().model, {"teacher": one, "teacher.1": two}, Hinton(), context(tmp_path)
+        cnn().model, {"teacher": one, "teacher.1": two}, Hinton(), ONCE, context(tmp_path)
     ) as found:
         inputs, targets = next(iter(batches(Digits(), "train", 16)))
         model = cnn().model
-        loss, logits = found(model, inputs, targets)
+        loss, logits = found(model, inputs, targets, ROWS)
     mean = (one.model(inputs) + two.model(inputs)) / 2
     assert torch.allclose(loss, Hinton()(logits, mean, targets))
     with pytest.raises(UserError, match="features of several teachers"):
         run(Rkd(), tmp_path, **{"teacher": one, "teacher.1": two})
+    with pytest.raises(UserError, match="features of several teachers"):
+        check_teachers(Mixed({"kd": Hinton(), "at": Attention()}), model, [model, model], SPEC)
 
 
 def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):

@@ -1,0 +1,26 @@
+"""Libraries that are not installed with us: imported where used, or refused in one line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from compressbench.core import UserError
+
+
+def extra(library: str, name: str) -> Any:
+    """The module `library`, which `pip install 'compressbench[name]'` brings.
+
+    UserError where it is missing or cannot be loaded: a library built for another torch fails
+    with a RuntimeError when it is imported.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        if error.name == library:
+            advice = f"pip install 'compressbench[{name}]'"
+            raise UserError(f"{library} is not installed: {advice}") from None
+        reason = str(error)
+    except RuntimeError as error:
+        reason = str(error)
+    raise UserError(f"{library} cannot be imported: {reason.partition(chr(10))[0]}")

@@ -1,0 +1,49 @@
+"""Image classifiers of timm (an extra)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from compressbench.core import UserError
+from compressbench.models.extras import extra
+
+
+class Timm(nn.Module):
+    """The model `name` of timm (Wightman 2019), with random weights and for our inputs and classes.
+
+    Nothing is fetched: weights come from a `checkpoint` file, as timm saves its state. `options`
+    are further ones of the model, such as `{img_size: 32}` for transformers. Maps [B, C, H, W] to
+    logits [B, num_classes].
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("timm",)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        name: str = "resnet18",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        timm = extra("timm", "timm")
+        known = timm.list_models()
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            raise UserError(f"timm has no model {name!r}; the nearest name is {close[0]}")
+        given = {"pretrained": False, "num_classes": num_classes, "in_chans": input_shape[0]}
+        taken = sorted(set(options or {}) & {*given, "checkpoint_path", "pretrained_cfg"})
+        if taken:
+            raise UserError(f"options.{taken[0]} is not yours to set: checkpoint names the weights")
+        try:
+            self.network: nn.Module = timm.create_model(name, **given, **(options or {}))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"{name}: {str(error).partition(chr(10))[0]}") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
