@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from compressbench.core import CheckFailedError, UserError
 from compressbench.criteria.apoz import Apoz
 from compressbench.criteria.batchnorm_scale import BatchNormScale
+from compressbench.criteria.grasp import Grasp
 from compressbench.criteria.l2 import L2
 from compressbench.criteria.magnitude import Magnitude
 from compressbench.criteria.mean_activation import MeanActivation
@@ -156,8 +157,8 @@ def test_idle_channels_go_by_two_thresholds():
 
 
 @pytest.mark.parametrize("criterion", [
-    Random("channel"), Taylor(48), Snip(48), Wanda(48), SparseGpt(48), MeanActivation(48),
-    Apoz(48), Mixed(Magnitude(), MeanActivation(48)), BatchNormScale(),
+    Random("channel"), Taylor(48), Snip(48), Grasp(48), Wanda(48), SparseGpt(48),
+    MeanActivation(48), Apoz(48), Mixed(Magnitude(), MeanActivation(48)), BatchNormScale(),
 ], ids=lambda c: type(c).__name__)  # fmt: skip
 def test_every_criterion_feeds_the_same_graph(criterion):
     stage = PruneChannels(criterion, macs="2x", scope="global", skip=["fc"], round_to=1)
