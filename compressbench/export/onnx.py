@@ -43,7 +43,7 @@ def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST)
 
     from compressbench.export import translate
     from compressbench.export.grids import read_grids
-    from compressbench.export.lowering import bias, constants, oldest, storage, weights
+    from compressbench.export.lowering import bias, constants, oldest, sparse, storage, weights
     from compressbench.export.lowering.strip import strip
     from compressbench.export.serialize import to_bytes
 
@@ -59,6 +59,7 @@ def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST)
     grids, biases = bias.quantize_biases(model.graph, grids, stored)
     storage.keep_float(model.graph, stored)
     weights.store_integers(model.graph, grids, stored)
+    packed = sparse.pack_zeros(model.graph, declared)
     constants.drop_unused(model)
     if declared == OLDEST:
         oldest.lower_to_oldest(model)
@@ -67,7 +68,11 @@ def export_onnx(artifact: Artifact, data: Data, path: Path, opset: int = NEWEST)
         "opset": declared,
         "min_onnxruntime": MIN_ONNXRUNTIME[NEWEST if newest else declared],
         "input": describe_input(data.spec),
-        "layers": layer_rows(artifact, {n: stored[i] for n, i in owners.items()}, owners, wide),
+        "layers": _with_packed(
+            layer_rows(artifact, {n: stored[i] for n, i in owners.items()}, owners, wide),
+            owners,
+            packed,
+        ),
         "activation_sites": len((activation_grid(artifact.edits) or {"sites": []})["sites"]),
         "bias": _describe_biases(biases, owners),
     }
@@ -162,6 +167,17 @@ def layer_rows(
                 {"layer": name, "bits": 32, "storage": "float32", "granularity": None,
                  "kernel": "float", "reason": "not quantized"}
             )  # fmt: skip
+    return rows
+
+
+def _with_packed(
+    rows: list[dict[str, Any]], owners: Mapping[str, str], packed: Collection[str]
+) -> list[dict[str, Any]]:
+    """The rows, which say so where zeros of the weight are stored as bits."""
+    for row in rows:
+        layer = row["layer"]
+        if {f"{layer}.weight", f"{owners.get(layer)}.integers"} & set(packed):
+            row["reason"] = f"{row['reason']}; zeros as bits"
     return rows
 
 
