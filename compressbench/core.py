@@ -147,6 +147,9 @@ class Measurement:
     warnings: tuple[str, ...] = ()
 
 
+TimeShare = Callable[[Artifact], float]  # one call's time over another's: both exported, in pairs
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage gets from above. `seed` is the stage's own; `folder` is scratch space."""
@@ -158,6 +161,7 @@ class Context:
     build: Callable[[Mapping[str, Any]], Any]  # a `_target_` config -> the object
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
+    timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
     checkpoint_seconds: float = 15.0  # a fit saves itself at the end of an epoch, not more often
 
 
@@ -169,8 +173,9 @@ class Stage(Protocol):
     is refused, since this stage would silently undo it. They are read-only for the type checker:
     a class attribute, a field or a property will do.
 
-    Five more may be there: `starts_fresh = True` for a stage that never goes on from the one
-    before; `weighs_files`, true where what it does depends on bytes of exported files;
+    Six more may be there: `starts_fresh = True` for a stage that never goes on from the one
+    before; `weighs_files`, true where what it does depends on bytes of exported files, and
+    `times_files` on how fast this machine runs them, which no repetition gives again;
     `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
     raise UserError for options that cannot work after those stages, or on the architecture (in
     eval mode) that the stage's model begins with; `check_teachers(model, teachers, spec)` the same

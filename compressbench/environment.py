@@ -31,6 +31,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """What a measured time depends on, beside versions."""
+    return {"cpu": _cpu_model(), "cores": os.cpu_count()}
+
+
 def _cpu_model() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []

@@ -20,7 +20,7 @@ class Criterion(Protocol):
     """
 
     def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
-        """Importance of the weights of `layers`, finite; the same on all ranks."""
+        """Importance of the weights of `layers`, finite, of either sign; the same on all ranks."""
         ...
 
 
@@ -35,6 +35,19 @@ class ModelCriterion(Protocol):
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
         """As `Criterion`; `layers` are some of `model` (CPU, eval mode), which is not changed."""
+        ...
+
+
+@runtime_checkable
+class LearntCriterion(Protocol):
+    """An importance score that builds up while a model is trained; every score starts at 0."""
+
+    def step(self, score: Tensor, weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        """The scores of a layer after one more step, all in the shape of its weight.
+
+        `weight` as it was in the forward pass, where it is masked as it was when it went;
+        `gradient` of the loss in the masked weight, masked ones included; `rate`: learning rate.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from compressbench.core import Data, DataSpec, Runtime, Stage, UserError
+from compressbench.environment import machine
 from compressbench.execute import Job, sha256_of
 from compressbench.export.opsets import NEWEST
 from compressbench.models.checkpoint import load_checkpoint_
@@ -22,6 +23,7 @@ from compressbench.targets import build, nearest, own_targets
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
+_TIMER = "compressbench.measure.latency.measure_latency"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
 _ALWAYS_RUNS = ("compressbench.execute.execute",)
 
@@ -38,6 +40,7 @@ class Planned:
     parents: dict[str, str]
     parts: dict[str, Any]
     begins_with: torch.nn.Module  # the architecture at the start of its line, untrained
+    timed: bool = False  # it, or what it comes from, depends on measured times
 
     @property
     def name(self) -> str:
@@ -66,7 +69,7 @@ def make_plan(
     `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
     architecture to start from) and `teacher` (the name of an earlier stage, or a list of names).
     Raises UserError for anything that cannot work, before any work is done. `opset` counts in the
-    key of a stage that weighs exported files.
+    key of a stage that weighs exported files, the machine in that of one that times them.
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
@@ -145,7 +148,10 @@ def _plan_stage(
         taught_by = [before[teacher].begins_with for teacher in teachers.values()]
         _ask(stage, "check_teachers", where, begins_with, taught_by, data.spec)
     config = _own_options(stages[name])
-    weighs = bool(getattr(stage, "weighs_files", False))
+    times = bool(getattr(stage, "times_files", False))
+    weighs = times or bool(getattr(stage, "weighs_files", False))
+    exporters = {_EXPORTER} if weighs else set()
+    exporters |= {_TIMER} if times else set()
     targets = {*_ALWAYS_RUNS, *own_targets([config, architecture, dataset])}
     parts: dict[str, Any] = {
         "schema": SCHEMA,
@@ -156,7 +162,7 @@ def _plan_stage(
         "model": architecture,
         "checkpoint": sha256_of(checkpoint) if checkpoint else None,
         "data": data.manifest(),
-        "code": source_digest(sorted(targets | ({_EXPORTER} if weighs else set()))),
+        "code": source_digest(sorted(targets | exporters)),
         "environment": versions(
             _FIT_LIBRARIES
             + (_EXPORT_LIBRARIES if weighs else ())
@@ -165,6 +171,7 @@ def _plan_stage(
         "seed": stage_seed(seed, name),
         "runtime": asdict(runtime),
         **({"opset": opset} if weighs else {}),
+        **({"machine": machine()} if times else {}),
     }
     job = Job(
         name,
@@ -175,7 +182,8 @@ def _plan_stage(
         parts["seed"],
         content_key(parts),
     )
-    return Planned(job, stage, parents, parts, begins_with)
+    timed = times or any(before[parent].timed for parent in parents.values())
+    return Planned(job, stage, parents, parts, begins_with, timed)
 
 
 def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compressbench import artifact as artifacts
+from compressbench.collectives import rank, sum_over_ranks
 from compressbench.core import (
     Artifact,
     Context,
@@ -23,6 +24,7 @@ from compressbench.core import (
     Measurement,
     Runtime,
     Step,
+    TimeShare,
 )
 from compressbench.execute import OUTCOME, Job, build_model, execute
 from compressbench.export.opsets import NEWEST
@@ -68,6 +70,7 @@ class Workshop:
             build=build,
             progress=self.progress,
             export_bytes=lambda artifact: _exported_bytes(artifact, self, scratch),
+            timed_against=lambda artifact: _timed_against(artifact, self, scratch),
             checkpoint_seconds=self.checkpoint_seconds,
         )
 
@@ -83,6 +86,29 @@ def _exported_bytes(artifact: Artifact, workshop: Workshop, scratch: Path) -> in
         return path.stat().st_size
 
 
+def _timed_against(original: Artifact, workshop: Workshop, scratch: Path) -> TimeShare:
+    """Time of an artifact's file over that of `original`'s: the median over interleaved pairs of
+    calls, as the first rank measures it, for all ranks.
+    """
+    from compressbench.export.onnx import export_onnx
+    from compressbench.measure.latency import first_sample, measure_latency
+
+    data, folder = workshop.data, scratch / "timed"
+    folder.mkdir(parents=True, exist_ok=True)
+    reference, file = folder / "original.onnx", folder / "model.onnx"
+    if rank() == 0:
+        export_onnx(original, data, reference, workshop.opset, _tracer(original, workshop))
+
+    def share(artifact: Artifact) -> float:
+        found = torch.zeros((), dtype=torch.float64, device=workshop.runtime.device)
+        if rank() == 0:
+            export_onnx(artifact, data, file, workshop.opset, _tracer(artifact, workshop))
+            found += 1.0 / measure_latency(file, reference, first_sample(data)).speedup
+        return float(sum_over_ranks(found))
+
+    return share
+
+
 def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
     """Yield a Step after each stage. The first stage is the float baseline.
 
@@ -91,16 +117,16 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
         started = time.monotonic()
-        entry, hit = workshop.store.get_or_build(
-            planned.parts,
-            lambda folder, p=planned: _build(p, done, workshop, folder),  # type: ignore[misc]
-            on_wait=lambda: workshop.progress(0, 1, "waiting for another process"),
-        )
+        entry, hit = _stored_or_built(planned, done, workshop)
         artifact = artifacts.load(entry.folder, build_model, planned.key)
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
         files, measurement = _measured(
-            artifact, baseline, workshop, test=workshop.test and index in (0, len(plan) - 1)
+            artifact,
+            baseline,
+            workshop,
+            planned.timed,
+            test=workshop.test and index in (0, len(plan) - 1),
         )
         previous = next(reversed(done.values()), None)
         step = Step(
@@ -117,6 +143,36 @@ def run(plan: Sequence[Planned], workshop: Workshop) -> Iterator[Step]:
         yield done[planned.name]
 
 
+def _stored_or_built(
+    planned: Planned, done: Mapping[str, Step], workshop: Workshop
+) -> tuple[Entry, bool]:
+    """The entry of a stage, and whether it was there.
+
+    What depends on measured times may come out otherwise when it is computed again under its key:
+    then what was made from the one before is no hit.
+    """
+
+    def stored() -> tuple[Entry, bool]:
+        return workshop.store.get_or_build(
+            planned.parts,
+            lambda folder: _build(planned, done, workshop, folder),
+            on_wait=lambda: workshop.progress(0, 1, "waiting for another process"),
+        )
+
+    entry, hit = stored()
+    if hit and planned.timed and entry.meta["parents"] != _parents(planned, done):
+        workshop.store.set_aside(entry, "was made from another result of the stage before")
+        return stored()
+    return entry, hit
+
+
+def _parents(planned: Planned, done: Mapping[str, Step]) -> dict[str, str]:
+    """Role -> digest of what a stage starts from, where its key does not say that."""
+    if not planned.timed:
+        return {}
+    return {r: artifacts.digest(done[name].artifact) for r, name in planned.parents.items()}
+
+
 def _build(
     planned: Planned, done: Mapping[str, Step], workshop: Workshop, folder: Path
 ) -> dict[str, Any]:
@@ -130,11 +186,11 @@ def _build(
         run_on_ranks(planned.job, keys, workshop, folder, scratch)
     else:
         execute(planned.job, parents, workshop.context(planned.job, scratch), folder)
-    return {"name": planned.name}
+    return {"name": planned.name, "parents": _parents(planned, done)}
 
 
 def _measured(
-    artifact: Artifact, baseline: Step | None, workshop: Workshop, test: bool
+    artifact: Artifact, baseline: Step | None, workshop: Workshop, timed: bool, *, test: bool
 ) -> tuple[Path, Measurement]:
     """Export, measure the file beside the float baseline's, and read test data where allowed."""
     from compressbench.export.onnx import export_onnx
@@ -142,7 +198,7 @@ def _measured(
 
     data, store, threads = workshop.data, workshop.store, workshop.runtime.threads
     torch.set_num_threads(threads)
-    exported = _export(artifact, workshop, export_onnx)
+    exported = _export(artifact, workshop, timed, export_onnx)
     file = exported.folder / "model.onnx"
     reference = baseline.files / "model.onnx" if baseline else file
     shared = {
@@ -169,7 +225,9 @@ def _measured(
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
 
 
-def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., Any]) -> Entry:
+def _export(
+    artifact: Artifact, workshop: Workshop, timed: bool, export_onnx: Callable[..., Any]
+) -> Entry:
     def export(folder: Path) -> dict[str, Any]:
         workshop.progress(0, 1, "exporting to ONNX")
         file = folder / "model.onnx"
@@ -180,7 +238,10 @@ def _export(artifact: Artifact, workshop: Workshop, export_onnx: Callable[..., A
         return {}
 
     shared = {
-        "parents": {"model": artifact.key},
+        "parents": {
+            "model": artifact.key,
+            **({"digest": artifacts.digest(artifact)} if timed else {}),  # the key is not enough
+        },
         "data": asdict(workshop.data.spec),
         "opset": workshop.opset,
         "environment": versions(_EXPORTERS),

@@ -68,8 +68,9 @@ def of_channels(layer: nn.Module, score: Tensor) -> Tensor:
 
 
 def over_mean(score: Tensor) -> Tensor:
-    """`score` over its mean, which makes layers comparable whose scores have other units."""
-    return score / score.double().mean().clamp_min(torch.finfo(torch.float32).tiny).to(score.dtype)
+    """`score` over its mean size, which makes layers comparable whose scores have other units."""
+    size = score.double().abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return score / size.to(score.dtype)
 
 
 def is_transposed(layer: nn.Module) -> bool:

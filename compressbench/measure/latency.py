@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compressbench.core import Data
+
 WARM_UP, MIN_PAIRS, MAX_PAIRS = 3, 5, 2000
 
 
@@ -21,6 +23,13 @@ class Latency:
     p95_ms: float
     speedup: float
     pairs: int
+
+
+def first_sample(data: Data) -> NDArray[np.float32]:
+    """The first validation image, as the file takes it: [1, ...]."""
+    inputs = data.split("validation").inputs[:1].cpu()
+    sample: NDArray[np.float32] = data.prepare(inputs).contiguous().numpy()
+    return sample
 
 
 def measure_latency(

@@ -27,8 +27,7 @@ def measure_model(
         "compute/macs": float(macs.macs(onnx)),
         "compute/integer_kernels": float(sum(counts.get(name, 0) for name in kernels.INTEGER)),
     }
-    sample = data.prepare(data.split("validation").inputs[:1].cpu()).contiguous().numpy()
-    timed = latency.measure_latency(onnx, baseline_onnx, sample)
+    timed = latency.measure_latency(onnx, baseline_onnx, latency.first_sample(data))
     figures |= {
         "latency/p50_ms": timed.p50_ms,
         "latency/p95_ms": timed.p95_ms,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from compressbench.core import (
     Context,
     DataSpec,
     Outcome,
+    TimeShare,
     UserError,
 )
 from compressbench.criteria.mean_activation import MeanActivation
@@ -33,7 +34,7 @@ from compressbench.criteria.scores import scores_of
 from compressbench.methods import Criterion, ModelCriterion
 from compressbench.stages.batchnorm import reestimate_batchnorm_
 from compressbench.stages.coupling import Family, Unit, families, units
-from compressbench.stages.cutting import Cut, Cutter, narrowed, reasons_of
+from compressbench.stages.cutting import Cutter, cut_to_limits, narrowed, reasons_of
 from compressbench.stages.layers import (
     check_criterion,
     check_names,
@@ -41,7 +42,7 @@ from compressbench.stages.layers import (
     prunable_layers,
     skipped,
 )
-from compressbench.stages.limits import check_limit, least, missed, most
+from compressbench.stages.limits import check_limit
 from compressbench.stages.ranking import (
     Atom,
     Ranked,
@@ -56,6 +57,7 @@ from compressbench.stages.removal import Cuts, check_replay
 
 EXAMPLES = 4  # samples of the proofs
 Scope = Literal["global", "layer"]
+TABLE = "limits"  # its name among the tables of the stage
 FLOOR = 0.1  # of a layer's channels, which stay by default
 
 
@@ -66,9 +68,12 @@ class PruneChannels:
     How many: about the share `sparsity` of the channels; or all that are less important than
     `threshold`, and with `activation_threshold` also those of less mean absolute activation; or
     just as many as the limits ask for, all that are given together: `params`, `macs` (of one
-    sample), `onnx_bytes`, each a number, a share in (0, 1) of what it was, or "2x" for half. They
-    are found by bisection over the share, on the real smaller models and files: never over a
-    limit, and with a warning where the nearest is undercut by more than `tolerance` of it.
+    sample), `onnx_bytes`, each a number, a share in (0, 1) of what it was, or "2x" for half; and
+    `latency`, a share or a factor of the time that the uncut model's file takes, measured in
+    interleaved pairs. They are found by bisection over the share, on the real smaller models and
+    files: never over a limit (a time within `tolerance`), and with a warning where the nearest is
+    undercut by more than `tolerance` of it. The table `limits` has what was tried. Channels chosen
+    by time hold for this machine, and may be others when the stage is computed again.
 
     A channel's importance is the criterion's, or the sum over its weights, over the mean of its
     layer (`normalize`; a threshold is compared with it as it is); the mean over the layers that
@@ -94,6 +99,7 @@ class PruneChannels:
     params: int | float | str | None = None
     macs: int | float | str | None = None
     onnx_bytes: int | float | str | None = None
+    latency: float | str | None = None
     tolerance: float = 0.05
     scope: Scope = "layer"
     normalize: bool = True
@@ -131,19 +137,24 @@ class PruneChannels:
         if len(given) != 1:
             raise UserError(
                 "exactly one target must be set: sparsity, threshold, or limits (params, macs, "
-                f"onnx_bytes), got {' and '.join(given) or 'none'}"
+                f"onnx_bytes, latency), got {' and '.join(given) or 'none'}"
             )
         if self.activation_threshold is not None and self.threshold is None:
             raise UserError("activation_threshold goes with a threshold: set both")
 
     def limits(self) -> dict[str, int | float | str]:
         """The limits that are given, by name."""
-        named = {"params": self.params, "macs": self.macs, "onnx_bytes": self.onnx_bytes}
+        names = ("params", "macs", "onnx_bytes", "latency")
+        named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
     def weighs_files(self) -> bool:
         return self.onnx_bytes is not None
+
+    @property
+    def times_files(self) -> bool:
+        return self.latency is not None
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a name to skip that no layer has."""
@@ -160,8 +171,16 @@ class PruneChannels:
         found = families(deepcopy(original), example)
         candidates, left = self._candidates(original, found)
         cuts_at = self._cuts_at(original, candidates, context)
-        cutter = Cutter(start, original, found, example)
-        cut, warnings = self._cut(cutter, cuts_at, context)
+        cutter = Cutter(start, original, found, example, self._timer(start, context))
+        warnings: tuple[str, ...] = ()
+        tables: dict[str, list[dict[str, Any]]] = {}
+        if self.limits():
+            cut, warning, tables[TABLE] = cut_to_limits(
+                cutter, cuts_at, self.limits(), self.tolerance, context
+            )
+            warnings = (warning,) if warning else ()
+        else:
+            cut = cutter.cut(cuts_at(self.sparsity or 0.0))
         left |= reasons_of(found, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
@@ -178,29 +197,12 @@ class PruneChannels:
             early={},  # of other shapes
         )
         warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
-        return Outcome(artifact, coverage, warnings=warnings)
+        return Outcome(artifact, coverage, warnings=warnings, tables=tables)
 
-    def _cut(
-        self, cutter: Cutter, cuts_at: Callable[[float], Cuts], context: Context
-    ) -> tuple[Cut, tuple[str, ...]]:
-        """The smaller model, and warnings."""
-        if not self.limits():
-            return cutter.cut(cuts_at(self.sparsity or 0.0)), ()
-        before = cutter.figures(cutter.cut({}), self.limits(), context)
-        allowed = {name: most(value, before[name]) for name, value in self.limits().items()}
-        if all(before[name] <= allowed[name] for name in allowed):
-            raise UserError(
-                "nothing to prune: "
-                + ", ".join(f"{n} is {before[n]:,.0f} already" for n in allowed)
-            )
-        found = least(
-            lambda share: cutter.cut(cuts_at(share)),
-            lambda cut: cutter.figures(cut, self.limits(), context),
-            allowed,
-            1.0,
-        )
-        warning = missed(found.figures, allowed, self.tolerance)
-        return found.trial, (warning,) if warning else ()
+    def _timer(self, start: Artifact, context: Context) -> TimeShare | None:
+        if self.latency is None or context.timed_against is None:
+            return None
+        return context.timed_against(start)
 
     def _candidates(
         self, model: nn.Module, found: Sequence[Family]

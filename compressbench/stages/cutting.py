@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
-from compressbench.core import Artifact, CheckFailedError, Context, Coverage, Edit
+from compressbench.core import (
+    Artifact,
+    CheckFailedError,
+    Context,
+    Coverage,
+    Edit,
+    TimeShare,
+    UserError,
+)
 from compressbench.stages.coupling import Family
 from compressbench.stages.layers import layers_with_weights, weights
-from compressbench.stages.limits import check_measurable, count
+from compressbench.stages.limits import (
+    LATENCY,
+    Limit,
+    already,
+    check_measurable,
+    count,
+    least,
+    missed,
+    most,
+)
 from compressbench.stages.removal import (
     Cuts,
     Removed,
@@ -34,13 +52,15 @@ class Cut:
 class Cutter:
     """Cuts channels from `model`, the float model of `start`; the same ones once only.
 
-    `failed` maps roots of families that could not be cut, which then stay, to the reason.
+    `timer` gives the time of an artifact over that of the uncut model. `failed` maps roots of
+    families that could not be cut, which then stay, to the reason.
     """
 
     start: Artifact
     model: nn.Module
     families: Sequence[Family]
     example: Tensor
+    timer: TimeShare | None = None
     failed: dict[str, str] = field(default_factory=dict)
     _cuts: dict[str, Cut] = field(default_factory=dict)
     _figures: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -71,18 +91,66 @@ class Cutter:
             raise CheckFailedError("channels that can be removed one by one cannot go together")
 
     def figures(self, cut: Cut, names: Collection[str], context: Context) -> dict[str, float]:
-        """`params`, `macs`, and where it is among `names` `onnx_bytes`, of a cut model."""
+        """`params`, `macs`, and where they are among `names` `onnx_bytes` and `latency`, of a cut
+        model; each model is measured once.
+        """
         key = json.dumps(cut.removed, sort_keys=True)
         if key not in self._figures:
             found = count(cut.model, self.example)
             if "onnx_bytes" in names:
                 check_measurable("onnx_bytes", context.export_bytes)
-                edits = (*self.start.edits, cut.edit) if cut.removed else self.start.edits
-                small = replace(self.start, model=cut.model, edits=edits, key="")
                 if context.export_bytes is not None:
-                    found["onnx_bytes"] = float(context.export_bytes(small))
+                    found["onnx_bytes"] = float(context.export_bytes(self._artifact(cut)))
+            if LATENCY in names:
+                found[LATENCY] = self.time(cut)
             self._figures[key] = found
         return self._figures[key]
+
+    def time(self, cut: Cut) -> float:
+        """The time of a cut model over that of the uncut one, measured anew."""
+        if not cut.removed:
+            return 1.0
+        check_measurable(LATENCY, self.timer)
+        return self.timer(self._artifact(cut)) if self.timer is not None else 1.0
+
+    def rows(self, chosen: Cut) -> list[dict[str, Any]]:
+        """A row for each model that was measured, the smallest first."""
+        mine = json.dumps(chosen.removed, sort_keys=True)
+        rows = [{**found, "chosen": key == mine} for key, found in self._figures.items()]
+        return sorted(rows, key=lambda row: row["params"])
+
+    def _artifact(self, cut: Cut) -> Artifact:
+        edits = (*self.start.edits, cut.edit) if cut.removed else self.start.edits
+        return replace(self.start, model=cut.model, edits=edits, key="")
+
+
+def cut_to_limits(
+    cutter: Cutter,
+    cuts_at: Callable[[float], Cuts],
+    limits: Mapping[str, Limit],
+    tolerance: float,
+    context: Context,
+) -> tuple[Cut, str | None, list[dict[str, Any]]]:
+    """The least cut that keeps all `limits`; a warning where it misses them by more than
+    `tolerance` of them; the figures of all that were tried.
+
+    The time of the one that is chosen is measured again, since the choice favours lucky figures.
+    """
+    before = cutter.figures(cutter.cut({}), limits, context)
+    allowed = {name: most(value, before[name]) for name, value in limits.items()}
+    if all(before[name] <= allowed[name] for name in allowed):
+        raise UserError(f"nothing to prune: {already({n: before[n] for n in allowed})}")
+    found = least(
+        lambda share: cutter.cut(cuts_at(share)),
+        lambda cut: cutter.figures(cut, limits, context),
+        allowed,
+        1.0,
+    )
+    cut: Cut = found.trial
+    if LATENCY in limits:
+        cutter.figures(cut, limits, context)[LATENCY] = cutter.time(cut)
+    reached = cutter.figures(cut, limits, context)
+    return cut, missed(reached, allowed, tolerance), cutter.rows(cut)
 
 
 def reasons_of(found: Sequence[Family], failed: Mapping[str, str]) -> dict[str, str]:

@@ -121,6 +121,10 @@ class _Module(pl.LightningModule):
             self.bad_step.copy_(torch.where(self.bad_step >= 0, self.bad_step, new))
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.companion is not None:
+            self.companion.before_step(self.model, optimizer.param_groups[0]["lr"])
+
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         for layer in self.masked:
             apply_mask_(layer)

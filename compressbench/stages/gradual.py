@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from compressbench.artifact import apply_mask_, masked_layers, set_mask_
 from compressbench.checks import check_integer, check_share
 from compressbench.core import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome, UserError
-from compressbench.methods import Criterion, ModelCriterion
+from compressbench.methods import Criterion, LearntCriterion, ModelCriterion
 from compressbench.stages import teaching
 from compressbench.stages.layers import prunable_layers
+from compressbench.stages.learnt_scores import Given, LearntScores
 from compressbench.stages.prune import Prune, mask_, zeroed
 from compressbench.stages.schedule import Optimizer, Schedule
 from compressbench.stages.selection import WeightScope
@@ -31,17 +32,19 @@ class PruneGradually:
         s(t) = sparsity + (start - sparsity) (1 - t)^3,  t from 0 to 1,
 
     fast at first and slowly in the end (Zhu and Gupta 2017, arXiv:1710.01878). `start` is the
-    share that is zero before. What is zero stays so. The criterion sees the weights of that
-    moment. `scope`, `normalize`, `pattern` (blocks), `layers` and `skip` are those of `Prune`;
-    `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`; with a distillation
-    `loss` the recipe names the `teacher`; without, it is cross-entropy with `label_smoothing`.
+    share that is zero before. What is zero stays so, but for a criterion that is learnt meanwhile
+    (`movement`), by which what this stage took may come back until then. Other criteria see the
+    weights of that moment. `scope`, `normalize`, `pattern` (blocks), `layers` and `skip` are those
+    of `Prune`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`; with a
+    distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
+    `label_smoothing`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({MASKED})
     destroys: ClassVar[frozenset[str]] = GRIDS
 
-    criterion: Criterion | ModelCriterion
+    criterion: Criterion | ModelCriterion | LearntCriterion
     sparsity: float
     epochs: float
     batch_size: int
@@ -69,10 +72,10 @@ class PruneGradually:
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
 
-    def prune(self, sparsity: float) -> Prune:
-        """What happens at one update."""
+    def prune(self, sparsity: float, learnt: Mapping[str, Tensor] | None = None) -> Prune:
+        """What happens at one update, by the scores `learnt` so far where that is the criterion."""
         return Prune(
-            self.criterion,
+            Given(learnt or {}) if isinstance(self.criterion, LearntCriterion) else self.criterion,
             sparsity,
             scope=self.scope,
             normalize=self.normalize,
@@ -107,7 +110,7 @@ class PruneGradually:
         masked = set(masked_layers(model))
         for layer in layers.values():
             set_mask_(layer, _weight(layer) != 0)
-        rising = _Rising(self, list(layers), context, _share_zero(layers))
+        rising = _Rising(self, model, list(layers), context)
         loss_for = teaching.loss_for(
             model, inputs, self.loss, self.label_smoothing, self.schedule(), context
         )
@@ -139,11 +142,21 @@ class _Rising:
     """Tightens the masks of a model that is trained. `reached` is one sparsity an epoch."""
 
     def __init__(
-        self, stage: PruneGradually, names: Sequence[str], context: Context, start: float
+        self, stage: PruneGradually, model: nn.Module, names: Sequence[str], context: Context
     ) -> None:
         self.stage, self.names, self.context = stage, names, context
-        self.start = self.current = start
+        self.start = self.current = _share_zero({name: model.get_submodule(name) for name in names})
         self.reached: list[float] = []
+        criterion = stage.criterion
+        self.learnt = (
+            LearntScores(criterion, model, names)
+            if isinstance(criterion, LearntCriterion)
+            else None
+        )
+
+    def before_step(self, model: nn.Module, rate: float) -> None:
+        if self.learnt is not None:
+            self.learnt.add_(model, rate)
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         last = max(1, round(self.stage.until * steps))
@@ -154,10 +167,15 @@ class _Rising:
     def tighten_(self, model: nn.Module, sparsity: float) -> None:
         """Zero what is least important now, up to `sparsity`."""
         probe = deepcopy(model).cpu().eval().requires_grad_(True)
+        scores = None
+        if self.learnt is not None:
+            scores = self.learnt.scores
+            self.learnt.restore_(probe)
         layers = {name: probe.get_submodule(name) for name in self.names}
-        masks = self.stage.prune(min(sparsity, self.stage.sparsity)).masks(
-            probe, layers, self.context
-        )
+        stage = self.stage.prune(min(sparsity, self.stage.sparsity), scores)
+        masks = stage.masks(probe, layers, self.context)
+        if self.learnt is not None:
+            self.learnt.restore_(model, masks)
         for name, mask in masks.items():
             layer = model.get_submodule(name)
             layer.get_buffer("weight_mask").copy_(mask)
@@ -168,11 +186,15 @@ class _Rising:
         self.reached.append(self.current)
 
     def state(self) -> dict[str, Any]:
-        return {"start": self.start, "current": self.current, "reached": list(self.reached)}
+        learnt = self.learnt.state() if self.learnt is not None else {}
+        return {"start": self.start, "current": self.current, "reached": list(self.reached),
+                "learnt": learnt}  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
         self.start, self.current = state["start"], state["current"]
         self.reached = state["reached"]
+        if self.learnt is not None:
+            self.learnt.resume(state["learnt"])
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from compressbench.core import UserError
 from compressbench.criteria.scores import is_criterion
+from compressbench.methods import LearntCriterion
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,6 +63,9 @@ def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None
 
 
 def check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, LearntCriterion):
+        name = type(criterion).__name__.lower()
+        raise UserError(f"criterion {name} is learnt in training: it is for prune_gradual alone")
     if not is_criterion(criterion):
         raise UserError(f"criterion must be a pruning criterion, got {criterion!r}")
 

@@ -1,4 +1,4 @@
-"""Limits on a pruned model (parameters, multiply-accumulates, bytes), kept by the least pruning."""
+"""Limits on a pruned model (parameters, products, bytes, time), kept by the least pruning."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Limit = int | float | str  # absolute; a share in (0, 1) of what it was; "2x": h
 Figures = Mapping[str, float]
 Trial = TypeVar("Trial")
 
+LATENCY = "latency"  # time over that of the uncut model
 _STEPS = 14  # of bisection: shares to 1 / 16,384
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -28,16 +29,18 @@ _PRODUCTS = {"matmul", "rmatmul", "bmm", "mm"}
 
 
 def check_limit(name: str, value: Any) -> None:
-    """UserError unless `value` is an integer above 0, a share in (0, 1) or text such as "2x"."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    """UserError unless `value` is an integer above 0, a share in (0, 1) or text such as "2x"; for
+    `latency`, of which only ratios are measured, one of the last two.
+    """
+    number = "" if name == LATENCY else "an integer above 0, "
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0 and number:
         return
     if isinstance(value, float) and is_number(value) and 0 < value < 1:
         return
     if isinstance(value, str) and _times(value) > 1:
         return
     raise UserError(
-        f'{name} must be an integer above 0, a share in (0, 1) or a factor such as "2x", '
-        f"got {value!r}"
+        f'{name} must be {number}a share in (0, 1) or a factor such as "2x", got {value!r}'
     )
 
 
@@ -69,8 +72,8 @@ def least(
 ) -> Found:
     """Bisect for the smallest share in (0, `highest`] whose `figures` are all within `allowed`.
 
-    The figures must not rise with the share. UserError names the least that `highest` gives where
-    that is over a limit.
+    The figures must not rise with the share, or it is not the smallest. UserError names the least
+    that `highest` gives where that is over a limit.
     """
 
     def fits(found: Figures) -> bool:
@@ -81,8 +84,8 @@ def least(
     if not fits(best.figures):
         name = next(n for n in allowed if best.figures[n] > allowed[n])
         raise UserError(
-            f"{name}={allowed[name]:,.0f} cannot be reached: the floors of the layers leave at "
-            f"least {best.figures[name]:,.0f}"
+            f"{name}={_text(name, allowed[name])} cannot be reached: the floors of the layers "
+            f"leave at least {_text(name, best.figures[name])}"
         )
     low, top = 0.0, highest
     for _ in range(_STEPS):
@@ -97,15 +100,34 @@ def least(
 
 
 def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
-    """A warning where every limit is undercut by more than `tolerance` of it."""
+    """A warning where every limit is undercut by more than `tolerance` of it, or one is exceeded
+    by more: a time that was measured again.
+    """
+    over = {name: figures[name] / allowed[name] - 1 for name in allowed}
+    worst = max(over, key=lambda n: over[n])
+    if over[worst] > tolerance:
+        return (
+            f"{worst} is {_text(worst, figures[worst])} when measured again, {over[worst]:.1%} "
+            f"over its limit of {_text(worst, allowed[worst])}"
+        )
     shortest = {name: 1 - figures[name] / allowed[name] for name in allowed}
     if min(shortest.values()) <= tolerance:
         return None
     name = min(shortest, key=lambda n: shortest[n])
     return (
-        f"{name} is {figures[name]:,.0f}, {shortest[name]:.1%} below its limit of "
-        f"{allowed[name]:,.0f}: channels go in larger steps (round_to, coupled layers, scope)"
+        f"{name} is {_text(name, figures[name])}, {shortest[name]:.1%} below its limit of "
+        f"{_text(name, allowed[name])}: channels go in larger steps (round_to, coupled layers, "
+        "scope)"
     )
+
+
+def already(figures: Figures) -> str:
+    """What to say where all `figures` are within their limits before anything goes."""
+    return ", ".join(f"{name} is {_text(name, value)} already" for name, value in figures.items())
+
+
+def _text(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == LATENCY else f"{value:,.0f}"
 
 
 def count(model: nn.Module, example: Tensor) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Ranked:
         step = math.lcm(round_to, unit.size) // unit.size
         kept, start = len(ranked), 0
         blocks: list[tuple[Atom, ...]] = []
-        means = [0.0]
+        means = [-math.inf]
         while True:
             count = kept % step or step
             if (kept - count) * unit.size < max(floor, 1):

@@ -21,6 +21,10 @@ BatchLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Companion(Protocol):
     """Looks after a model while it is fitted; what it knows is saved with the fit."""
 
+    def before_step(self, model: nn.Module, rate: float) -> None:
+        """The gradients are there, of all ranks; `rate` is the learning rate of this step."""
+        ...
+
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """`step` of `steps` is done; masks may change, parameters are those that will be kept."""
         ...

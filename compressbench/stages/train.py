@@ -84,6 +84,9 @@ class Keeper:
     epoch: int
     kept: dict[str, Tensor]
 
+    def before_step(self, model: nn.Module, rate: float) -> None:
+        """Nothing: gradients do not count."""
+
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
         """Nothing: only the ends of epochs count."""
 

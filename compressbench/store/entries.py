@@ -119,7 +119,7 @@ class Store:
             if self._verified.get(key) != current:
                 manifests.check_digests(folder, manifest)
         except DamagedError as damage:
-            self._quarantine(key, identity, damage)
+            self._quarantine(key, identity, f"is damaged: {damage}")
             return None
         self._verified[key] = current
         with suppress(OSError):  # a store that we may only read serves as well
@@ -145,6 +145,12 @@ class Store:
             if entry is not None:
                 return entry, True
             return self._build(key, parts, build), False
+
+    def set_aside(self, entry: Entry, reason: str) -> None:
+        """Move an entry that cannot be used to quarantine/, with a warning; it counts as absent."""
+        identity = self._identity(entry.folder)
+        if identity is not None:
+            self._quarantine(entry.key, identity, reason)
 
     def scratch(self, key: str) -> Path:
         """A working folder for the build of a key; outlives a crash, removed on publication."""
@@ -268,7 +274,7 @@ class Store:
             if is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _quarantine(self, key: str, identity: int, damage: DamagedError) -> None:
+    def _quarantine(self, key: str, identity: int, reason: str) -> None:
         """Set an entry aside, unless another process did so already and built it again."""
         folder = self.folder(key)
         target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
@@ -279,8 +285,8 @@ class Store:
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
             os.utime(target, follow_symlinks=False)  # its age counts from now
-        _log.warning("entry %s is damaged: %s; set aside in %s, to be computed again",
-                     key[:12], damage, target)  # fmt: skip
+        _log.warning("entry %s %s; set aside in %s, to be computed again",
+                     key[:12], reason, target)  # fmt: skip
 
 
 def is_abandoned(build: Path) -> bool:

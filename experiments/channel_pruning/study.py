@@ -81,7 +81,8 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     from compressbench.recipe import run
     from compressbench.runs import prepare
 
-    fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none", "name=study"]
+    fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none", "name=study",
+             "~search"]  # fmt: skip
     with initialize_config_dir(str(config_folder())):
         composed = compose("config", [*fixed, *where, *setting.overrides()])
     config = OmegaConf.to_container(composed, resolve=True)

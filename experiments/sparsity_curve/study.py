@@ -85,7 +85,9 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
 
     fixed = ["model=resnet20", "dataset=cifar10", "trainer=cpu", "trainer.threads=1", "name=study"]
     with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, "tracking=none", *where, *setting.overrides()])
+        composed = compose(
+            "config", [*fixed, "tracking=none", "~search", *where, *setting.overrides()]
+        )
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     plan, workshop = prepare({str(k): v for k, v in config.items()})

@@ -14,7 +14,7 @@ from compressbench.core import Context, Runtime, Stage
 from compressbench.criteria.scores import of_channels, of_weights, scores_of
 from compressbench.data.digits import Digits
 from compressbench.groups import GROUPS, config_folder, options
-from compressbench.methods import FeatureLoss
+from compressbench.methods import FeatureLoss, LearntCriterion
 from compressbench.quantizers.activations import fake_quantize
 from compressbench.quantizers.grid import Grid, expand, step_limits
 from compressbench.stages.teaching import Compared
@@ -120,9 +120,12 @@ def test_a_criterion_scores_every_weight_or_channel_and_changes_nothing(path):
     layers = {name: model[int(name)] for name in ("0", "3", "7")}
     before = {name: values.clone() for name, values in model.state_dict().items()}
     criterion = build(composed(path) | ({"images": 40} if "images" in read(path) else {}))
+    if isinstance(criterion, LearntCriterion):
+        check_steps(criterion)
+        return
     scores, again = (scores_of(criterion, model, layers, context()) for _ in range(2))
     for name, layer in layers.items():
-        assert (of_weights(layer, scores[name]) >= 0).all()
+        assert torch.isfinite(of_weights(layer, scores[name])).all()
         assert of_weights(layer, scores[name]).shape == layer.weight.shape
         assert of_channels(layer, scores[name]).shape == layer.weight.shape[:1]
         assert torch.equal(scores[name], again[name])
@@ -134,6 +137,15 @@ def test_a_criterion_scores_every_weight_or_channel_and_changes_nothing(path):
 
 def has_labels(term) -> bool:
     return getattr(term, "sees_labels", False)
+
+
+def check_steps(criterion: LearntCriterion) -> None:
+    """A score that is learnt in training has the shape of the weight, and moves."""
+    weight, gradient = torch.randn(2, 3, 4, 5).unbind()
+    once = criterion.step(torch.zeros_like(weight), weight, gradient, 0.1)
+    assert once.shape == weight.shape
+    assert torch.isfinite(once).all()
+    assert not torch.equal(criterion.step(once, weight, gradient, 0.1), once)
 
 
 @pytest.mark.parametrize("path", of("loss"), ids=lambda p: p.stem)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from compressbench.core import Context, DataSpec, Runtime, Split, UserError
 from compressbench.criteria.apoz import Apoz
 from compressbench.criteria.batchnorm_scale import BatchNormScale
+from compressbench.criteria.grasp import Grasp
 from compressbench.criteria.magnitude import Magnitude
 from compressbench.criteria.mean_activation import MeanActivation
 from compressbench.criteria.mixed import Mixed, ranks
@@ -133,6 +134,50 @@ def test_taylor_estimates_what_the_loss_changes_and_snip_lets_batches_cancel():
     for name in ALL:
         torch.testing.assert_close(one[name].sqrt(), snip[name], rtol=1e-3, atol=1e-6)
         assert many[name].sum() > one[name].sum()
+
+
+def gradients(model: nn.Module, names: tuple[str, ...], temperature: float) -> list[Tensor]:
+    inputs, targets = images()
+    loss = F.cross_entropy(model(inputs.double()) / temperature, targets)
+    return list(torch.autograd.grad(loss, [model.get_submodule(n).weight for n in names]))
+
+
+@pytest.mark.parametrize(("names", "temperature"), [(ALL, 1.0), (ALL, 200.0), (("stem",), 2.0)])
+def test_grasp_is_the_weight_times_finite_differences_of_gradients(names, temperature):
+    model = net().double()
+    weights = [model.get_submodule(name).weight for name in names]
+    step = gradients(model, names, temperature)
+    length = 1e-6 / float(torch.cat([g.flatten() for g in step]).norm())
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for weight, direction in zip(weights, step, strict=True):
+                weight += sign * length * direction
+        ends.append(gradients(model, names, temperature))
+        with torch.no_grad():
+            for weight, direction in zip(weights, step, strict=True):
+                weight -= sign * length * direction
+    for batch_size in (5, 64):
+        found = Grasp(IMAGES, batch_size, temperature).of_model(
+            net(), layers(net(), *names), context()
+        )
+        for name, weight, high, low in zip(names, weights, *ends, strict=True):
+            expected = (weight * (high - low) / (2 * length)).detach()
+            tolerance = 2e-3 * float(expected.abs().max())
+            torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=tolerance)
+        assert len(names) == 1 or any(bool((score < 0).any()) for score in found.values())
+
+
+def test_grasp_is_half_of_what_the_gradient_loses_with_a_weight():
+    found = Grasp(IMAGES, temperature=3.0).of_model(net(), layers(net(), *ALL), context())
+    for name, index in (("fc", (1, 2)), ("stem", (2, 0, 1, 1))):
+        model, squares = net().double(), []
+        for share in (1e-5, -2e-5):  # one after the other: less of the weight, then more
+            with torch.no_grad():
+                model.get_submodule(name).weight[index] *= 1 - share
+            squares.append(sum(float(g.square().sum()) for g in gradients(model, ALL, 3.0)))
+        lost = (squares[1] - squares[0]) / 2e-5
+        assert lost == pytest.approx(2 * float(found[name][index]), rel=1e-2)
 
 
 def slow_norms(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
@@ -278,7 +323,7 @@ def test_what_is_never_called_cannot_be_judged():
             criterion.of_model(model, layers(model, "idle"), context())
 
 
-@pytest.mark.parametrize("kind", [Taylor, Snip, Wanda, MeanActivation, Apoz, SparseGpt])
+@pytest.mark.parametrize("kind", [Taylor, Snip, Grasp, Wanda, MeanActivation, Apoz, SparseGpt])
 def test_without_calibration_images_there_is_no_criterion(kind):
     with pytest.raises(UserError, match=r"images must be an integer of at least \d, got 0"):
         kind(images=0)
@@ -352,7 +397,7 @@ def test_sparsegpt_says_which_layers_it_does_not_know():
         SparseGpt(IMAGES).of_model(model, layers(model, "up"), context())
 
 
-SHARDED = (Snip(IMAGES), Wanda(IMAGES), MeanActivation(IMAGES), Apoz(IMAGES))
+SHARDED = (Snip(IMAGES), Grasp(IMAGES), Wanda(IMAGES), MeanActivation(IMAGES), Apoz(IMAGES))
 
 
 def scored(criterion) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from compressbench.core import CheckFailedError, UserError
 from compressbench.criteria.apoz import Apoz
 from compressbench.criteria.batchnorm_scale import BatchNormScale
+from compressbench.criteria.grasp import Grasp
 from compressbench.criteria.l2 import L2
 from compressbench.criteria.magnitude import Magnitude
 from compressbench.criteria.mean_activation import MeanActivation
@@ -120,6 +121,64 @@ def test_bytes_are_those_of_exported_files():
     assert edits == {0, 1}
 
 
+def clocked(stage, *, luck=1.0):
+    """The stage on a machine where a model's time is a tenth plus its share of the products, and
+    where the first look at a model says `luck` of that; the result, and what was measured.
+    """
+    before, looks = kept(made(Residual))["macs"], {}
+
+    def against(original):
+        assert kept(original.model)["macs"] == before
+
+        def share(artifact):
+            time = 0.1 + 0.9 * kept(artifact.model)["macs"] / before
+            looks.setdefault(time, []).append(artifact)
+            return time * (luck if len(looks[time]) == 1 else 1.0)
+
+        return share
+
+    own = replace(context(), timed_against=against)
+    return stage.run({"model": trained(made(Residual))}, own), looks
+
+
+def test_a_limit_of_time_is_kept_by_the_least_pruning():
+    stage = PruneChannels(L2(), latency=0.7, scope="global", round_to=1)
+    outcome, looks = clocked(stage)
+    table = outcome.tables["limits"]
+    (chosen,) = [row for row in table if row["chosen"]]
+    before = kept(made(Residual))["macs"]
+    assert chosen["latency"] == pytest.approx(
+        0.1 + 0.9 * kept(outcome.artifact.model)["macs"] / before
+    )
+    assert 0.95 * 0.7 < chosen["latency"] <= 0.7
+    slower = [row for row in table if row["macs"] > chosen["macs"]]
+    assert slower
+    assert all(row["latency"] > 0.7 for row in slower)
+    assert not outcome.warnings
+    assert sorted(len(times) for times in looks.values()) == [1] * (len(table) - 2) + [2]
+    assert stage.times_files
+    assert not PruneChannels(L2(), macs="2x").times_files
+    both, _ = clocked(replace(stage, latency="1.1x", macs=0.4))
+    assert kept(both.artifact.model)["macs"] <= 0.4 * before
+
+
+def test_a_time_that_was_luck_is_told():
+    outcome, _ = clocked(PruneChannels(L2(), latency=0.7, scope="global", round_to=1), luck=0.9)
+    (warning,) = outcome.warnings
+    assert "latency is 0.7" in warning
+    assert "when measured again" in warning
+    assert "over its limit of 0.700" in warning
+
+
+def test_a_limit_of_time_is_refused_where_it_cannot_be_taken():
+    with pytest.raises(UserError, match=r"latency must be a share in \(0, 1\) or a factor.*got 5"):
+        PruneChannels(L2(), latency=5)
+    with pytest.raises(UserError, match=r"latency=0.100 cannot be reached: .* at least 0\.\d{3}"):
+        clocked(PruneChannels(L2(), latency="10x"))
+    with pytest.raises(CheckFailedError, match="latency needs an exporter"):
+        run(PruneChannels(L2(), latency=0.5), made(Residual))
+
+
 def test_a_limit_that_steps_undercut_by_far_is_told():
     outcome = run(PruneChannels(L2(), macs=0.95), made(Residual))
     assert any("below its limit" in warning for warning in outcome.warnings)
@@ -156,8 +215,8 @@ def test_idle_channels_go_by_two_thresholds():
 
 
 @pytest.mark.parametrize("criterion", [
-    Random("channel"), Taylor(48), Snip(48), Wanda(48), SparseGpt(48), MeanActivation(48),
-    Apoz(48), Mixed(Magnitude(), MeanActivation(48)), BatchNormScale(),
+    Random("channel"), Taylor(48), Snip(48), Grasp(48), Wanda(48), SparseGpt(48),
+    MeanActivation(48), Apoz(48), Mixed(Magnitude(), MeanActivation(48)), BatchNormScale(),
 ], ids=lambda c: type(c).__name__)  # fmt: skip
 def test_every_criterion_feeds_the_same_graph(criterion):
     stage = PruneChannels(criterion, macs="2x", scope="global", skip=["fc"], round_to=1)
