@@ -17,12 +17,14 @@ from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
-from compressbench.targets import build, nearest
+from compressbench.targets import build, nearest, takes_option
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
+STUDENT = "student"  # of a model: which of its options a student has others; of a stage: that model
+_NOT_OPTIONS = ("checkpoint", STUDENT)  # of a model's config
 _ALWAYS_RUNS = ("compressbench.execute.execute",)
 
 
@@ -64,9 +66,9 @@ def make_plan(
     """Check a recipe as a whole and give every stage its content key.
 
     `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
-    architecture to start from) and `teacher` (the name of an earlier stage, or a list of names).
-    Raises UserError for anything that cannot work, before any work is done. `opset` counts in the
-    key of a stage that weighs exported files.
+    architecture to start from; "student" is that of `model.student`) and `teacher` (the name of an
+    earlier stage, or a list of names). Raises UserError for anything that cannot work, before any
+    work is done. `opset` counts in the key of a stage that weighs exported files.
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
@@ -115,10 +117,34 @@ def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _own_model(
     name: str, stage: Stage, stages: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    own: Mapping[str, Any] | None = stages[name].get("model")
+    own: Any = stages[name].get("model")
+    if own == STUDENT:
+        return _student(name, model)
     if own is None and (getattr(stage, "starts_fresh", False) or name == next(iter(stages))):
         return model
-    return own
+    found: Mapping[str, Any] | None = own
+    return found
+
+
+def _student(name: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The run's model with the options that its `student` changes, from initial weights."""
+    changes = model.get(STUDENT)
+    where = f"recipe.stages.{name}.model={STUDENT}"
+    if not isinstance(changes, Mapping) or not changes:
+        raise UserError(
+            f"{where}: model.{STUDENT} must say which options of the model are others, such as "
+            f"{{width: 8}}, got {changes!r}; or choose a model of the group, "
+            f"model@recipe.stages.{name}.model=NAME"
+        )
+    for option in changes:
+        if option not in model or option in _NOT_OPTIONS:
+            raise UserError(f"model.{STUDENT}.{option}: the model has no such option")
+    return {**_options(model), **changes}
+
+
+def _options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class of a model is called with."""
+    return {k: v for k, v in model.items() if k not in _NOT_OPTIONS}
 
 
 def _plan_stage(
@@ -193,10 +219,12 @@ def _architecture(
     if not isinstance(own, Mapping):
         raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
     spec = data.spec
+    _check_domain(own, spec, where)
     config = {
         "input_shape": list(spec.input_shape),
         "num_classes": spec.num_classes,
-        **{k: v for k, v in own.items() if k != "checkpoint"},
+        **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
+        **_options(own),
     }
     if config["num_classes"] != spec.num_classes:
         raise UserError(
@@ -209,17 +237,31 @@ def _architecture(
     return config, path, _try_model(config, path, spec, where)
 
 
+def _check_domain(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
+    """UserError for a model of images where the data are texts, and the other way round."""
+    takes = takes_option(own, "vocabulary", where)
+    if takes is None or takes == (spec.tokens is not None):
+        return
+    name = str(own["_target_"]).rpartition(".")[2]
+    if takes:
+        raise UserError(f"{where}: {name} takes texts, but dataset {spec.name} has images")
+    raise UserError(
+        f"{where}: {name} takes images, but dataset {spec.name} has texts: choose text_transformer,"
+        " or a class of your own that takes vocabulary and pad, too"
+    )
+
+
 def _try_model(
     config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
 ) -> torch.nn.Module:
-    """Build a model and run it on two black images: what cannot work shows before any training."""
+    """Build a model and run it on two blank samples: what cannot work shows before any training."""
     with torch.random.fork_rng(devices=()):
         model = build(config, where)
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{where}._target_={config['_target_']} is no torch.nn.Module")
     if checkpoint is not None:
         load_checkpoint_(model, checkpoint)
-    inputs = torch.zeros(2, *spec.input_shape)
+    inputs = spec.blank(2)
     try:
         with torch.no_grad():
             logits = model.eval()(inputs)

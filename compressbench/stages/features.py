@@ -16,16 +16,26 @@ from compressbench.quantizers.activations import CHILD
 Shape = tuple[int, ...]  # of one sample
 
 
+def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
+    """What a layer gave for `inputs`, channels first: as it is for images; [B, L, D] of ids [B, L]
+    becomes [B, D, L], zero where an id is `pad`, so that a layer of a text is a map, too.
+    """
+    if inputs.is_floating_point() or output.ndim != 3 or output.shape[:2] != inputs.shape:
+        return output
+    kept = inputs != pad
+    return (output * kept.unsqueeze(2)).transpose(1, 2)
+
+
 def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
-    """What each module inside `model` gives for one sample of `example` [B, ...], in the order in
-    which they finish; modules that give no tensor are left out.
+    """What each module inside `model` gives for one sample of `example` [B, ...] (`as_maps`), in
+    the order in which they finish; modules that give no tensor are left out.
     """
     found: dict[str, Shape] = {}
     names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
 
     def note(name: str, output: Tensor) -> None:
         found.pop(name, None)  # a module that runs again finishes later
-        found[name] = tuple(output.shape[1:])
+        found[name] = tuple(as_maps(output, example).shape[1:])
 
     training = model.training
     with watched(model.eval(), {name: name for name in names}, note), torch.no_grad():

@@ -20,7 +20,7 @@ from compressbench.targets import build, check
 
 CONF = config_folder()
 WRONG = ["abc", "", -7, 0, 2.5, math.nan, math.inf, True, None, [], ["abc"], [-1], {"abc": 1}]
-OURS = {"_target_", "_partial_", "defaults", "checkpoint", "teacher", "model"}
+OURS = {"_target_", "_partial_", "defaults", "checkpoint", "student", "teacher", "model"}
 OF_THE_RECIPE = {"input_shape": [1, 8, 8], "num_classes": 3}
 
 

@@ -23,7 +23,7 @@ CONF = config_folder()
 FILES = sorted(p for p in CONF.glob("*/*.yaml"))
 METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
            "dataset", "tracking", "sampler")  # fmt: skip
-RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
+RESERVED = {"checkpoint", "student", "teacher", "model", "_target_", "_partial_", "defaults"}
 GIVEN = {"input_shape", "num_classes", "seed", "number"}  # passed by us, never written
 
 
