@@ -127,7 +127,9 @@ def _own_model(
 
 
 def _student(name: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's model with the options that its `student` changes, from initial weights."""
+    """The run's model, from initial weights, with the options that its `student` has others; or
+    what `student` is, where that is a whole model.
+    """
     changes = model.get(STUDENT)
     where = f"recipe.stages.{name}.model={STUDENT}"
     if not isinstance(changes, Mapping) or not changes:
@@ -136,10 +138,7 @@ def _student(name: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{{width: 8}}, got {changes!r}; or choose a model of the group, "
             f"model@recipe.stages.{name}.model=NAME"
         )
-    for option in changes:
-        if option not in model or option in _NOT_OPTIONS:
-            raise UserError(f"model.{STUDENT}.{option}: the model has no such option")
-    return {**_options(model), **changes}
+    return changes if "_target_" in changes else {**_options(model), **changes}
 
 
 def _options(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +166,8 @@ def _plan_stage(
         parents["model"] = list(before)[-1]
         begins_with = before[parents["model"]].begins_with
     else:
-        at = f"{where}.model" if stages[name].get("model") else "model"
+        given = stages[name].get("model")
+        at = f"model.{STUDENT}" if given == STUDENT else f"{where}.model" if given else "model"
         architecture, checkpoint, begins_with = _architecture(own, data, at)
     _check_model(stage, begins_with, data.spec, where)
     for role, teacher in _teachers(name, stages[name], before, where).items():

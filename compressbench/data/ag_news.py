@@ -123,7 +123,7 @@ class AgNews:
             ids = {str(name): tokens.encode(made, found) for name, found in texts.items()}
             # What was read must be what the key says, also where the file's times were restored.
             files.verify(self._files, self._lines)
-            return {**ids, "tokenizer": torch.tensor(list(made.encode()), dtype=torch.uint8)}
+            return {**ids, "tokenizer": torch.frombuffer(bytearray(made.encode()), dtype=torch.uint8)}
 
         # Splits outlive an evaluation in inference mode, whose tensors training could not use.
         with torch.inference_mode(False):
@@ -149,7 +149,7 @@ class AgNews:
     @cached_property
     def tokenizer(self) -> str:
         """tokenizer.json."""
-        return bytes(self._encoded["tokenizer"].tolist()).decode()
+        return self._encoded["tokenizer"].numpy().tobytes().decode()
 
     @cached_property
     def spec(self) -> DataSpec:
