@@ -123,7 +123,10 @@ class AgNews:
             ids = {str(name): tokens.encode(made, found) for name, found in texts.items()}
             # What was read must be what the key says, also where the file's times were restored.
             files.verify(self._files, self._lines)
-            return {**ids, "tokenizer": torch.frombuffer(bytearray(made.encode()), dtype=torch.uint8)}
+            return {
+                **ids,
+                "tokenizer": torch.frombuffer(bytearray(made.encode()), dtype=torch.uint8),
+            }
 
         # Splits outlive an evaluation in inference mode, whose tensors training could not use.
         with torch.inference_mode(False):
