@@ -13,18 +13,17 @@ import torch
 from compressbench.core import Data, DataSpec, Runtime, Stage, UserError
 from compressbench.execute import Job, sha256_of
 from compressbench.export.opsets import NEWEST
+from compressbench.model_options import STUDENT, check_domain, options_of, student_of
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
-from compressbench.targets import build, nearest, takes_option
+from compressbench.targets import build, nearest
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
-STUDENT = "student"  # of a model: which of its options a student has others; of a stage: that model
-_NOT_OPTIONS = ("checkpoint", STUDENT)  # of a model's config
 _ALWAYS_RUNS = ("compressbench.execute.execute",)
 
 
@@ -119,31 +118,11 @@ def _own_model(
 ) -> Mapping[str, Any] | None:
     own: Any = stages[name].get("model")
     if own == STUDENT:
-        return _student(name, model)
+        return student_of(model, name)
     if own is None and (getattr(stage, "starts_fresh", False) or name == next(iter(stages))):
         return model
     found: Mapping[str, Any] | None = own
     return found
-
-
-def _student(name: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The run's model, from initial weights, with the options that its `student` has others; or
-    what `student` is, where that is a whole model.
-    """
-    changes = model.get(STUDENT)
-    where = f"recipe.stages.{name}.model={STUDENT}"
-    if not isinstance(changes, Mapping) or not changes:
-        raise UserError(
-            f"{where}: model.{STUDENT} must say which options of the model are others, such as "
-            f"{{width: 8}}, got {changes!r}; or choose a model of the group, "
-            f"model@recipe.stages.{name}.model=NAME"
-        )
-    return changes if "_target_" in changes else {**_options(model), **changes}
-
-
-def _options(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class of a model is called with."""
-    return {k: v for k, v in model.items() if k not in _NOT_OPTIONS}
 
 
 def _plan_stage(
@@ -219,12 +198,12 @@ def _architecture(
     if not isinstance(own, Mapping):
         raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
     spec = data.spec
-    _check_domain(own, spec, where)
+    check_domain(own, spec, where)
     config = {
         "input_shape": list(spec.input_shape),
         "num_classes": spec.num_classes,
         **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
-        **_options(own),
+        **options_of(own),
     }
     if config["num_classes"] != spec.num_classes:
         raise UserError(
@@ -235,20 +214,6 @@ def _architecture(
     if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: there is no such file")
     return config, path, _try_model(config, path, spec, where)
-
-
-def _check_domain(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
-    """UserError for a model of images where the data are texts, and the other way round."""
-    takes = takes_option(own, "vocabulary", where)
-    if takes is None or takes == (spec.tokens is not None):
-        return
-    name = str(own["_target_"]).rpartition(".")[2]
-    if takes:
-        raise UserError(f"{where}: {name} takes texts, but dataset {spec.name} has images")
-    raise UserError(
-        f"{where}: {name} takes images, but dataset {spec.name} has texts: choose text_transformer,"
-        " or a class of your own that takes vocabulary and pad, too"
-    )
 
 
 def _try_model(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from compressbench.checks import check_share
 from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
 from compressbench.methods import FeatureLoss
-from compressbench.stages.features import Shape, as_maps, pair, shapes, watched
+from compressbench.stages.features import Shape, pair, shapes, watched
 from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example
 from compressbench.stages.train import cross_entropy, touched
@@ -95,17 +95,16 @@ class Lesson(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, teachers: Sequence[nn.Module], loss: Teaching, spec: DataSpec
+        self, student: nn.Module, teachers: Sequence[nn.Module], loss: Teaching, example: Tensor
     ) -> None:
         super().__init__()
-        self.pad = -1 if spec.tokens is None else spec.tokens.pad
         self.losses = terms_of(loss)
         self._teachers = tuple(teachers)  # no submodules: they are neither trained nor saved
         self.compared: list[Compared] = []
         if any(isinstance(term, FeatureLoss) for term in self.losses.values()):
             if len(teachers) > 1:
                 raise UserError("features of several teachers cannot be averaged: name one")
-            found = shapes(student, example(spec)), shapes(teachers[0], example(spec))
+            found = shapes(student, example), shapes(teachers[0], example)
             self.compared = compare(loss, *found)
         self.connectors = nn.ModuleList(c.connector for c in self.compared if c.connector)
         self.terms: dict[str, Tensor] = {}
@@ -126,14 +125,11 @@ class Lesson(nn.Module):
         with torch.no_grad():
             answers = torch.stack([teacher(inputs) for teacher in self._teachers]).mean(0)
         logits = model(inputs)
-        seen = {label: as_maps(output, inputs, self.pad) for label, output in self._seen.items()}
+        self.terms = self._terms(logits, answers, targets)
         self._seen.clear()
-        self.terms = self._terms(logits, answers, targets, seen)
         return torch.stack(list(self.terms.values())).sum(), logits
 
-    def _terms(
-        self, logits: Tensor, answers: Tensor, targets: Tensor, seen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _terms(self, logits: Tensor, answers: Tensor, targets: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             if not isinstance(loss, FeatureLoss):
@@ -142,9 +138,9 @@ class Lesson(nn.Module):
             found["labels"] = F.cross_entropy(logits, targets)
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
-            ours = seen[f"s{number}"]
+            ours = self._seen[f"s{number}"]
             ours = ours if compared.connector is None else compared.connector(ours)
-            value = loss.weight * loss(ours, seen[f"t{number}"])
+            value = loss.weight * loss(ours, self._seen[f"t{number}"])
             found[compared.term] = found.get(compared.term, 0.0) + value
         return found
 
@@ -161,7 +157,7 @@ def lesson(
     teachers = [deepcopy(a.model).eval().requires_grad_(False) for a in found]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # of the connectors
-        made = Lesson(student, teachers, loss, context.data.spec)
+        made = Lesson(student, teachers, loss, example(context.data.spec))
     for teacher in teachers:
         teacher.to(device)
     with made.attached(student):

@@ -206,7 +206,7 @@ def test_layers_of_texts_are_compared_as_maps_without_their_padding():
 
 def test_a_student_learns_from_the_features_of_texts(tmp_path):
     student, teacher = made(8, 1, 2), made(16, 2, seed=1)
-    lesson = Lesson(student.model, [teacher.model], Attention(weight=2.0), Texts().spec)
+    lesson = Lesson(student.model, [teacher.model], Attention(weight=2.0), Texts().spec.blank(2))
     ids = Texts().split("train").inputs[:10].long()
     with lesson.attached(student.model):
         lesson(student.model, ids, Texts().split("train").targets[:10])
