@@ -25,11 +25,23 @@ ACTIVATION_QUANTIZED = "activation-quantized"
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What the inputs of a text are: ids in [0, `vocabulary`), `pad` behind the last one of a
+    short text. `tokenizer` is the SHA-256 of the tokenizer.json that makes ids of text.
+    """
+
+    vocabulary: int
+    pad: int
+    tokenizer: str
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a model and the exported file need to know of a dataset.
 
-    `input_shape` is one sample without the batch axis, (channels, height, width) for images.
-    `mean` and `std` are per channel, in units of inputs scaled to [0, 1].
+    `input_shape` is one sample without the batch axis, (channels, height, width) for images,
+    (tokens,) for texts. `mean` and `std` are per channel, in units of inputs scaled to [0, 1];
+    empty for texts, which have `tokens`.
     """
 
     name: str
@@ -38,15 +50,33 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metric: str = "accuracy"
+    tokens: Tokens | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def blank(self, count: int) -> Tensor:
+        """`count` samples as a model takes them, float32 zeros or one id that is no padding:
+        enough to see which functions it calls.
+        """
+        if self.tokens is None:
+            return torch.zeros(count, *self.input_shape)
+        return torch.full((count, *self.input_shape), int(self.tokens.pad == 0))
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` random samples as a model takes them: normal numbers, or any ids."""
+        shape = (count, *self.input_shape)
+        if self.tokens is None:
+            return torch.randn(shape, generator=generator)
+        return torch.randint(self.tokens.vocabulary, shape, generator=generator)
+
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory: `inputs` uint8 [N, C, H, W], `targets` int64 [N]."""
+    """One split in memory: `inputs` uint8 [N, C, H, W], or ids of any integer type [N, L];
+    `targets` int64 [N].
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -56,7 +86,11 @@ class Split:
 
 
 class Data(Protocol):
-    """A dataset, decoded once and held in memory."""
+    """A dataset, decoded once and held in memory.
+
+    It may also have `companions() -> dict[str, str]`: text files, by name, that ship beside the
+    model.
+    """
 
     @property
     def spec(self) -> DataSpec: ...
@@ -72,11 +106,13 @@ class Data(Protocol):
     def split(self, name: SplitName) -> Split: ...
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> what the model takes, float32 normalised, on the same device."""
+        """uint8 [B, C, H, W] -> what the model takes, float32 normalised, on the same device;
+        ids [B, L] -> int64.
+        """
         ...
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Random training transforms of one batch (uint8 -> uint8), on the batch's device."""
+        """Random training transforms of one batch, on its device and of its type."""
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compressbench.core import Data, Runtime
+from compressbench.core import Data, DataSpec, Runtime
 from compressbench.execute import build_model
 from compressbench.plan import Planned
 
@@ -28,7 +28,7 @@ def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict
     speeds: dict[str, tuple[float, float]] = {}
     seconds: dict[str, float] = {}
     for planned in plan:
-        speeds[planned.name] = _speed_of(planned, speeds, runtime)
+        speeds[planned.name] = _speed_of(planned, speeds, data.spec, runtime)
         trained, forwarded = planned.stage.passes(images)
         if planned.job.checkpoint is not None:
             trained = 0
@@ -41,14 +41,16 @@ def stage_seconds(plan: Sequence[Planned], data: Data, runtime: Runtime) -> dict
 
 
 def _speed_of(
-    planned: Planned, speeds: Mapping[str, tuple[float, float]], runtime: Runtime
+    planned: Planned,
+    speeds: Mapping[str, tuple[float, float]],
+    spec: DataSpec,
+    runtime: Runtime,
 ) -> tuple[float, float]:
     if planned.job.model is None:
         return speeds[planned.parents["model"]]
-    shape = planned.job.model["input_shape"]
     model = build_model(planned.job.model).to(runtime.device)
-    inputs = torch.rand(PROBE_IMAGES, *shape, device=runtime.device)
-    return _seconds_per_image(model, inputs)
+    inputs = spec.noise(PROBE_IMAGES, torch.Generator().manual_seed(0))
+    return _seconds_per_image(model, inputs.to(runtime.device))
 
 
 def _seconds_per_image(model: nn.Module, inputs: torch.Tensor) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from compressbench.core import Data, DataSpec, Runtime, Stage, UserError
 from compressbench.environment import machine
 from compressbench.execute import Job, sha256_of
 from compressbench.export.opsets import NEWEST
+from compressbench.model_options import STUDENT, check_domain, options_of, student_of
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.order import check_order
 from compressbench.store.keys import content_key
@@ -67,9 +68,10 @@ def make_plan(
     """Check a recipe as a whole and give every stage its content key.
 
     `stages` maps names to `_target_` configs, in order; a stage may carry `model` (a fresh
-    architecture to start from) and `teacher` (the name of an earlier stage, or a list of names).
-    Raises UserError for anything that cannot work, before any work is done. `opset` counts in the
-    key of a stage that weighs exported files, the machine in that of one that times them.
+    architecture to start from; "student" is that of `model.student`) and `teacher` (the name of an
+    earlier stage, or a list of names). Raises UserError for anything that cannot work, before any
+    work is done. `opset` counts in the key of a stage that weighs exported files, the machine in
+    that of one that times them.
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
@@ -113,10 +115,13 @@ def _own_options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _own_model(
     name: str, stage: Stage, stages: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    own: Mapping[str, Any] | None = stages[name].get("model")
+    own: Any = stages[name].get("model")
+    if own == STUDENT:
+        return student_of(model, name)
     if own is None and (getattr(stage, "starts_fresh", False) or name == next(iter(stages))):
         return model
-    return own
+    found: Mapping[str, Any] | None = own
+    return found
 
 
 def _plan_stage(
@@ -139,7 +144,8 @@ def _plan_stage(
         parents["model"] = list(before)[-1]
         begins_with = before[parents["model"]].begins_with
     else:
-        at = f"{where}.model" if stages[name].get("model") else "model"
+        given = stages[name].get("model")
+        at = f"model.{STUDENT}" if given == STUDENT else f"{where}.model" if given else "model"
         architecture, checkpoint, begins_with = _architecture(own, data, at)
     _ask(stage, "check_model", where, begins_with, data.spec)
     teachers = _teachers(name, stages[name], before, where)
@@ -202,10 +208,12 @@ def _architecture(
     if not isinstance(own, Mapping):
         raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
     spec = data.spec
+    check_domain(own, spec, where)
     config = {
         "input_shape": list(spec.input_shape),
         "num_classes": spec.num_classes,
-        **{k: v for k, v in own.items() if k != "checkpoint"},
+        **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
+        **options_of(own),
     }
     if config["num_classes"] != spec.num_classes:
         raise UserError(
@@ -221,14 +229,14 @@ def _architecture(
 def _try_model(
     config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
 ) -> torch.nn.Module:
-    """Build a model and run it on two black images: what cannot work shows before any training."""
+    """Build a model and run it on two blank samples: what cannot work shows before any training."""
     with torch.random.fork_rng(devices=()):
         model = build(config, where)
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{where}._target_={config['_target_']} is no torch.nn.Module")
     if checkpoint is not None:
         load_checkpoint_(model, checkpoint)
-    inputs = torch.zeros(2, *spec.input_shape)
+    inputs = spec.blank(2)
     try:
         with torch.no_grad():
             logits = model.eval()(inputs)

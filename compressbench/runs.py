@@ -177,7 +177,9 @@ def ship(last: Step, workshop: Workshop, folder: Path) -> None:
     from compressbench.export.bundle import write_bundle
 
     report = json.loads((last.files / "export.json").read_text())
-    write_bundle(last.files / "model.onnx", workshop.data.spec, report, folder)
+    companions = getattr(workshop.data, "companions", None)
+    beside: dict[str, str] = companions() if companions is not None else {}
+    write_bundle(last.files / "model.onnx", workshop.data.spec, report, folder, beside)
     entry = workshop.store.read(last.key)
     if entry is None:
         raise UserError(f"the store lost entry {last.key[:12]} while the recipe ran: run it again")
@@ -195,7 +197,8 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
     files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
     if steps:
         files += write_tables(report, folder)
-    shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "artifact")
+    shipped = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenizer.json",
+               "artifact")  # fmt: skip
     return report, files + [folder / name for name in shipped if (folder / name).exists()]
 
 

@@ -83,6 +83,16 @@ def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> N
         check(nested, place)
 
 
+def takes_option(config: Mapping[str, Any], name: str, where: str) -> bool | None:
+    """Whether the target of `config` has an option of that name; None: it takes any, or is none."""
+    if "_target_" not in config:
+        return None
+    parameters = inspect.signature(_locate(str(config["_target_"]), where)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return name in parameters
+
+
 def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(path, config) of the configs right inside another one, in lists as well."""
     for name, value in config.items():

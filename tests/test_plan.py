@@ -189,3 +189,45 @@ def test_what_writes_files_counts_for_a_stage_that_weighs_them(monkeypatch):
     exporter = "compressbench.export.onnx.export_onnx"
     assert [exporter in targets for targets in seen] == [False, False, False, True]
     assert "onnxruntime" in last.parts["environment"]
+
+
+def hidden(model):
+    """The widths of the hidden layers of the model that distil begins with."""
+    stages = {"train": STAGES["train"], "distill": {**STAGES["distill"], "model": "student"}}
+    return plan(stages, model)[1].job.model
+
+
+def test_a_student_is_the_model_of_the_run_with_other_options():
+    student = hidden({**MODEL, "student": {"hidden": [4]}})
+    assert student == {**plan()[0].job.model, "hidden": [4]}
+    other = {"_target_": "compressbench.models.small_cnn.SmallCnn", "width": 8}
+    assert hidden({**MODEL, "student": other})["_target_"] == other["_target_"]
+    with_student = plan(model={**MODEL, "student": {"hidden": [4]}})
+    assert [p.key for p in with_student] == keys(), "the others do not depend on it"
+
+
+def test_a_student_does_not_start_from_the_checkpoint_of_its_teacher(tmp_path):
+    from safetensors.torch import save_file
+
+    from compressbench.models.mlp import Mlp
+
+    save_file(Mlp([1, 8, 8], 10, [8]).state_dict(), tmp_path / "m.safetensors")
+    model = {**MODEL, "checkpoint": str(tmp_path / "m.safetensors"), "student": {"hidden": [4]}}
+    stages = {"train": STAGES["train"], "distill": {**STAGES["distill"], "model": "student"}}
+    train, distill = plan(stages, model)
+    assert train.job.checkpoint == model["checkpoint"]
+    assert distill.job.checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (None, r"model\.student must say .* got None; or choose a model of the group"),
+        ({}, r"model\.student must say"),
+        ({"hiden": [4]}, r"^model\.student\.hiden: no such option; did you mean hidden\?"),
+        ({"hidden": 4}, r"^model\.student: hidden must be a list"),
+    ],
+)
+def test_a_student_that_cannot_be_is_refused(student, message):
+    with pytest.raises(UserError, match=message):
+        hidden({**MODEL, "student": student})

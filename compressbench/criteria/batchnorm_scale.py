@@ -25,7 +25,7 @@ class BatchNormScale:
     def of_model(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
-        example = torch.zeros(2, *context.data.spec.input_shape)
+        example = context.data.spec.blank(2)
         calls, positions = layer_calls(model, layers, example)
         found, without = {}, []
         for name, places in positions.items():

@@ -79,7 +79,7 @@ def channel_means(
     The output is taken behind BatchNorm, additions and the activation that follow the layer.
     """
     probe = deepcopy(model).eval().to(context.runtime.device)
-    example = torch.zeros(1, *context.data.spec.input_shape, device=context.runtime.device)
+    example = context.data.spec.blank(1).to(context.runtime.device)
     sites = _sites(probe, layers, example)
     totals: dict[str, Tensor] = {}
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compressbench.core import CheckFailedError, UserError
 from compressbench.data import files
+from compressbench.data.kept import Tensors, kept
 from compressbench.data.sources import Source
 
 if TYPE_CHECKING:
@@ -70,74 +65,18 @@ def decoded(source: Source, form: Form) -> Tensor:
     lines = files.describe(source.files)
     contents = [[line["path"], line["sha256"]] for line in lines]
     options = {"form": asdict(form), "by": decoder(), "column": source.image_column}
-    identity = {"schema": SCHEMA, "files": contents, **options}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = files.decoded_folder() / f"{key}.safetensors"
-    kept = _read(path, form)
-    if kept is not None:
-        return kept
-    with _locked(path):  # several processes decode once
-        kept = _read(path, form)
-        if kept is not None:
-            return kept
+
+    def make() -> Tensors:
         inputs = _decode_all(source, form)
         # What was decoded must be what the key says, also where the file's times were restored.
         files.verify(source.files, lines)
-        _write(path, inputs)
-        return inputs
+        return {"inputs": inputs}
 
+    def fits(found: Tensors) -> bool:
+        inputs = found["inputs"]
+        return inputs.dtype == torch.uint8 and tuple(inputs.shape[1:]) == form.shape
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock beside `path`; it is released when its holder dies."""
-    from filelock import FileLock
-
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"cannot write {lock.lock_file}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _read(path: Path, form: Form) -> Tensor | None:
-    """The kept tensor, or None where there is none; a damaged one is deleted."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            inputs: Tensor = file.get_tensor("inputs")
-            expected = (file.metadata() or {}).get("sha256")
-        form_kept = inputs.dtype == torch.uint8 and tuple(inputs.shape[1:]) == form.shape
-        if form_kept and _digest(inputs) == expected:
-            return inputs
-        reason = "another digest"
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (SafetensorError, OSError) as error:
-        reason = str(error)
-    logging.getLogger(__name__).warning("%s is damaged (%s): decoding again", path, reason)
-    path.unlink(missing_ok=True)
-    return None
-
-
-def _write(path: Path, inputs: Tensor) -> None:
-    metadata = {"sha256": _digest(inputs)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file({"inputs": inputs}, temporary, metadata)
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path} ({inputs.nbytes} bytes): {error}") from error
-
-    files.write_atomically(path, write)
-
-
-def _digest(inputs: Tensor) -> str:
-    return hashlib.sha256(inputs.numpy().data).hexdigest()
+    return kept({"schema": SCHEMA, "files": contents, **options}, make, fits)["inputs"]
 
 
 def _decode_all(source: Source, form: Form) -> Tensor:

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core import CheckFailedError, DataSpec
+from compressbench.export.inputs import preprocessing
 
 ZSTD_LEVEL = 19
 
 
 def write_bundle(
-    onnx_path: Path, spec: DataSpec, report: Mapping[str, Any], folder: Path
+    onnx_path: Path,
+    spec: DataSpec,
+    report: Mapping[str, Any],
+    folder: Path,
+    companions: Mapping[str, str] | None = None,
 ) -> tuple[Path, ...]:
-    """Write model.onnx, model.onnx.zst, model.json and predict.py into `folder`; their paths.
+    """Write model.onnx, model.onnx.zst, model.json, predict.py and the `companions` (text files of
+    the dataset, by name) into `folder`; their paths.
 
     `report` is what `export_onnx` returned. Raise CheckFailedError when the compressed file does
     not give back the same bytes.
@@ -30,15 +36,19 @@ def write_bundle(
     about = folder / "model.json"
     text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
     about.write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("predict.py"), script)
-    return model, packed, about, script
+    kind = "predict.py" if spec.tokens is None else "predict_text.py"
+    shutil.copyfile(Path(__file__).with_name(kind), script)
+    others = [folder / name for name in companions or {}]
+    for path in others:
+        path.write_text((companions or {})[path.name], encoding="utf-8")
+    return model, packed, about, script, *others
 
 
 def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema": 1,
         "dataset": spec.name,
-        "input": {**report["input"], "preprocess": "(pixels / 255 - mean) / std per channel"},
+        "input": {**report["input"], "preprocess": preprocessing(spec)},
         "output": {"name": "logits", "dtype": "float32", "shape": ["batch", spec.num_classes]},
         "classes": list(spec.class_names),
         "opset": report["opset"],

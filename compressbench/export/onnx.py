@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressbench.artifact import activation_grid, codebook_bits, weight_bits, weight_grids
 from compressbench.core import Artifact, CheckFailedError, Data, DataSpec
+from compressbench.export.inputs import describe_input, input_notes
 from compressbench.export.opsets import (
     IR_VERSION,
     MIN_ONNXRUNTIME,
@@ -128,18 +129,6 @@ def _wide_weights(
     return {owners[layer] for layer in wide_layers(artifact.model, images, grids)}
 
 
-def describe_input(spec: DataSpec) -> dict[str, Any]:
-    """How to make the input of the file: x = (pixels / 255 - mean) / std, per channel."""
-    return {
-        "name": "input",
-        "dtype": "float32",
-        "layout": "batch, channels, height, width",
-        "shape": ["batch", *spec.input_shape],
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-    }
-
-
 def layer_rows(
     artifact: Artifact,
     stored: Mapping[str, Storage],
@@ -147,7 +136,8 @@ def layer_rows(
     wide: Collection[str],
 ) -> list[dict[str, Any]]:
     """One row for each layer with a weight matrix, in the order of the model: its `bits`,
-    `storage`, `granularity`, `kernel` ("integer" or "float"), and the `reason` for both.
+    `storage`, `granularity`, `kernel` ("integer", "float", or "lookup" of rows that become floats
+    when they are needed), and the `reason` for both.
     """
     grids, books = weight_grids(artifact.edits), codebook_bits(artifact.edits)
     rows: list[dict[str, Any]] = []
@@ -158,7 +148,7 @@ def layer_rows(
         elif name in books:
             rows.append(
                 {"layer": name, "bits": books[name], "storage": stored[name].kind,
-                 "granularity": f"codebook of {1 << books[name]}", "kernel": "float",
+                 "granularity": f"codebook of {1 << books[name]}", "kernel": stored[name].shown,
                  "reason": stored[name].reason}
             )  # fmt: skip
         elif isinstance(weight, Tensor) and weight.ndim > 1:
@@ -178,7 +168,7 @@ def _row(layer: str, grid: Grid, stored: Storage, wide: bool) -> dict[str, Any]:
         "bits": grid.bits,
         "storage": stored.kind,
         "granularity": f"{grid.granularity}{size}",
-        "kernel": "float" if stored.kernel == "float" else "integer",
+        "kernel": stored.shown,
         "reason": "; ".join(filter(None, (saturates if wide else fits, stored.reason))),
     }
 
@@ -196,10 +186,7 @@ def _explain_(proto: Any, spec: DataSpec, report: Mapping[str, Any]) -> None:
     from compressbench import __version__
 
     pairs = {
-        "input": "float32 " + str(report["input"]["shape"]).replace("'", ""),
-        "preprocess": "x = (pixels / 255 - mean) / std per channel",
-        "mean": json.dumps(list(spec.mean)),
-        "std": json.dumps(list(spec.std)),
+        **input_notes(spec),
         "classes": json.dumps(list(spec.class_names), ensure_ascii=False),
         "min_opset": str(report["opset"]),
         "min_onnxruntime": report["min_onnxruntime"],

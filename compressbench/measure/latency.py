@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def first_sample(data: Data) -> NDArray[np.float32]:
 def measure_latency(
     onnx_path: Path,
     baseline: Path,
-    sample: NDArray[np.float32],
+    sample: NDArray[Any],
     *,
     threads: int = 1,
     seconds: float = 1.5,

@@ -58,8 +58,9 @@ def _shapes(onnx_path: Path, names: set[str]) -> dict[str, tuple[int, ...]]:
     chosen = options()
     chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = open_session(model.SerializeToString(), chosen)
+    types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
     feed: dict[str, Any] = {
-        i.name: np.zeros([1, *i.shape[1:]], np.float32) for i in session.get_inputs()
+        i.name: np.zeros([1, *i.shape[1:]], types[i.type]) for i in session.get_inputs()
     }
     asked = [output.name for output in session.get_outputs()]
     values = dict(zip(asked, session.run(asked, feed), strict=True)) | feed

@@ -18,6 +18,7 @@ from compressbench.core import CheckFailedError, Edit
 from compressbench.tracing import function_name, takes_floats
 
 CHILD = "activation_quantizers"  # the name under which the quantizers hang in a model
+_INPUT = ("input", 0)  # the site of the model's input
 
 
 @torch.library.custom_op("compressbench::fake_quantize", mutates_args=())
@@ -163,7 +164,8 @@ class ActivationQuantizers(nn.ModuleList):
         return values
 
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first = args[0] if self.dynamic else self.act(self.numbers[("input", 0)], args[0])
+        number = self.numbers.get(_INPUT)
+        first = args[0] if number is None else self.act(number, args[0])
         mode = _AtSites(self.numbers, self.act, before=self.dynamic)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._active.append(mode)
@@ -172,7 +174,7 @@ class ActivationQuantizers(nn.ModuleList):
     def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         mode = self._active.pop()
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        expected = len(self.numbers) - (0 if self.dynamic else 1)  # the input is no call
+        expected = len(self.numbers) - (_INPUT in self.numbers)  # which is no call
         if output is not None and mode.visited != expected:
             raise CheckFailedError(
                 f"{mode.visited} of {expected} activation quantizers were reached: "

@@ -105,6 +105,9 @@ class WeightQuantizer(Protocol):
     ) -> dict[str, GridWeight]:
         """The quantized weight of every layer named in `grids`; zero weights stay zero.
 
+        Embeddings are not among them: they are rounded to nearest, with the method's observer
+        `ranges` where it has one.
+
         `model` is in eval mode on the CPU and is not changed. A method that looks at data runs
         (a copy of) it on images of `context.data`; one that does not reads the weights alone.
         """

@@ -27,10 +27,10 @@ _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
 def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
     """The places to quantize, in call order: dicts of `function`, `index` and `layer`.
 
-    The first is the model's input. The output of the model stays float.
+    The first is the model's input, unless that is ids. The output of the model stays float.
     """
     calls, last = trace(model, example)
-    chosen = {0} | {
+    chosen = ({0} if example.is_floating_point() else set()) | {
         _end_of_chain(calls, position)
         for position, call in enumerate(calls)
         if call.function in _PRODUCERS

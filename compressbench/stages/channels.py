@@ -268,9 +268,8 @@ class PruneChannels:
 
 
 def example_inputs(spec: DataSpec) -> Tensor:
-    """A few normal samples, the same in every process."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(EXAMPLES, *spec.input_shape, generator=generator)
+    """A few random samples, the same in every process."""
+    return spec.noise(EXAMPLES, torch.Generator().manual_seed(0))
 
 
 def _is_out(name: str, candidates: Sequence[Unit]) -> bool:

@@ -16,9 +16,19 @@ from compressbench.quantizers.activations import CHILD
 Shape = tuple[int, ...]  # of one sample
 
 
+def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
+    """What a layer gave for `inputs`, channels first: as it is for images; [B, L, D] of ids [B, L]
+    becomes [B, D, L], zero where an id is `pad`, so that a layer of a text is a map, too.
+    """
+    if inputs.is_floating_point() or output.ndim != 3 or output.shape[:2] != inputs.shape:
+        return output
+    kept = inputs != pad
+    return (output * kept.unsqueeze(2)).transpose(1, 2)
+
+
 def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
-    """What each module inside `model` gives for one sample of `example` [B, ...], in the order in
-    which they finish; modules that give no tensor are left out.
+    """What each module inside `model` gives for one sample of `example` [B, ...] (as `watched`
+    hands it), in the order in which they finish; modules that give no tensor are left out.
     """
     found: dict[str, Shape] = {}
     names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
@@ -38,12 +48,25 @@ def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
 def watched(
     model: nn.Module, layers: Mapping[str, str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call."""
-    handles = [
+    """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call.
+
+    What a layer gives for texts is handed over as maps (`as_maps`), of the padding that the model
+    calls `pad`.
+    """
+    seen: list[Tensor] = []  # the input of the model
+    pad = getattr(model, "pad", -1)
+
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    def hand(label: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            note(label, as_maps(output, seen[0], pad))
+
+    handles = [model.register_forward_pre_hook(begin)]
+    handles += [
         model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, label=label: (
-                note(label, output) if isinstance(output, Tensor) else None
-            )
+            lambda module, inputs, output, label=label: hand(label, output)
         )
         for label, name in layers.items()
     ]

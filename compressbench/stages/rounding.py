@@ -10,23 +10,40 @@ from torch import nn
 from compressbench.artifact import set_scale_
 from compressbench.core import CheckFailedError, Context, Coverage, Edit
 from compressbench.quantizers.grid import Grid, GridWeight, WeightQuantizer, expand, step_limits
-from compressbench.stages.scheme import grid_options, grid_text
+from compressbench.quantizers.minmax import MinMax
+from compressbench.quantizers.nearest import Nearest
+from compressbench.stages.scheme import TABLES, grid_options, grid_text
 
 
 def quantize_weights_(
     model: nn.Module, grids: Mapping[str, Grid], method: WeightQuantizer, context: Context
 ) -> Edit:
-    """Put the weights of the layers in `grids` on their grids; a tied weight once."""
+    """Put the weights of the layers in `grids` on their grids; a tied weight once.
+
+    Embeddings come first, rounded to nearest on the scales of the method: of a row that is looked
+    up as it is, no weight can make up for another, so that is what every method comes to.
+    """
+    tables = {n: g for n, g in grids.items() if isinstance(model.get_submodule(n), TABLES)}
+    rounding = Nearest(getattr(method, "ranges", MinMax()))
+    _round_(model, tables, rounding, context)
+    _round_(model, {n: g for n, g in grids.items() if n not in tables}, method, context)
+    return {"kind": "weight_grid", "layers": {n: grid_options(g) for n, g in grids.items()}}
+
+
+def _round_(
+    model: nn.Module, grids: Mapping[str, Grid], method: WeightQuantizer, context: Context
+) -> None:
     owners: dict[int, str] = {}
     for name in grids:
         owners.setdefault(id(model.get_parameter(f"{name}.weight")), name)
     for name in owners.values():
         if not bool(torch.isfinite(model.get_parameter(f"{name}.weight")).all()):
             raise CheckFailedError(f"{name}.weight holds NaN or infinity before quantization")
+    if not grids:
+        return
     quantized = method(model, {name: grids[name] for name in owners.values()}, context)
     results = {name: quantized[owners[id(model.get_parameter(f"{name}.weight"))]] for name in grids}
     set_weights_(model, grids, results)
-    return {"kind": "weight_grid", "layers": {n: grid_options(g) for n, g in grids.items()}}
 
 
 def set_weights_(

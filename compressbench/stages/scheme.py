@@ -18,6 +18,8 @@ from compressbench.quantizers.weights import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FUNCTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
+TABLES = nn.Embedding  # whose rows are looked up
+LOOKUP = {"embedding"}
 ENDS_BELOW_BITS = 4  # under so many, the first and the last layer get 8 bits unless a rule says
 ENDS = {"layers": ["first", "last"], "bits": 8}
 _GRID_OPTIONS = {f.name for f in fields(Grid)}
@@ -31,9 +33,10 @@ class Scheme:
     """The grid of each layer: `grid`, changed by every rule that matches, in order, then `widths`.
 
     A rule selects by `layers` (a name or fnmatch pattern, or a list of them; "first" and "last"
-    in the order of the forward pass) or by `type` ("Conv2d", "Linear", ..., "depthwise"), and sets
-    options of `Grid`; `bits: null` leaves a layer in float. None stands for `ENDS` where the grid
-    has less than 4 bits, else for no rule. `widths` are bits by layer name, nested at the dots.
+    in the order of the forward pass, embeddings not counted) or by `type` ("Conv2d", "Linear", ...,
+    "depthwise"), and sets options of `Grid`; `bits: null` leaves a layer in float. None stands for
+    `ENDS` where the grid has less than 4 bits, else for no rule. `widths` are bits by layer name,
+    nested at the dots.
     """
 
     grid: Grid
@@ -94,16 +97,17 @@ class Scheme:
 
 
 def example(spec: DataSpec) -> torch.Tensor:
-    """Two samples of zeros: enough to see which functions a model calls."""
-    return torch.zeros(2, *spec.input_shape)
+    """Two samples without content: enough to see which functions a model calls."""
+    return spec.blank(2)
 
 
 def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
     """The layers that can be quantized, in forward order; and for every module that holds weights
     (two axes or more) why it stays in float, or "".
 
-    A layer is quantized when the model hands its very weight to a convolution or linear function,
-    and to nothing else: only then is the grid in the module the grid that an export sees.
+    A layer is quantized when the model hands its very weight to a convolution or linear function
+    (an embedding: to the lookup of rows), and to nothing else: only then is the grid in the module
+    the grid that an export sees.
     """
     uses = weight_uses(model, example(spec))
     reasons = {}
@@ -111,11 +115,11 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
         own = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
         if not own:
             continue
-        if not isinstance(layer, LAYERS):
-            reasons[name] = "only convolutions and linear layers are quantized"
+        if not isinstance(layer, (*LAYERS, TABLES)):
+            reasons[name] = "only convolutions, linear layers and embeddings are quantized"
             continue
         functions = uses.get(id(layer.weight), set())
-        other = sorted(functions - FUNCTIONS)
+        other = sorted(functions - (LOOKUP if isinstance(layer, TABLES) else FUNCTIONS))
         reasons[name] = (
             f"its weight also goes through {', '.join(other)}"
             if other
@@ -180,7 +184,7 @@ def _matches(rule: Rule, where: str, order: Sequence[str], model: nn.Module) -> 
         found = (
             [n for n in order if selector in _types(model.get_submodule(n))]
             if key == "type"
-            else _named(selector, order)
+            else _named(selector, order, model)
         )
         if not found:
             kinds = sorted({t for n in order for t in _types(model.get_submodule(n))})
@@ -190,9 +194,10 @@ def _matches(rule: Rule, where: str, order: Sequence[str], model: nn.Module) -> 
         yield from found
 
 
-def _named(selector: str, order: Sequence[str]) -> list[str]:
+def _named(selector: str, order: Sequence[str], model: nn.Module) -> list[str]:
+    computing = [n for n in order if not isinstance(model.get_submodule(n), TABLES)] or order
     if selector in ("first", "last") and selector not in order and order:
-        return [order[0 if selector == "first" else -1]]
+        return [computing[0 if selector == "first" else -1]]
     return [name for name in order if fnmatchcase(name, selector)]
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from sample_texts import write_news
 
 from compressbench.errors import UserError
 from compressbench.groups import config_folder
@@ -20,8 +21,9 @@ from compressbench.targets import build, check
 
 CONF = config_folder()
 WRONG = ["abc", "", -7, 0, 2.5, math.nan, math.inf, True, None, [], ["abc"], [-1], {"abc": 1}]
-OURS = {"_target_", "_partial_", "defaults", "checkpoint", "teacher", "model"}
+OURS = {"_target_", "_partial_", "defaults", "checkpoint", "student", "teacher", "model"}
 OF_THE_RECIPE = {"input_shape": [1, 8, 8], "num_classes": 3}
+OF_A_TEXT = {"input_shape": [8], "num_classes": 3, "vocabulary": 50, "pad": 0}
 
 
 def named(*groups):
@@ -95,28 +97,34 @@ def test_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
 
 @named("model")
 def test_a_wrong_value_of_a_model_is_refused_in_one_line(path):
-    config = {**load(path), **OF_THE_RECIPE}
-    for name in config.keys() - {"_target_", *OF_THE_RECIPE}:
+    given = OF_A_TEXT if path.stem == "text_transformer" else OF_THE_RECIPE
+    config = {**load(path), **given}
+    for name in config.keys() - {"_target_", *given}:
         for value in WRONG:
             outcome(lambda n=name, v=value: build({**config, n: v}, "model"))
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder that serves every dataset: train.parquet and test.parquet of 8x8 pictures."""
+    """A folder that serves every dataset: train.parquet and test.parquet of 8x8 pictures, and
+    test.csv of texts.
+    """
     folder, file = tmp_path_factory.mktemp("pictures"), io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     for name, count in (("train", 20), ("test", 10)):
         rows = {"img": [{"bytes": file.getvalue()}] * 3 * count, "label": [0, 1, 2] * count}
         pq.write_table(pa.table(rows), folder / f"{name}.parquet")
+    write_news(folder / "test.csv", 40)
     return folder
 
 
 @named("dataset")
 def test_a_wrong_value_of_a_dataset_is_refused_in_one_line(path, pictures):
     config = load(path)
-    if path.stem == "cifar10":
+    if path.stem in ("cifar10", "ag_news"):
         config["root"] = str(pictures)
+    if path.stem == "ag_news":
+        config["vocabulary"] = 300
     if path.stem == "images":
         config |= {"train": str(pictures / "train.parquet"), "crop_padding": 1}
 

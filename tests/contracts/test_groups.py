@@ -18,15 +18,15 @@ from compressbench.methods import FeatureLoss, LearntCriterion
 from compressbench.quantizers.activations import fake_quantize
 from compressbench.quantizers.grid import Grid, expand, step_limits
 from compressbench.stages.teaching import Compared
-from compressbench.targets import build
+from compressbench.targets import build, takes_option
 
 CONF = config_folder()
 FILES = sorted(p for p in CONF.glob("*/*.yaml"))
 METHODS = ("criterion", "loss", "model", "quantizer", "trained_quantizer", "sensitivity", "stage",
            "dataset", "tracking", "sampler")  # fmt: skip
-RESERVED = {"checkpoint", "teacher", "model", "_target_", "_partial_", "defaults"}
-# Passed by us, never written.
-GIVEN = {"input_shape", "num_classes", "vocabulary", "pad", "seed", "number"}
+RESERVED = {"checkpoint", "student", "teacher", "model", "_target_", "_partial_", "defaults"}
+GIVEN = {"input_shape", "num_classes", "seed", "number"}  # passed by us, never written
+GIVEN_TO_MODELS = {"vocabulary", "pad"}
 
 
 def read(path: Path) -> dict:
@@ -85,7 +85,8 @@ def test_shows_every_option_of_its_class(path):
     config = read(path)
     module, _, name = config["_target_"].rpartition(".")
     target = getattr(__import__(module, fromlist=[name]), name)
-    parameters = set(inspect.signature(target).parameters) - GIVEN
+    given = GIVEN | GIVEN_TO_MODELS if path.parent.name == "model" else GIVEN
+    parameters = set(inspect.signature(target).parameters) - given
     from_defaults = {
         d.partition("@")[2].partition(".")[0]
         for entry in config.get("defaults", []) if isinstance(entry, dict) for d in entry
@@ -101,12 +102,39 @@ def skip_without_its_library(path) -> None:
         pytest.skip(f"needs {', '.join(libraries)}: see tests/models/test_foreign_models.py")
 
 
-@pytest.mark.parametrize("path", of("model"), ids=lambda p: p.stem)
+def of_texts(path: Path) -> bool:
+    return takes_option(read(path), "vocabulary", "model") is True
+
+
+@pytest.mark.parametrize("path", [p for p in of("model") if not of_texts(p)], ids=lambda p: p.stem)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
 def test_a_model_maps_images_to_logits(path, shape):
     skip_without_its_library(path)
     model = build(plain(path, input_shape=list(shape), num_classes=7)).eval()
     assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("path", [p for p in of("model") if of_texts(p)], ids=lambda p: p.stem)
+def test_a_model_maps_texts_to_logits(path):
+    skip_without_its_library(path)
+    model = build(plain(path, input_shape=[11], num_classes=7, vocabulary=60, pad=2)).eval()
+    ids = torch.randint(60, (3, 11))
+    ids[0, 4:] = 2
+    assert model(ids).shape == (3, 7)
+    assert torch.isfinite(model(torch.full((2, 11), 2))).all()
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in of("model") if "student" in read(p)], ids=lambda p: p.stem
+)
+def test_the_student_of_a_model_is_smaller(path):
+    given = {"input_shape": [11], "vocabulary": 60, "pad": 2} if of_texts(path) else {
+        "input_shape": [1, 8, 8]}  # fmt: skip
+    large, small = (
+        sum(p.numel() for p in build(plain(path, num_classes=7, **given, **changes)).parameters())
+        for changes in ({}, read(path)["student"])
+    )
+    assert small < 0.6 * large
 
 
 @pytest.mark.parametrize("path", of("criterion"), ids=lambda p: p.stem)

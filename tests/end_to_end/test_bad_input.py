@@ -224,7 +224,8 @@ def test_a_checkpoint_that_needs_pickle_runs_no_code(refused, tmp_path, stage):
     marker, checkpoint = tmp_path / "marker", tmp_path / "model.pt"
     torch.save({"state_dict": Pickled(marker)}, checkpoint)
     where = "model" if stage == "train" else "recipe.stages.distill.model"
-    line = refused("recipe=distill", f"{where}.checkpoint={checkpoint}", *QUIET)
+    student = "model@recipe.stages.distill.model=small_cnn"
+    line = refused("recipe=distill", student, f"{where}.checkpoint={checkpoint}", *QUIET)
     assert "holds more than tensors" in line
     assert not marker.exists()
     pickle.loads(pickle.dumps(Pickled(marker))).close()

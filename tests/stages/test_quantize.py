@@ -248,11 +248,11 @@ def test_coverage_names_every_layer_and_why_it_stayed_in_float(tmp_path):
     result = stage(MinMax(), bits=4).run({"model": given}, context())
     rows = {row.layer: row for row in result.coverage}
     assert {name: row.detail for name, row in rows.items()} == {
-        "model": "left float: only convolutions and linear layers are quantized",
+        "model": "left float: only convolutions, linear layers and embeddings are quantized",
         "conv": "4-bit per channel",
-        "up": "left float: only convolutions and linear layers are quantized",
+        "up": "left float: only convolutions, linear layers and embeddings are quantized",
         "standardised": "left float: its weight also goes through mean, sub",
-        "embedding": "left float: only convolutions and linear layers are quantized",
+        "embedding": "left float: its weight also goes through linear",
         "unused": "left float: not used in the forward pass",
         "left": "4-bit per channel",
         "right": "4-bit per channel",

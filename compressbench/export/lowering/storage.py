@@ -2,7 +2,8 @@
 
 Signed integers are the steps; unsigned ones are steps + zero point. A kernel is `integer` where
 ONNX Runtime computes with int8 or uint8 on both sides, `dynamic` the same with activations
-quantized at run time, else `float`: the weight is then computed once, when the file is loaded.
+quantized at run time, `lookup` where rows are picked and only they become floats, else `float`:
+the weight is then computed once, when the file is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from compressbench.export.lowering.integer import (
 )
 from compressbench.export.opsets import NEWEST, stored_width
 
-Kernel = Literal["integer", "dynamic", "float"]
+Kernel = Literal["integer", "dynamic", "float", "lookup"]
 LEAST_PRODUCT = 255  # units of an int32 bias in the largest product of a weight and an activation
 _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
@@ -33,6 +34,7 @@ _GROUPS = "no integer kernel takes a scale per group"
 _UNEVEN = "no integer convolution takes zero points that differ between channels"
 _CODEBOOK = "no integer kernel computes with values of a codebook"
 _COARSE = "its bias, in integers of the scales of weights and activations, would be too coarse"
+_ROWS = "only the rows that are looked up become floats"
 _OLD = f"{_UNEVEN}, before the runtimes of opset {NEWEST}"
 
 
@@ -48,6 +50,11 @@ class Storage:
     kernel: Kernel
     reason: str = ""
     newest: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The kernel as reports name it."""
+        return "integer" if self.kernel == "dynamic" else self.kernel
 
     @property
     def kind(self) -> str:
@@ -77,6 +84,8 @@ def _plan(grid: WeightGrid, nodes: Sequence[ir.Node], wide: bool, opset: int) ->
     width = stored_width(grid.bits, opset)
     around_zero = grid.codebook is None and _fits(grid.steps, width) and not wide
     natural = None if around_zero else _zero_point(grid, width)
+    if nodes and all(node.op_type == "Gather" for node in nodes):
+        return Storage(width, natural, "lookup", _ROWS)
     rounded = bool(nodes) and all(dynamic_quantizer(node) for node in nodes)
     offset = _zero_point(grid, width) if rounded else natural
     made = Storage(width, offset, "dynamic" if rounded else "integer")

@@ -5,7 +5,9 @@ first, which a runtime does once, when it loads the file. Where a float kernel r
 weight = (Cast(integers) - zero point) * scale, which is also computed once; DequantizeLinear, with
 blocks or without, would be computed at every call (a ResNet layer then takes twice the time), and
 ONNX Runtime would turn it into a MatMul that rounds the activations. Of a codebook,
-weight = Gather(values, Cast(codes)) * scale, computed once, too.
+weight = Gather(values, Cast(codes)) * scale, computed once, too. Of a table whose rows are looked
+up, rows of integers are gathered, and they alone become floats: the table stays as small in memory
+as its integers of 8 bits.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from compressbench.export.lowering.integer import readers
 from compressbench.export.lowering.linear import is_transposed_weight
 from compressbench.export.lowering.storage import Storage
 
+_FLOAT = {"to": int(ir.DataType.FLOAT)}
 _TYPES = {
     "int2": np.dtype(ml_dtypes.int2),
     "int4": np.dtype(ml_dtypes.int4),
@@ -41,7 +44,9 @@ def store_integers(graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage
     for name, grid in grids.items():
         uses = [usage.node for usage in graph.initializers[name].uses()]
         anchor = min(uses, key=order.__getitem__)
-        if storages[name].kernel == "dynamic":
+        if storages[name].kernel == "lookup":
+            _store_table(graph, name, grid, storages[name])
+        elif storages[name].kernel == "dynamic":
             _store_products(graph, anchor, name, grid, storages[name])
         else:
             _store_weight(graph, anchor, name, grid, storages[name])
@@ -128,13 +133,12 @@ def _centered(
     turned: bool,
 ) -> ir.Value:
     """Cast(integers) - Cast(zero point), in float32, which holds them exactly."""
-    to = {"to": int(ir.DataType.FLOAT)}
-    exact = insert_before(anchor, "Cast", [stored], to)
+    exact = insert_before(anchor, "Cast", [stored], _FLOAT)
     if zero_point is None:
         return exact
     offset = _turn(zero_point, turned).astype(_TYPES[storage.kind])
     value = add_initializer(_graph(anchor), f"{name}.offset", offset)
-    return insert_before(anchor, "Sub", [exact, insert_before(anchor, "Cast", [value], to)])
+    return insert_before(anchor, "Sub", [exact, insert_before(anchor, "Cast", [value], _FLOAT)])
 
 
 def _looked_up(
@@ -175,6 +179,46 @@ def _store_products(
     for node in turns:
         if node.op_type == "Transpose":
             drop(node)
+
+
+def _store_table(graph: ir.Graph, name: str, grid: WeightGrid, storage: Storage) -> None:
+    """(Cast(Gather(integers, ids)) - zero points) * scales, of the rows that are looked up."""
+    nodes = readers(graph, name)
+    steps = grid.rows() if grid.scale.ndim == 2 else grid.steps
+    scale, zero_point = (_along(values, grid) for values in (grid.scale, storage.zero_point))
+    assert scale is not None
+    stored = _codes(graph, name, steps, zero_point, storage, False)
+    if storage.width < 8:
+        eight = ir.DataType.INT8 if storage.zero_point is None else ir.DataType.UINT8
+        stored = insert_before(nodes[0], "Cast", [stored], {"to": int(eight)})
+    for node in nodes:
+        ids = node.inputs[1]
+        picked = insert_before(node, "Gather", [stored, ids])
+        if grid.codebook is None:
+            rows = insert_before(node, "Cast", [picked], _FLOAT)
+        else:
+            rows = _looked_up(node, name, picked, grid.codebook)
+        if zero_point is not None and grid.codebook is None:
+            offset = zero_point.astype(np.uint8)
+            offset_rows = _rows_of(node, f"{name}.offset", offset, ids)
+            rows = insert_before(
+                node, "Sub", [rows, insert_before(node, "Cast", [offset_rows], _FLOAT)]
+            )
+        if scale.ndim or float(scale) != 1.0:
+            factor = _rows_of(node, f"{name}.scale", scale.astype(np.float32), ids)
+            rows = insert_before(node, "Mul", [rows, factor])
+        if grid.scale.ndim == 2:
+            assert ids is not None and ids.shape is not None
+            shape = np.array([*[0] * len(ids.shape), grid.steps.shape[1]], np.int64)
+            target = add_initializer(graph, f"{name}.shape", shape)
+            rows = insert_before(node, "Reshape", [rows, target])
+        replace(node, rows)
+
+
+def _rows_of(node: ir.Node, name: str, values: NDArray[Any], ids: ir.Value | None) -> ir.Value:
+    """Numbers of the rows at `ids`, or the one number that holds for all."""
+    stored = add_initializer(_graph(node), name, values)
+    return insert_before(node, "Gather", [stored, ids]) if values.ndim else stored
 
 
 def _codes(

@@ -1,0 +1,216 @@
+"""AG News from `train.csv` and `test.csv`, or from one of them alone."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compressbench.checks import check_flag, check_integer, check_share
+from compressbench.core import DataSpec, Split, SplitName, Tokens, UserError
+from compressbench.data import files, splits, tokens
+from compressbench.data.kept import Tensors, kept
+from compressbench.data.labels import Label, targets
+
+CLASSES = ("World", "Sports", "Business", "Sci/Tech")
+NUMBERS: dict[Label, int] = {label: label - 1 for label in range(1, len(CLASSES) + 1)}
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+NAMES = ("train.csv", "test.csv")
+SCHEMA = 1
+
+
+class Texts(NamedTuple):
+    """Texts with their class numbers, int64 [N]."""
+
+    texts: list[str]
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class AgNews:
+    """News in four classes (Zhang et al. 2015, arXiv:1509.01626): title and description, a space
+    between them.
+
+    `root` is the folder with train.csv and test.csv, rows of class (1 to 4), title, description;
+    where one is missing, the test texts are `test_fraction` of each class of the other, by
+    `split_seed`. Validation texts are `validation_fraction` of each class of what is left to train
+    on. The tokenizer has up to `vocabulary` tokens, is trained on the training texts, and makes
+    `max_tokens` ids of a text, of small letters if `lowercase`. In training, an id is masked with
+    probability `drop_tokens`.
+    """
+
+    root: str | None = None
+    vocabulary: int = 8192
+    max_tokens: int = 64
+    lowercase: bool = True
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    split_seed: int = 0
+    drop_tokens: float = 0.1
+    metric: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        check_integer("dataset.vocabulary", self.vocabulary, tokens.LEAST_VOCABULARY, 2**20)
+        check_integer("dataset.max_tokens", self.max_tokens, 1, 2**15)
+        check_flag("dataset.lowercase", self.lowercase)
+        check_share("dataset.drop_tokens", self.drop_tokens)
+        if not self.root:
+            raise UserError(
+                "dataset.root is not set: add dataset.root=<the folder with train.csv and "
+                "test.csv, or one of them>"
+            )
+        if not self._files:
+            raise UserError(
+                f"dataset.root={self.root}: no train.csv or test.csv there; rows of class (1 to "
+                f"{len(CLASSES)}), title and description are needed"
+            )
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        folder = Path(self.root or "").expanduser()
+        return {name: folder / name for name in NAMES if (folder / name).is_file()}
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        """The manifest's lines of the files, taken once."""
+        lines = files.describe(self._files)
+        if len(lines) > 1 and lines[0]["sha256"] == lines[1]["sha256"]:
+            raise UserError(f"dataset.root={self.root}: train.csv and test.csv are the same file")
+        return lines
+
+    @cached_property
+    def _parts(self) -> dict[SplitName, tuple[str, Tensor]]:
+        """Split -> (file, its rows), sorted."""
+        first = next(iter(self._files))
+        own_test = len(self._files) > 1
+        fractions: dict[SplitName, float] = {"validation": self.validation_fraction}
+        if not own_test:
+            fractions["test"] = self.test_fraction
+        found = splits.stratified(self._texts[first].targets, fractions, self.split_seed)
+        parts = {name: (first, rows) for name, rows in found.items()}
+        if own_test:
+            parts["test"] = ("test.csv", torch.arange(len(self._texts["test.csv"].texts)))
+        for name, (file, rows) in parts.items():
+            if len(rows) == 0:
+                raise UserError(f"{self._files[file]}: too few texts for a {name} split")
+        return parts
+
+    @cached_property
+    def _texts(self) -> dict[str, Texts]:
+        return {name: read_texts(path) for name, path in self._files.items()}
+
+    def _of(self, name: SplitName) -> Texts:
+        file, rows = self._parts[name]
+        texts, found = self._texts[file]
+        return Texts([texts[row] for row in rows.tolist()], found[rows])
+
+    @cached_property
+    def _encoded(self) -> Tensors:
+        """The ids of each split, and tokenizer.json as bytes."""
+
+        def make() -> Tensors:
+            texts = {name: self._of(name).texts for name in SPLITS}
+            made = tokens.train_tokenizer(
+                texts["train"], self.vocabulary, self.max_tokens, self.lowercase
+            )
+            ids = {str(name): tokens.encode(made, found) for name, found in texts.items()}
+            # What was read must be what the key says, also where the file's times were restored.
+            files.verify(self._files, self._lines)
+            return {
+                **ids,
+                "tokenizer": torch.frombuffer(bytearray(made.encode()), dtype=torch.uint8),
+            }
+
+        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        with torch.inference_mode(False):
+            return kept({"schema": SCHEMA, **self._source()}, make, self._fits)
+
+    def _fits(self, found: Tensors) -> bool:
+        sizes = {name: (len(self._parts[name][1]), self.max_tokens) for name in SPLITS}
+        return "tokenizer" in found and all(
+            name in found and found[name].shape == shape for name, shape in sizes.items()
+        )
+
+    def _source(self) -> dict[str, Any]:
+        """What the ids depend on."""
+        return {
+            "files": self._lines,
+            "rows": {name: splits.digest(rows) for name, (_, rows) in self._parts.items()},
+            "by": tokens.library(),
+            "vocabulary": self.vocabulary,
+            "max_tokens": self.max_tokens,
+            "lowercase": self.lowercase,
+        }
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """tokenizer.json."""
+        return self._encoded["tokenizer"].numpy().tobytes().decode()
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        digest = hashlib.sha256(self.tokenizer.encode()).hexdigest()
+        about = Tokens(tokens.size(self.tokenizer), tokens.PAD, digest)
+        return DataSpec("ag_news", (self.max_tokens,), CLASSES, (), (), self.metric, about)
+
+    def companions(self) -> dict[str, str]:
+        return {"tokenizer.json": self.tokenizer}
+
+    def split(self, name: SplitName) -> Split:
+        with torch.inference_mode(False):
+            return Split(self._encoded[name], self._of(name).targets)
+
+    def manifest(self) -> dict[str, Any]:
+        assert self.spec.tokens is not None
+        return {
+            **self._source(),
+            "tokenizer": self.spec.tokens.tokenizer,
+            "options": {
+                "name": "ag_news", "drop_tokens": self.drop_tokens, "metric": self.metric,
+            },
+        }  # fmt: skip
+
+    def verify(self) -> None:
+        files.verify(self._files, self._lines)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return inputs.long()
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return tokens.drop(inputs, self.drop_tokens, generator)
+
+
+def read_texts(path: Path) -> Texts:
+    """The rows of one CSV file; UserError names the first that is not class, title, text."""
+    texts: list[str] = []
+    labels: list[Label] = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.reader(file, strict=True)):
+                if len(row) != 3:
+                    raise UserError(
+                        f"{path} row {number}: 3 columns are needed (class, title, description), "
+                        f"got {len(row)}"
+                    )
+                labels.append(_label(row[0]))
+                texts.append(f"{row[1]} {row[2]}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a whole CSV file in UTF-8: {error}") from error
+    _check_classes(path, labels)
+    return Texts(texts, targets(labels, NUMBERS, str(path)))
+
+
+def _label(text: str) -> Label:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _check_classes(path: Path, labels: Sequence[Label]) -> None:
+    if len(set(labels)) < 2:
+        raise UserError(f"{path}: at least two classes are needed, got {sorted(set(labels))}")

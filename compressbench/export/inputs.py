@@ -1,0 +1,55 @@
+"""How an exported file is fed: pixels, or ids of tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compressbench.core import DataSpec
+
+TOKENIZER = "tokenizer.json"  # beside the file, for texts
+
+
+def describe_input(spec: DataSpec) -> dict[str, Any]:
+    """Name, type, layout and shape of the input of the file, and what it is made with."""
+    if spec.tokens is None:
+        return {
+            "name": "input",
+            "dtype": "float32",
+            "layout": "batch, channels, height, width",
+            "shape": ["batch", *spec.input_shape],
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+        }
+    return {
+        "name": "input",
+        "dtype": "int64",
+        "layout": "batch, tokens",
+        "shape": ["batch", *spec.input_shape],
+        "vocabulary": spec.tokens.vocabulary,
+        "pad": spec.tokens.pad,
+        "tokenizer": TOKENIZER,
+        "tokenizer_sha256": spec.tokens.tokenizer,
+    }
+
+
+def preprocessing(spec: DataSpec) -> str:
+    """How to make the input of the file, in one line."""
+    if spec.tokens is None:
+        return "(pixels / 255 - mean) / std per channel"
+    return f"ids of {TOKENIZER}, cut or padded to {spec.input_shape[0]}"
+
+
+def input_notes(spec: DataSpec) -> dict[str, str]:
+    """What the metadata of the file say about its input."""
+    about = describe_input(spec)
+    notes = {
+        "input": f"{about['dtype']} {about['shape']}".replace("'", ""),
+        "preprocess": f"x = {preprocessing(spec)}",
+    }
+    keys = ("mean", "std") if spec.tokens is None else ("pad", "tokenizer_sha256")
+    return notes | {key: _text(about[key]) for key in keys}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
