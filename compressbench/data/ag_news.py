@@ -163,9 +163,15 @@ class AgNews:
     def companions(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer}
 
+    @cached_property
+    def _splits(self) -> dict[SplitName, Split]:
+        return {}
+
     def split(self, name: SplitName) -> Split:
-        with torch.inference_mode(False):
-            return Split(self._encoded[name], self._of(name).targets)
+        if name not in self._splits:
+            with torch.inference_mode(False):
+                self._splits[name] = Split(self._encoded[name], self._of(name).targets)
+        return self._splits[name]
 
     def manifest(self) -> dict[str, Any]:
         assert self.spec.tokens is not None

@@ -1,6 +1,6 @@
 """A small encoder of texts from a larger one, then integers: AG News, figures of exported files.
 
-python experiments/text_distillation/study.py --root AG_NEWS_FOLDER [--seeds 1]
+python experiments/text_distillation/study.py --root AG_NEWS_FOLDER [--seeds 1] [--quick]
 
 Each row is the end of a recipe, run by the same loop as run.py: what is in the store already is not
 computed again, so a stopped study goes on where it was.
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STUDENT = ["model.width=64", "model.depth=1"]  # as model.student says
+QUICK = ["dataset.vocabulary=4096", "dataset.max_tokens=32", "model.width=64",
+         "model.student.width=32"]  # fmt: skip
 FOUR = "recipe.stages.quantize.rules=[{type: Embedding, bits: 4}]"
 ROWS: dict[str, list[str]] = {
     "teacher": ["recipe=baseline"],
-    "student alone": ["recipe=baseline", *STUDENT],
+    "student alone": ["recipe=baseline"],  # of the options in model.student
     "student, distilled": ["recipe=distill"],
     "distilled, 8 bits": ["recipe=distill_then_quant"],
     "distilled, 8 bits, embeddings 4": ["recipe=distill_then_quant", FOUR],
@@ -29,7 +30,7 @@ FIGURES = ("val/accuracy", "test/accuracy", "size/onnx_bytes", "size/download_by
            "compute/macs", "latency/p50_ms", "latency/speedup")  # fmt: skip
 
 
-def measure(name: str, seed: int, root: Path, epochs: int) -> dict[str, Any]:
+def measure(name: str, seed: int, root: Path, epochs: int, quick: bool) -> dict[str, Any]:
     """Run one recipe; the figures of the file that it ends with."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -44,9 +45,11 @@ def measure(name: str, seed: int, root: Path, epochs: int) -> dict[str, Any]:
              "tracking=none", f"seed={seed}",
              *(f"recipe.stages.{fit}.epochs={epochs}" for fit in fits)]  # fmt: skip
     with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *ROWS[name]])
+        composed = compose("config", [*fixed, *ROWS[name], *(QUICK if quick else [])])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    if name == "student alone":
+        config["model"] |= config["model"]["student"]
     plan, workshop = prepare({str(k): v for k, v in config.items() if k != "search"})
     *_, last = run(plan, workshop)
     return {"row": name, "seed": seed, **{f: last.measurement.figures[f] for f in FIGURES}}
@@ -90,11 +93,13 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="models of half the width, 32 tokens")
     chosen = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for seed in range(chosen.seeds):
         for name in ROWS:
-            rows.append(measure(name, seed, Path(chosen.root).resolve(), chosen.epochs))
+            root = Path(chosen.root).resolve()
+            rows.append(measure(name, seed, root, chosen.epochs, chosen.quick))
             print(f"seed {seed}, {name}: test {100 * rows[-1]['test/accuracy']:.2f}", flush=True)
             write(rows)
     print(table(rows))

@@ -36,7 +36,7 @@ from compressbench.stages.features import as_maps, pair, shapes
 from compressbench.stages.prune import Prune
 from compressbench.stages.qat import QuantizeAware
 from compressbench.stages.quantize import Quantize
-from compressbench.stages.teaching import Lesson
+from compressbench.stages.teaching import lesson
 from compressbench.targets import build
 
 PAD, VOCABULARY, LENGTH = 0, 50, 7
@@ -206,10 +206,12 @@ def test_layers_of_texts_are_compared_as_maps_without_their_padding():
 
 def test_a_student_learns_from_the_features_of_texts(tmp_path):
     student, teacher = made(8, 1, 2), made(16, 2, seed=1)
-    lesson = Lesson(student.model, [teacher.model], Attention(weight=2.0), Texts().spec.blank(2))
+    loss, given = Attention(weight=2.0), {"teacher": teacher}
+    schedule = Distill(loss, epochs=2, batch_size=32, optimizer=SGD).schedule()
     ids = Texts().split("train").inputs[:10].long()
-    with lesson.attached(student.model):
-        lesson(student.model, ids, Texts().split("train").targets[:10])
+    targets = Texts().split("train").targets[:10]
+    with lesson(student.model, given, loss, schedule, context(tmp_path)) as taught:
+        taught(student.model, ids, targets, torch.arange(10))
     seen = []
     handles = [m.register_forward_hook(lambda *a: seen.append(a[2])) for m in
                (student.model.blocks[0], teacher.model.blocks[1])]  # fmt: skip
@@ -219,7 +221,7 @@ def test_a_student_learns_from_the_features_of_texts(tmp_path):
         energy = (values * (ids != PAD)[..., None]).square().mean(2)
         maps.append(energy / energy.norm(dim=1, keepdim=True))
     expected = 2.0 * (maps[0] - maps[1]).square().sum(1).mean()
-    torch.testing.assert_close(lesson.terms["attention"], expected)
+    torch.testing.assert_close(taught.terms["attention"], expected)
     [handle.remove() for handle in handles]
     stage = Distill(FitNets(), epochs=1, batch_size=32, optimizer=SGD)
     inputs = {"model": replace(student, properties=frozenset()), "teacher": teacher}

@@ -27,7 +27,7 @@ from compressbench.export.lowering.integer import (
 from compressbench.export.opsets import NEWEST, stored_width
 
 Kernel = Literal["integer", "dynamic", "float", "lookup"]
-LEAST_PRODUCT = 255  # units of an int32 bias in the largest product of a weight and an activation
+FINE_ENOUGH = 255 * 255  # see `_is_coarse`: 2-bit weights and 8-bit activations just are
 _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
 _GROUPS = "no integer kernel takes a scale per group"
@@ -125,13 +125,17 @@ def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: i
 
 
 def _is_coarse(grid: WeightGrid, node: ir.Node) -> bool:
-    """Whether rounding the bias of a node to units of (activation scale * weight scale) could be
-    seen: ONNX Runtime does so for any bias of an integer kernel. 2-bit weights need all 255 levels.
+    """Whether rounding the bias of a node to units of (activation scale * weight scale), as ONNX
+    Runtime does for any bias of an integer kernel, could be seen.
+
+    A largest product of A levels and W steps has A * W units. The error tips an output into the
+    next of its A levels in one of 2 * W cases or so, and each time by 1 / A of the range: together
+    a noise of 1 / sqrt(2 * A**2 * W) of it.
     """
     found = integer_grid(node)
     if found is None or inputs(node, 3)[2] is None:
         return False
-    return found.levels * ((1 << (grid.bits - 1)) - 1) < LEAST_PRODUCT
+    return found.levels**2 * ((1 << (grid.bits - 1)) - 1) < FINE_ENOUGH
 
 
 def _fits(steps: NDArray[Any], width: int) -> bool:
