@@ -7,8 +7,9 @@ Each of our settings is a recipe of train (the checkpoint), prune and finetune, 
 as run.py: what is in the store already is not computed again. Torch-Pruning removes channels from
 the same model with its own pruner and importances, rounded to 8, the classifier left alone, by
 bisection over its ratio to the same limit; then comes the same finetune with the same seeds and
-the same export and measurement. The controls, random channels and the same share of each layer by
-norm, always run.
+the same export and measurement; so do the widths that ModelOpt's FastNAS finds, where
+nvidia-modelopt is installed. The controls, random channels and the same share of each layer by
+norm, always run. `--only`, `--targets` and `--epochs` make it smaller.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 STAGE = "recipe.stages.prune"
 TARGETS = ("2x", "4x")
-EPOCHS = 0.25
+CONTROLS = ("random", "l2, layer")
+FASTNAS = "ModelOpt FastNAS"
+SCORED = 2000  # validation images by which FastNAS judges widths
 OURS = {
     "random": ["criterion@{}.criterion=random", "{}.criterion.unit=channel", "{}.scope=global"],
     "l2, layer": ["criterion@{}.criterion=l2", "{}.scope=layer"],
@@ -56,20 +60,22 @@ class Setting:
     method: str
     target: str
     seed: int
+    epochs: float
 
     def overrides(self) -> list[str]:
         chosen = OURS.get(self.method, OURS["l2"])
         limits = [f"{STAGE}.sparsity=null", f"{STAGE}.macs={self.target}", f"seed={self.seed}"]
         ratio = [RATIO] if "scope=global" in " ".join(chosen) else []
         return [
-            "recipe=prune_channels", f"recipe.stages.finetune.epochs={EPOCHS}", *limits,
+            "recipe=prune_channels", f"recipe.stages.finetune.epochs={self.epochs}", *limits,
             *(text.format(STAGE) for text in [*chosen, *ratio]),
         ]  # fmt: skip
 
 
-def settings(seeds: int) -> Iterator[Setting]:
-    for seed, target, method in itertools.product(range(seeds), TARGETS, (*OURS, *THEIRS)):
-        yield Setting(method, target, seed)
+def settings(seeds: int, targets: Sequence[str], epochs: float) -> Iterator[Setting]:
+    methods = (*OURS, *THEIRS, FASTNAS)
+    for seed, target, method in itertools.product(range(seeds), targets, methods):
+        yield Setting(method, target, seed, epochs)
 
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
@@ -108,27 +114,18 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
 
 
 def theirs(setting: Setting, first: Any, finetune: Any, workshop: Any) -> dict[str, Any]:
-    """Torch-Pruning on the model of the first step, then the recipe's finetune and measurement."""
+    """Another library on the model of the first step, then finetune and measurement as ours."""
     from compressbench.export.onnx import export_onnx
     from compressbench.measure.measure import measure_model, test_figures
     from compressbench.stages.batchnorm import reestimate_batchnorm_
-    from compressbench.stages.limits import macs
 
     with tempfile.TemporaryDirectory() as folder:
         context = workshop.context(finetune.job, Path(folder))
         model = first.artifact.model
-        allowed = macs(model, _example(workshop)) / float(setting.target[:-1])
-        low, high = 0.0, 0.95
-        small = None
-        for _ in range(12):
-            middle = (low + high) / 2
-            tried = cut(model, setting, middle, context, _example(workshop))
-            if macs(tried, _example(workshop)) <= allowed:
-                small, high = tried, middle
-            else:
-                low = middle
-        if small is None:
-            raise SystemExit(f"{setting.method} does not reach {setting.target}")
+        if setting.method == FASTNAS:
+            small = fastnas(model, setting, context, workshop)
+        else:
+            small = torch_pruned(model, setting, context, _example(workshop))
         reestimate_batchnorm_(small, context, 1024)
         pruned = replace(first.artifact, model=small.eval(), key="")
         tuned = finetune.stage.run({"model": pruned}, context).artifact
@@ -137,6 +134,62 @@ def theirs(setting: Setting, first: Any, finetune: Any, workshop: Any) -> dict[s
         reference, data = first.files / "model.onnx", workshop.data
         measured = measure_model(tuned, file, reference, data, threads=1).figures
         return {**measured, **test_figures(file, data, threads=1)}
+
+
+def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> Any:
+    """What Torch-Pruning leaves at the least ratio that keeps the limit."""
+    from compressbench.stages.limits import macs
+
+    allowed = macs(model, example) / float(setting.target[:-1])
+    low, high = 0.0, 0.95
+    small = None
+    for _ in range(12):
+        middle = (low + high) / 2
+        tried = cut(model, setting, middle, context, example)
+        if macs(tried, example) <= allowed:
+            small, high = tried, middle
+        else:
+            low = middle
+    if small is None:
+        raise SystemExit(f"{setting.method} does not reach {setting.target}")
+    return small
+
+
+def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
+    """A copy of `model` with the widths, multiples of 8, that FastNAS finds for the limit."""
+    import modelopt.torch.prune as mtp
+    import torch
+
+    from compressbench.images import training_batches
+
+    split = workshop.data.split("validation")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(setting.seed))
+    rows = order[:SCORED].split(250)
+
+    @torch.no_grad()
+    def score(candidate: Any) -> float:
+        candidate.eval()
+        right = [
+            (candidate(workshop.data.prepare(split.inputs[r])).argmax(1) == split.targets[r]).sum()
+            for r in rows
+        ]
+        return float(sum(right)) / SCORED
+
+    widths = {"nn.Conv2d": {"*": {"channel_divisor": 8}}} | {
+        kind: {"*": {"feature_divisor": 8}} for kind in ("nn.BatchNorm2d", "nn.Linear")
+    }
+    small, _ = mtp.prune(
+        deepcopy(model),
+        mode=[("fastnas", widths)],
+        constraints={"flops": f"{100 / float(setting.target[:-1]):.2f}%"},
+        dummy_input=_example(workshop)[:1],
+        config={
+            "data_loader": list(training_batches(context, 1024, 128)),
+            "score_func": score,
+            "checkpoint": str(context.folder / "fastnas.pth"),
+        },
+    )
+    return deepcopy(small).eval()
 
 
 def cut(model: Any, setting: Setting, ratio: float, context: Any, example: Any) -> Any:
@@ -172,7 +225,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Means over seeds as Markdown: test accuracy with half its range, MACs, bytes, speed-up."""
     lines = ["| limit | method | test accuracy | fewer MACs | onnx bytes | latency | seeds |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for target, method in itertools.product(TARGETS, (*OURS, *THEIRS)):
+    for target, method in itertools.product(TARGETS, (*OURS, *THEIRS, FASTNAS)):
         own = [r for r in rows if (r["target"], r["method"]) == (target, method)]
         if own:
             accuracy = [100 * float(r["test_accuracy"]) for r in own]
@@ -201,6 +254,9 @@ def main() -> None:
     parser.add_argument("--validation-rows", required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=(*OURS, *THEIRS, FASTNAS), help="and controls")
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--epochs", type=float, default=0.25, help="of finetuning")
     chosen = parser.parse_args()
     where = [
         f"model={chosen.model}",
@@ -208,7 +264,11 @@ def main() -> None:
         f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
         f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
     ]
-    wanted = list(settings(chosen.seeds))
+    grid = settings(chosen.seeds, chosen.targets, chosen.epochs)
+    wanted = [s for s in grid if not chosen.only or s.method in (*CONTROLS, *chosen.only)]
+    if find_spec("modelopt") is None:
+        print(f"{FASTNAS} is left out: nvidia-modelopt is not installed (README.md)")
+        wanted = [s for s in wanted if s.method != FASTNAS]
     found: dict[Setting, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.processes, mp_context=spawn) as pool:
