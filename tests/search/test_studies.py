@@ -19,7 +19,9 @@ def load(path):
 
 def test_their_specs_are_complete(tmp_path):
     overhead = load("sweep_overhead/measure.py").make_spec(tmp_path, 5)
-    efficiency = load("search_efficiency/study.py").make_spec("tpe", 3, 5, str(tmp_path))
+    efficiency = load("search_efficiency/study.py").make_spec(
+        "small_cnn", "tpe", 3, 5, str(tmp_path)
+    )
     assert load_spec(overhead.dump()).space == overhead.space
     assert load_spec(efficiency.dump()).space == efficiency.space
     assert efficiency.name == "tpe-3"
