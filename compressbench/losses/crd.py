@@ -61,7 +61,9 @@ class Crd:
         """Embeddings [B, D] and [B, D], labels int64 [B] -> a scalar; 0 without negatives."""
         if targets.ndim != 1:
             raise UserError(f"crd needs one label a sample, got labels {list(targets.shape)}")
-        logits = student @ teacher.T / self.temperature  # [B, B]
+        logits = student @ teacher.T  # [B, B]
+        exact = torch.promote_types(logits.dtype, torch.float32)  # counts pass what float16 holds
+        logits = logits.to(exact) / self.temperature
         others = targets[:, None] != targets[None, :]
         if not bool(others.any()):
             return 0.0 * logits.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -98,3 +99,12 @@ def test_every_recipe_runs_on_two_processes(digits_run, tmp_path, recipe):
     one = digits_run(recipe)
     ours, theirs = (r.report["stages"][-1]["figures"]["val/accuracy"] for r in (run, one))
     assert ours == pytest.approx(theirs, abs=0.08)
+
+
+@pytest.mark.long
+def test_two_processes_share_what_the_teacher_says(tmp_path):
+    still = ("recipe=distill", "dataset.max_shift=0", *few_epochs("distill"))
+    run = finished_run([*still, *TWO], tmp_path, tmp_path / "store")
+    (note,) = run.stage("distill")["notes"]
+    assert re.search(r"float32, once for each of 1,0\d\d images", note)
+    assert run.stage("distill")["figures"]["val/accuracy"] > 0.8
