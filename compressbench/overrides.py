@@ -75,6 +75,8 @@ def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) ->
     with initialize_config_dir(str(folders[0])):
         config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
     known = set(_keys(OmegaConf.to_container(config, resolve=False)))
+    if key in known:  # something in its value is new
+        return f"{key}: only keys that it has can be set; +{key}.NAME=VALUE adds one"
     return f"{key}: no such key{nearest_key(key, known)}"
 
 
