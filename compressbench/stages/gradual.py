@@ -14,7 +14,7 @@ from compressbench.checks import check_integer, check_share
 from compressbench.core import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome, UserError
 from compressbench.methods import Criterion, LearntCriterion, ModelCriterion
 from compressbench.stages import teaching
-from compressbench.stages.layers import prunable_layers
+from compressbench.stages.layers import criterion_passes, prunable_layers
 from compressbench.stages.learnt_scores import Given, LearntScores
 from compressbench.stages.prune import Prune, mask_, zeroed
 from compressbench.stages.schedule import Optimizer, Schedule
@@ -94,7 +94,9 @@ class PruneGradually:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
-        return trained, 0 if self.loss is None else trained
+        backward, forward = criterion_passes(self.criterion, train_images)
+        taught = 0 if self.loss is None else trained
+        return trained + self.updates * backward, taught + self.updates * forward
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.stages.fit import fit_  # Lightning takes seconds to import

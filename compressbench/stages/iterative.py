@@ -119,8 +119,9 @@ class PruneIteratively:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images) * self.rounds
-        _, forwarded = self.prune(self.sparsity).passes(train_images)
-        return trained, forwarded * self.rounds + (0 if self.loss is None else trained)
+        backward, forward = self.prune(self.sparsity).passes(train_images)
+        taught = 0 if self.loss is None else trained
+        return trained + self.rounds * backward, taught + self.rounds * forward
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
