@@ -16,7 +16,8 @@ class Criterion(Protocol):
     Scores have the shape of the layer's weight, one for each weight, higher is kept, and a channel
     has the sum over its weights; or they are [output channels], and a weight has that of its
     channel. A class attribute `comparable = False` says that scores of different layers are in
-    different units: ranked together, each layer's are then divided by their mean.
+    different units: ranked together, each layer's are then divided by their mean. Another, `work`,
+    says how many (training steps, forward passes) one of its `images` takes; (0, 1) without it.
     """
 
     def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Grasp:
     and changes nothing else. Wang et al. 2020 (arXiv:2002.07376, equation 8, sign turned: there,
     high scores go), made for models that are not trained yet.
     """
+
+    work: ClassVar[tuple[float, float]] = (4.0, 0.0)  # a gradient, and a gradient of a gradient
 
     images: int = 512
     batch_size: int = 128

@@ -72,7 +72,8 @@ def squares_of(layer: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(layer, _ConvNd) and is_transposed(layer):
         sums = inputs.double().square().sum((0, *range(2, inputs.ndim)))
         return sums.view(-1, *[1] * (weight.ndim - 1))
-    total = sum(chunk.double().square().sum(1) for chunk in chunks(layer, inputs))
+    together = inputs.double().square().sum(0, keepdim=True)  # unfolding only moves them
+    total = sum(chunk.sum(1) for chunk in chunks(layer, together))
     assert isinstance(total, Tensor)
     groups, outputs = len(total), len(weight)
     each = total[:, None].expand(groups, outputs // groups, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class Snip:
     are used, images are not augmented; `batch_size` bounds the memory and changes nothing else.
     Lee et al. 2019 (arXiv:1810.02340, equation 6, not divided by its sum).
     """
+
+    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one step of training an image
 
     images: int = 1024
     batch_size: int = 128

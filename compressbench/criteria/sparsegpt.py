@@ -34,6 +34,7 @@ class SparseGpt:
     """
 
     comparable: ClassVar[bool] = False  # between layers: outputs have other scales
+    work: ClassVar[tuple[float, float]] = (0.0, 100.0)  # roughly: each layer on its own, twice
 
     images: int = 256
     damping: float = 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class Taylor:
     `images` training images with their labels, not augmented, in batches of `batch_size`.
     Molchanov et al. 2019 (arXiv:1906.10771, equations 7 and 8).
     """
+
+    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one step of training an image
 
     images: int = 1024
     batch_size: int = 32

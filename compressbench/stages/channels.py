@@ -38,7 +38,7 @@ from compressbench.stages.cutting import Cutter, cut_to_limits, narrowed, reason
 from compressbench.stages.layers import (
     check_criterion,
     check_names,
-    forward_images,
+    criterion_passes,
     prunable_layers,
     skipped,
 )
@@ -161,8 +161,8 @@ class PruneChannels:
         skipped(self.skip, prunable_layers(model))
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        looked_at = (self.batchnorm_images, forward_images(self.criterion))
-        return 0, sum(min(images, train_images) for images in looked_at)
+        trained, forwarded = criterion_passes(self.criterion, train_images)
+        return trained, forwarded + min(self.batchnorm_images, train_images)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]

@@ -14,7 +14,7 @@ from compressbench.checks import check_integer, check_share
 from compressbench.core import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome, UserError
 from compressbench.methods import Criterion, LearntCriterion, ModelCriterion
 from compressbench.stages import teaching
-from compressbench.stages.layers import prunable_layers
+from compressbench.stages.layers import criterion_passes, prunable_layers
 from compressbench.stages.learnt_scores import Given, LearntScores
 from compressbench.stages.prune import Prune, mask_, zeroed
 from compressbench.stages.schedule import Optimizer, Schedule
@@ -95,7 +95,9 @@ class PruneGradually:
         teaching.check_teachers(self.loss, model, teachers, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        return round(self.epochs * train_images), 0
+        trained = round(self.epochs * train_images)
+        backward, forward = criterion_passes(self.criterion, train_images)
+        return trained + self.updates * backward, self.updates * forward
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.stages.fit import fit_  # Lightning takes seconds to import

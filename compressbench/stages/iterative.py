@@ -121,8 +121,8 @@ class PruneIteratively:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images) * self.rounds
-        _, forwarded = self.prune(self.sparsity).passes(train_images)
-        return trained, forwarded * self.rounds
+        backward, forward = self.prune(self.sparsity).passes(train_images)
+        return trained + self.rounds * backward, self.rounds * forward
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]

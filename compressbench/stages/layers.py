@@ -76,7 +76,9 @@ def check_names(option: str, names: Any) -> None:
         raise UserError(f"{option} must be a list of layer names, got {names!r}")
 
 
-def forward_images(criterion: Any) -> int:
-    """Training images that a criterion looks at."""
+def criterion_passes(criterion: Any, train_images: int) -> tuple[int, int]:
+    """(images trained on, images only run forward) that take as long as the criterion does."""
     images = getattr(criterion, "images", 0)
-    return images if isinstance(images, int) else 0
+    used = min(images, train_images) if isinstance(images, int) else 0
+    trained, forwarded = getattr(criterion, "work", (0.0, 1.0))
+    return round(trained * used), round(forwarded * used)

@@ -39,7 +39,7 @@ from compressbench.stages.grid_rules import NO_UPDATE, check_grids, check_scheme
 from compressbench.stages.layers import (
     check_criterion,
     check_names,
-    forward_images,
+    criterion_passes,
     layers_with_weights,
     left_out,
     prunable_layers,
@@ -121,8 +121,8 @@ class Prune:
         self.left(model)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        looked_at = (self.batchnorm_images, forward_images(self.criterion))
-        return 0, sum(min(images, train_images) for images in looked_at)
+        trained, forwarded = criterion_passes(self.criterion, train_images)
+        return trained, forwarded + min(self.batchnorm_images, train_images)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]

@@ -28,7 +28,7 @@ from compressbench.sensitivities.probe import probe_of, weight_replaced
 from compressbench.stages.layers import (
     check_criterion,
     check_names,
-    forward_images,
+    criterion_passes,
     left_out,
     prunable_layers,
 )
@@ -78,8 +78,9 @@ class SensitivityCurves:
         left_out(model, self.skip, self.layers)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        used = min(self.images, train_images)
-        return 0, used * len(self.sparsities) * TYPICAL_LAYERS + forward_images(self.criterion)
+        trained, forwarded = criterion_passes(self.criterion, train_images)
+        looks = 1 + len(set(self.sparsities) - {0.0}) * TYPICAL_LAYERS
+        return trained, forwarded + min(self.images, train_images) * looks
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
