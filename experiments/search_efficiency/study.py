@@ -1,6 +1,6 @@
 """How many trials until 95 % of the hypervolume that random settings end with: TPE and NSGA-II.
 
-python experiments/search_efficiency/study.py [--problem small_cnn] [--trials 60] [--seeds 5]
+python experiments/search_efficiency/study.py [--problem mlp] [--trials 60] [--seeds 5]
     [--processes 2] [--work FOLDER]
 
 The problems: the width of every weight layer of a model trained on the digits, 2 to 8 bits: ten
@@ -122,7 +122,7 @@ def needed(points: Sequence[Point], baseline: Point, bar: float) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--problem", choices=list(LAYERS), default="small_cnn")
+    parser.add_argument("--problem", choices=list(LAYERS), default="mlp")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
