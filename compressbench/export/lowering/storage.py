@@ -27,7 +27,7 @@ from compressbench.export.lowering.integer import (
 from compressbench.export.opsets import NEWEST, stored_width
 
 Kernel = Literal["integer", "dynamic", "float", "lookup"]
-FINE_ENOUGH = 255 * 255  # see `_is_coarse`: 2-bit weights and 8-bit activations just are
+FINE_ENOUGH = 15 * 15 * 127  # see `_is_coarse`: 8-bit weights and 4-bit activations just are
 _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
 _GROUPS = "no integer kernel takes a scale per group"
