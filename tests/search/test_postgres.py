@@ -93,15 +93,16 @@ def test_making_the_same_sweep_at_once(server, tmp_path):
 
 
 def test_leases_are_atomic_and_fenced(server, tmp_path):
-    spec = make_spec(tmp_path / "c", 3, storage=server, name="fence", lease_seconds=0.2)
+    spec = make_spec(tmp_path / "c", 3, storage=server, name="fence", lease_seconds=0.6)
     desk, me = make_desk(spec), process_token()
 
     def paused(trial, lease):
         desk.leases.hold("trial/0", me)
         lease.lost.wait(1.0)  # a heartbeat prolongs it
-        desk.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study")
-        assert desk.leases.loose("trial") == [("trial/0", 0)]
-        assert desk.leases.adopt("trial/0", "other")
+        adopted = False
+        while not adopted:  # a heartbeat may come in between
+            desk.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study")
+            adopted = bool(desk.leases.loose("trial")) and desk.leases.adopt("trial/0", "other")
         assert not desk.leases.adopt("trial/0", "another")
         return answer(trial, lease)
 
