@@ -102,7 +102,9 @@ def test_leases_are_atomic_and_fenced(server, tmp_path):
         adopted = False
         while not adopted:  # a heartbeat may come in between
             desk.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study")
-            adopted = bool(desk.leases.loose("trial")) and desk.leases.adopt("trial/0", "other")
+            found = desk.leases.loose("trial")
+            adopted = bool(found) and desk.leases.adopt("trial/0", "other")
+        assert found == [("trial/0", 0)]
         assert not desk.leases.adopt("trial/0", "another")
         return answer(trial, lease)
 
