@@ -32,7 +32,7 @@ from compressbench.search.options import (
 )
 from compressbench.search.shown import show_end
 from compressbench.search.spec import Spec
-from compressbench.search.supervisor import supervise
+from compressbench.search.supervisor import call_worker, supervise
 from compressbench.search.table import DESCRIPTION, as_sweep
 from compressbench.sweep_file import write_sweep
 from compressbench.sweep_sessions import Tracked
@@ -54,6 +54,25 @@ def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
     """
     conf = (config_folder(), *_own_folders(sys.argv))
     options, space, fixed = _read(arguments, conf)
+    if launch is not None:
+        return _sweep(options, space, fixed, conf, functools.partial(
+            supervise_jobs, count=options.workers, launch=launch))  # fmt: skip
+    waiting = [call_worker() for _ in range(options.workers)]  # they import while we check
+    try:
+        return _sweep(options, space, fixed, conf, functools.partial(supervise, waiting=waiting))
+    finally:
+        for process in waiting:
+            process.kill()
+            process.wait()
+
+
+def _sweep(
+    options: Options,
+    space: list[spaces.Parameter],
+    fixed: list[str],
+    conf: tuple[Path, ...],
+    run: Callable[..., None],
+) -> Sweep:
     spec, print_ = _plan(options, space, fixed, conf)
     desk = open_desk(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
@@ -62,10 +81,7 @@ def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
     description = _describe(spec)
     look = functools.partial(as_sweep, desk, description, spec.home)
     print(f"sweep {spec.name} in {spec.home}")
-    start = functools.partial(supervise, spec, options.workers)
-    if launch is not None:
-        start = functools.partial(supervise_jobs, spec, options.workers, launch)
-    tracked = _watched(spec, start, desk, look)
+    tracked = _watched(spec, functools.partial(run, spec), desk, look)
     shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
     done = look()
     show_end(done, tracked)
@@ -90,7 +106,7 @@ def _watched(
             view.update(sweep)
 
         try:
-            start(desk, look, changed)
+            start(desk=desk, look=look, on_change=changed)
             status = "FINISHED"
         except Exception:
             status = "FAILED"

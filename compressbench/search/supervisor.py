@@ -37,19 +37,27 @@ class Worker:
         return lines[-1] if lines else f"no output in {self.log}"
 
 
-def start_worker(spec: Spec, index: int) -> Worker:
-    """Start a worker; it ends when its standard input does, so never outlives us."""
+def call_worker() -> subprocess.Popen[str]:
+    """Start a process that imports what a worker needs, and waits for its sweep.
+
+    It ends when its standard input does, so never outlives us.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "compressbench.search.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,  # Ctrl-C is for us; workers get a signal from us
+    )  # fmt: skip
+
+
+def start_worker(process: subprocess.Popen[str], spec: Spec, index: int) -> Worker:
+    """Tell a waiting process which sweep to work on."""
     path = spec.home / "logs" / f"worker-{os.getpid()}-{index}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "compressbench.search.worker"],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
-            start_new_session=True,  # Ctrl-C is for us; workers get a signal from us
-        )  # fmt: skip
+    path.touch()
+    message = {"spec": spec.dump(), "index": index, "log": str(path)}
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died already; that is seen later
-        process.stdin.write(json.dumps({"spec": spec.dump(), "index": index}) + "\n")
+        process.stdin.write(json.dumps(message) + "\n")
         process.stdin.flush()
     return Worker(process, path)
 
@@ -67,13 +75,19 @@ def stop_workers(workers: Sequence[Worker]) -> None:
 
 
 def supervise(
-    spec: Spec, count: int, desk: Desk, look: Callable[[], Sweep], on_change: OnChange
+    spec: Spec,
+    waiting: Sequence[subprocess.Popen[str]],
+    desk: Desk,
+    look: Callable[[], Sweep],
+    on_change: OnChange,
 ) -> None:
-    """Run `count` workers until the sweep is finished; report changes, at most every second."""
+    """Run as many workers as are `waiting` until the sweep is finished; report changes, at most
+    every second.
+    """
     before = frozenset(t.number for t in look().trials if t.state in FINISHED)
-    workers = [start_worker(spec, index) for index in range(count)]
+    workers = [start_worker(process, spec, index) for index, process in enumerate(waiting)]
     try:
-        started, deaths, seen, due = count, 0, {}, 0.0  # type: ignore[var-annotated]
+        started, deaths, seen, due = len(workers), 0, {}, 0.0  # type: ignore[var-annotated]
         while workers:
             time.sleep(POLL_SECONDS)
             for worker in [w for w in workers if w.process.poll() is not None]:
@@ -81,7 +95,7 @@ def supervise(
                 if _died(worker):
                     deaths += 1
                     _refuse_endless(deaths, worker)
-                    workers.append(start_worker(spec, started))
+                    workers.append(start_worker(call_worker(), spec, started))
                     started += 1
             if time.monotonic() < due and workers:
                 continue

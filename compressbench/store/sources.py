@@ -18,6 +18,8 @@ from pathlib import Path
 from compressbench.errors import UserError
 
 _OURS = __name__.partition(".")[0]
+_Asked = tuple[tuple[str, ...], str, tuple[str, ...]]
+_known: dict[_Asked, tuple[dict[Path, tuple[int, int] | None], str]] = {}  # this process's answers
 
 
 def source_digest(targets: Iterable[str]) -> str:
@@ -29,7 +31,30 @@ def source_digest(targets: Iterable[str]) -> str:
     they lie; an installed library counts as its record of what was installed. Nothing is
     imported. Imports by a computed name are not seen. Raises UserError for an unknown target.
     """
-    importlib.invalidate_caches()  # a file may have been written a moment ago
+    asked = (tuple(targets), str(Path.cwd()), tuple(sys.path))
+    before, digest = _known.get(asked, ({}, ""))
+    if not before or _state(before) != before:
+        importlib.invalidate_caches()  # a file may have been written a moment ago
+        digest, files = _digest_of(asked[0])
+        folders = {path.parent for path in files} | {Path(folder) for folder in sys.path}
+        _known[asked] = (_state([*files, *folders]) if files else {}), digest
+    return digest
+
+
+def _state(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
+    """What shows that a file was written, or that one came into a folder."""
+    found: dict[Path, tuple[int, int] | None] = {}
+    for path in paths:
+        try:
+            status = path.stat()
+            found[path] = (status.st_mtime_ns, status.st_size)
+        except OSError:
+            found[path] = None
+    return found
+
+
+def _digest_of(targets: Iterable[str]) -> tuple[str, list[Path]]:
+    """The digest, and the files that it is made of; none when some are an installed library's."""
     finder = _Finder()
     closure: dict[str, str] = {}
     waiting: list[str] = []
@@ -42,9 +67,12 @@ def source_digest(targets: Iterable[str]) -> str:
             waiting += found
         else:
             closure[top] = _installed_digest(top, finder)
-    closure |= {name: _digest(path) for name, path in _follow(waiting, finder).items()}
+    own = _follow(waiting, finder)
+    closure |= {name: _digest(path) for name, path in own.items()}
     lines = [f"{name} {digest}" for name, digest in sorted(closure.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), list(own.values()) if len(
+        own
+    ) == len(closure) else []
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
@@ -52,6 +80,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
