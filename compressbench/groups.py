@@ -14,6 +14,8 @@ GROUPS = {
     "search": "what a sweep (-m) searches, and how; search.n_trials=40, search.workers=2",
     "sampler": "who proposes the next trial of a sweep; sampler@search.sampler=...",
     "stage": "stages for recipes of your own; +stage@recipe.stages.NAME=... adds one at the end",
+    "optimizers": "of all stages; optimizers@_global_=...; some models choose their own",
+    "optimizer": "of one stage; optimizer@recipe.stages.NAME.optimizer=...",
     "criterion": "importance for pruning; criterion@recipe.stages.prune.criterion=...",
     "quantizer": "grids and ranges; quantizer@recipe.stages.quantize.activation=...",
     "trained_quantizer": "grids in training; trained_quantizer@recipe.stages.qat.weight=...",

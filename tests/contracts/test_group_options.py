@@ -42,15 +42,16 @@ def load(path):
     """
     config = yaml.safe_load(path.read_text())
     for entry in config.get("defaults", []):
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and "override" not in str(entry):
             ((group, option),) = entry.items()
             name, _, key = group.partition("@")
+            option = str(option).replace("${optimizers@_global_}", "sgd")
             *parents, last = key.split(".")
             place = config
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = load(CONF / name.strip("/") / f"{option}.yaml")
-        elif entry != "_self_":
+        elif isinstance(entry, str) and entry != "_self_":
             config = {**load(path.with_name(f"{entry}.yaml")), **config}
     return {k: v for k, v in config.items() if k not in OURS - {"_target_"}}
 
