@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +43,22 @@ from compressbench.stages.layers import (
     skipped,
 )
 from compressbench.stages.limits import check_limit
+from compressbench.stages.narrowing import IMAGES, TYPICAL_BLOCKS, by_damage
 from compressbench.stages.ranking import (
-    Atom,
     Ranked,
     Worth,
     below,
+    by_root,
     channel_scores,
     choose,
     choose_below,
     mean_worth,
+    without_one,
 )
 from compressbench.stages.removal import Cuts, check_replay
 
 EXAMPLES = 4  # samples of the proofs
-Scope = Literal["global", "layer"]
+Scope = Literal["global", "layer", "sensitivity"]
 TABLE = "limits"  # its name among the tables of the stage
 FLOOR = 0.1  # of a layer's channels, which stay by default
 
@@ -79,12 +81,13 @@ class PruneChannels:
     layer (`normalize`; a threshold is compared with it as it is); the mean over the layers that
     are coupled (added, concatenated, depthwise, ...), whose channels go together. `scope` "layer"
     takes the share from each set of coupled layers, "global" from all channels by one ranking,
-    sets of coupled layers counting once. The channels that stay in a layer are a multiple of
-    `round_to`, as near to the share as that allows, and never less than `min_channels`, nor than
-    1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's outputs
-    stay, and so do the channels of layers that match `skip` (names or fnmatch patterns), layers
-    no wider than `round_to`, and layers for which it cannot be proven that the rest computes the
-    same; the coverage says why. BatchNorm statistics are then measured on `batchnorm_images`
+    sets of coupled layers counting once, "sensitivity" by one ranking of blocks by what each is
+    measured to cost over what it saves (see `by_damage`). The channels that stay in a layer are a
+    multiple of `round_to`, as near to the share as that allows, and never less than `min_channels`,
+    nor than 1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's
+    outputs stay, and so do the channels of layers that match `skip` (names or fnmatch patterns),
+    layers no wider than `round_to`, and layers for which it cannot be proven that the rest computes
+    the same; the coverage says why. BatchNorm statistics are then measured on `batchnorm_images`
     images.
     """
 
@@ -112,8 +115,8 @@ class PruneChannels:
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         check_names("skip", self.skip)
-        if self.scope not in ("global", "layer"):
-            raise UserError(f'scope must be "global" or "layer", got {self.scope!r}')
+        if self.scope not in get_args(Scope):
+            raise UserError(f'scope must be "layer", "global" or "sensitivity", got {self.scope!r}')
         check_share("tolerance", self.tolerance)
         check_flag("normalize", self.normalize)
         check_integer("round_to", self.round_to, 1)
@@ -139,6 +142,8 @@ class PruneChannels:
                 "exactly one target must be set: sparsity, threshold, or limits (params, macs, "
                 f"onnx_bytes, latency), got {' and '.join(given) or 'none'}"
             )
+        if self.scope == "sensitivity" and self.threshold is not None:
+            raise UserError("scope=sensitivity ranks, and goes with no threshold: set a limit")
         if self.activation_threshold is not None and self.threshold is None:
             raise UserError("activation_threshold goes with a threshold: set both")
 
@@ -162,7 +167,10 @@ class PruneChannels:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
-        return trained, forwarded + min(self.batchnorm_images, train_images)
+        forwarded += min(self.batchnorm_images, train_images)
+        if self.scope == "sensitivity":
+            forwarded += min(IMAGES, train_images) * TYPICAL_BLOCKS
+        return trained, forwarded
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -170,17 +178,18 @@ class PruneChannels:
         example = example_inputs(context.data.spec)
         found = families(deepcopy(original), example)
         candidates, left = self._candidates(original, found)
-        cuts_at = self._cuts_at(original, candidates, context)
         cutter = Cutter(start, original, found, example, self._timer(start, context))
+        ranked = self._ranked(cutter, candidates, context)
         warnings: tuple[str, ...] = ()
         tables: dict[str, list[dict[str, Any]]] = {}
         if self.limits():
             cut, warning, tables[TABLE] = cut_to_limits(
-                cutter, cuts_at, self.limits(), self.tolerance, context
-            )
+                cutter, partial(self._cuts, ranked), self.limits(), self.tolerance, context,
+                lambda cuts: [] if self.scope == "layer" else without_one(ranked, cuts),
+            )  # fmt: skip
             warnings = (warning,) if warning else ()
         else:
-            cut = cutter.cut(cuts_at(self.sparsity or 0.0))
+            cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
         left |= reasons_of(found, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
@@ -224,17 +233,21 @@ class PruneChannels:
                 candidates.extend(wide)
         return candidates, left | dict.fromkeys(names, "named in skip")
 
-    def _cuts_at(
-        self, model: nn.Module, candidates: list[Unit], context: Context
-    ) -> Callable[[float], Cuts]:
-        """Share -> root of a family -> the channels of the root to remove."""
+    def _ranked(self, cutter: Cutter, candidates: list[Unit], context: Context) -> list[Ranked]:
+        model = cutter.model
         layers = {n: m for n, m in prunable_layers(model).items() if _is_out(n, candidates)}
         worth = self._worth(model, layers, context)
         ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
+        if self.scope == "sensitivity":
+            return by_damage(ranked, cutter, list(self.limits()), context)
+        return ranked
+
+    def _cuts(self, ranked: list[Ranked], share: float) -> Cuts:
+        """Root of a family -> the channels of the root to remove."""
         if self.threshold is not None:
-            return lambda share: _by_root(choose_below(ranked))
-        pools = [ranked] if self.scope == "global" else [[one] for one in ranked]
-        return lambda share: _by_root([pair for pool in pools for pair in choose(pool, share)])
+            return by_root(choose_below(ranked))
+        pools = [[one] for one in ranked] if self.scope == "layer" else [ranked]
+        return by_root(pair for pool in pools for pair in choose(pool, share))
 
     def _worth(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> Worth:
         def scores_by(criterion: Criterion | ModelCriterion) -> dict[str, Tensor]:
@@ -274,15 +287,6 @@ def example_inputs(spec: DataSpec) -> Tensor:
 
 def _is_out(name: str, candidates: Sequence[Unit]) -> bool:
     return any(name in unit.layers for unit in candidates)
-
-
-def _by_root(chosen: Sequence[tuple[Ranked, list[Atom]]]) -> Cuts:
-    cuts: dict[str, list[int]] = {}
-    for one, atoms in chosen:
-        channels = [channel for atom in atoms for channel in atom]
-        if channels:
-            cuts.setdefault(one.unit.family.root, []).extend(channels)
-    return {root: sorted(channels) for root, channels in cuts.items()}
 
 
 def _digest(removed: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from compressbench.criteria.scores import of_channels, over_mean
 from compressbench.stages.coupling import Unit
+from compressbench.stages.removal import Cuts
 
 Atom = tuple[int, ...]
 Worth = Callable[[Unit, Atom], float]
@@ -84,6 +85,30 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
         chosen[number].extend(block)
         removed += count
     return list(zip(pool, chosen, strict=True))
+
+
+def by_root(chosen: Iterable[tuple[Ranked, list[Atom]]]) -> Cuts:
+    """Root of a family -> its channels to remove."""
+    cuts: dict[str, list[int]] = {}
+    for one, atoms in chosen:
+        channels = [channel for atom in atoms for channel in atom]
+        if channels:
+            cuts.setdefault(one.unit.family.root, []).extend(channels)
+    return {root: sorted(channels) for root, channels in cuts.items()}
+
+
+def without_one(ranked: Sequence[Ranked], cuts: Cuts) -> Iterator[Cuts]:
+    """`cuts` without the last block of one unit, the most important such block first."""
+    gone = {root: set(channels) for root, channels in cuts.items()}
+    last = []
+    for number, one in enumerate(ranked):
+        root = one.unit.family.root
+        taken = [b for b in one.blocks if gone.get(root, set()).issuperset(c for a in b for c in a)]
+        if taken:
+            last.append((one.scores[len(taken) - 1], number, root, taken[-1]))
+    for _, _, root, block in sorted(last, reverse=True):
+        left = gone[root] - {channel for atom in block for channel in atom}
+        yield {**cuts, root: sorted(left)} if left else {r: c for r, c in cuts.items() if r != root}
 
 
 def choose_below(pool: Sequence[Ranked]) -> list[tuple[Ranked, list[Atom]]]:

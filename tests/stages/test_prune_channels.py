@@ -315,7 +315,7 @@ def test_removal_equals_channels_set_to_zero(kind):
 
 
 @pytest.mark.parametrize("kind", ZOO)
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "sensitivity"])
 def test_every_kind_of_model_gets_narrower_in_steps_of_eight_and_keeps_its_classes(kind, scope):
     model = made(kind)
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,85 @@
+"""What blocks of channels cost, measured: each set of coupled layers is narrowed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.collectives import sum_over_ranks
+from compressbench.core import Context
+from compressbench.sensitivities.probe import divergence, probe_images, probe_of
+from compressbench.stages.cutting import Cut, Cutter
+from compressbench.stages.limits import count
+from compressbench.stages.ranking import Ranked
+
+IMAGES, BATCH = 512, 128  # training images; those that normalize together
+TYPICAL_BLOCKS = 40  # for an estimate of time before there is a model
+_WEIGHED = {"macs": "macs", "latency": "macs", "params": "params", "onnx_bytes": "params"}
+
+
+def by_damage(
+    ranked: Sequence[Ranked], cutter: Cutter, limits: Sequence[str], context: Context
+) -> list[Ranked]:
+    """The same blocks, each scored by what it costs over what it saves: measured widths as in
+    NetAdapt (Yang et al. 2018, arXiv:1804.03230), whose steps are one ranking here.
+
+    Every unit is cut to each of its widths, the others as they are. The cost is how far the
+    answers move, in nats a sample (see `divergence`), on `IMAGES` training images; what is saved
+    are products where `macs` or `latency` is among the `limits`, else parameters under another
+    limit, else channels. A score is the slope of the lower convex hull of cost against saving, so
+    that one ranking of all is the cheapest way down, as far as costs add up. Units that cannot be
+    cut lose their blocks.
+    """
+    batches = probe_images(context, IMAGES, BATCH)
+    with torch.no_grad():
+        dense = probe_of(cutter.model, context.runtime.device)
+        answers = [dense(inputs).log_softmax(1) for inputs in batches]
+    weighed = next((_WEIGHED[name] for name in _WEIGHED if name in limits), "")
+    whole = count(cutter.model, cutter.example)
+    found = []
+    for done, one in enumerate(ranked):
+        context.progress(done, len(ranked), f"what {one.unit.layers[0]} costs")
+        points, going = [(0.0, 0.0)], []
+        for block in one.blocks:
+            going += [channel for atom in block for channel in atom]
+            cut = cutter.cut({one.unit.family.root: sorted(going)})
+            if not cut.removed:  # not provable
+                break
+            saved = _saved(cut, whole, weighed, cutter) if weighed else float(len(going))
+            points.append((saved, _moved(cut.model, batches, answers, context)))
+        kept = one.blocks[: len(points) - 1]
+        found.append(replace(one, blocks=kept, scores=slopes(points)))
+    return found
+
+
+def slopes(points: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    """Of the lower convex hull over each step between `points` (saved, cost), saved ascending."""
+    found: list[float] = []
+    at = 0
+    while at < len(points) - 1:
+        (x, y), after = points[at], range(at + 1, len(points))
+        rates = [(points[i][1] - y) / max(points[i][0] - x, 1e-12) for i in after]
+        best = min(range(len(rates)), key=lambda i: (rates[i], -i))
+        found += [rates[best]] * (best + 1)
+        at += best + 1
+    return tuple(found)
+
+
+def _saved(cut: Cut, whole: dict[str, float], weighed: str, cutter: Cutter) -> float:
+    return whole[weighed] - count(cut.model, cutter.example)[weighed]
+
+
+@torch.no_grad()
+def _moved(
+    model: nn.Module, batches: Sequence[Tensor], answers: Sequence[Tensor], context: Context
+) -> float:
+    probe = probe_of(model, context.runtime.device)
+    total = torch.zeros(2, dtype=torch.float64, device=context.runtime.device)
+    for inputs, wanted in zip(batches, answers, strict=True):
+        total[0] += divergence(wanted, probe(inputs))
+        total[1] += len(inputs)
+    moved, images = sum_over_ranks(total).tolist()
+    return float(moved / images)
