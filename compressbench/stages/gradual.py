@@ -66,6 +66,8 @@ class PruneGradually:
         teaching.check_choice(self.loss, self.label_smoothing)
         check_integer("updates", self.updates, 1)
         check_share("until", self.until)
+        if self.scope == "sensitivity":
+            raise UserError("scope=sensitivity measures anew at each update: choose another")
         if hasattr(self.criterion, "update"):
             raise UserError("a criterion that moves weights has no use where they are trained")
 

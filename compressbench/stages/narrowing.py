@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-
-from compressbench.collectives import sum_over_ranks
 from compressbench.core import Context
-from compressbench.sensitivities.probe import divergence, probe_images, probe_of
+from compressbench.sensitivities.probe import answers_of, moved, probe_images, probe_of
 from compressbench.stages.cutting import Cut, Cutter
 from compressbench.stages.limits import count
 from compressbench.stages.ranking import Ranked
@@ -27,16 +23,15 @@ def by_damage(
     NetAdapt (Yang et al. 2018, arXiv:1804.03230), whose steps are one ranking here.
 
     Every unit is cut to each of its widths, the others as they are. The cost is how far the
-    answers move, in nats a sample (see `divergence`), on `IMAGES` training images; what is saved
+    answers move, in nats a sample (see `moved`), on `IMAGES` training images; what is saved
     are products where `macs` or `latency` is among the `limits`, else parameters under another
     limit, else channels. A score is the slope of the lower convex hull of cost against saving, so
     that one ranking of all is the cheapest way down, as far as costs add up. Units that cannot be
     cut lose their blocks.
     """
     batches = probe_images(context, IMAGES, BATCH)
-    with torch.no_grad():
-        dense = probe_of(cutter.model, context.runtime.device)
-        answers = [dense(inputs).log_softmax(1) for inputs in batches]
+    device = context.runtime.device
+    answers = answers_of(probe_of(cutter.model, device), batches)
     weighed = next((_WEIGHED[name] for name in _WEIGHED if name in limits), "")
     whole = count(cutter.model, cutter.example)
     found = []
@@ -49,7 +44,7 @@ def by_damage(
             if not cut.removed:  # not provable
                 break
             saved = _saved(cut, whole, weighed, cutter) if weighed else float(len(going))
-            points.append((saved, _moved(cut.model, batches, answers, context)))
+            points.append((saved, moved(probe_of(cut.model, device), batches, answers)))
         kept = one.blocks[: len(points) - 1]
         found.append(replace(one, blocks=kept, scores=slopes(points)))
     return found
@@ -70,16 +65,3 @@ def slopes(points: Sequence[tuple[float, float]]) -> tuple[float, ...]:
 
 def _saved(cut: Cut, whole: dict[str, float], weighed: str, cutter: Cutter) -> float:
     return whole[weighed] - count(cut.model, cutter.example)[weighed]
-
-
-@torch.no_grad()
-def _moved(
-    model: nn.Module, batches: Sequence[Tensor], answers: Sequence[Tensor], context: Context
-) -> float:
-    probe = probe_of(model, context.runtime.device)
-    total = torch.zeros(2, dtype=torch.float64, device=context.runtime.device)
-    for inputs, wanted in zip(batches, answers, strict=True):
-        total[0] += divergence(wanted, probe(inputs))
-        total[1] += len(inputs)
-    moved, images = sum_over_ranks(total).tolist()
-    return float(moved / images)

@@ -45,6 +45,8 @@ from compressbench.stages.layers import (
     prunable_layers,
     weights,
 )
+from compressbench.stages.measured_shares import SHARES, TYPICAL_LAYERS, cheapest, curves
+from compressbench.stages.narrowing import IMAGES
 from compressbench.stages.selection import Selection, WeightScope
 
 
@@ -55,8 +57,9 @@ class Prune:
     One target. `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros
     that were there before included, spread by the `scope`: "global" (one ranking of all layers),
     "layer" (the same share of each), "erk" or "lamp" (a share for each layer by its shape, or by
-    the squares of its weights: `budgets`). `threshold`: every weight of less importance goes, and
-    with `activation_threshold` also those of output channels whose mean absolute activation
+    the squares of its weights: `budgets`), "sensitivity" (by what its zeros are measured to cost:
+    `measured_shares`). `threshold`: every weight of less importance goes, and with
+    `activation_threshold` also those of output channels whose mean absolute activation
     (`MeanActivation`) is less. `pattern` "N:M": N of M inputs stay (`patterns.Inputs`).
 
     Of equal weights those of lower index go first; the most important weight of a layer always
@@ -122,7 +125,10 @@ class Prune:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
-        return trained, forwarded + min(self.batchnorm_images, train_images)
+        forwarded += min(self.batchnorm_images, train_images)
+        if self.scope == "sensitivity":
+            forwarded += min(IMAGES, train_images) * len(SHARES) * TYPICAL_LAYERS
+        return trained, forwarded
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -163,7 +169,12 @@ class Prune:
         if self.activation_threshold is not None:
             activity = weight_scores(MeanActivation(), model, owned, context)
         zeros = {name: layer.get_parameter("weight").detach() == 0 for name, layer in owned.items()}
-        masks = self.selection().masks(owned, scores, zeros, activity, self._normalizes())
+        densities = None
+        if self.scope == "sensitivity":
+            sizes = {name: score.numel() for name, score in scores.items()}
+            densities = cheapest(curves(model, owned, scores, context), sizes, self.sparsity or 0.0)
+        selection = self.selection()
+        masks = selection.masks(owned, scores, zeros, activity, self._normalizes(), densities)
         assert_same_on_ranks(masking.digest(masks), "which weights were pruned")
         owners = {id(layer.weight): name for name, layer in owned.items()}
         return {name: masks[owners[id(layer.weight)]] for name, layer in layers.items()}

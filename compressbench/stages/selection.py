@@ -16,8 +16,8 @@ from compressbench.stages import masking
 from compressbench.stages.budgets import erk, lamp, whole
 from compressbench.stages.patterns import Blocks, Inputs, parse
 
-WeightScope = Literal["global", "layer", "erk", "lamp"]
-SCOPES = ("global", "layer", "erk", "lamp")
+WeightScope = Literal["global", "layer", "erk", "lamp", "sensitivity"]
+SCOPES = ("global", "layer", "erk", "lamp", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Selection:
             )
         if self.activation_threshold is not None and self.pattern is not None:
             raise UserError(f"activation_threshold has no use with pattern={self.pattern}")
-        if self.scope in ("erk", "lamp") and self.threshold is not None:
+        if self.scope not in ("global", "layer") and self.threshold is not None:
             raise UserError(
                 f"scope={self.scope} spreads a sparsity, got threshold={self.threshold}"
             )
@@ -85,10 +85,12 @@ class Selection:
         zeros: Mapping[str, Tensor],
         activity: Mapping[str, Tensor] | None = None,
         normalize: bool = False,
+        densities: Mapping[str, float] | None = None,
     ) -> dict[str, Tensor]:
         """Layer -> what stays (True) of its weight. `scores`, `zeros` (those that are there
         already) and `activity` (mean absolute outputs, for `activation_threshold`) have the
         shape of the weights; with `normalize` a layer's scores count over their mean.
+        `densities` are what each layer keeps, for scope "sensitivity".
         """
         shape = self.shape()
         if isinstance(shape, Inputs):
@@ -101,11 +103,12 @@ class Selection:
             }
             scores = {n: score.masked_fill(idle[n], -1.0) for n, score in scores.items()}
         if shape is None:
-            return self._chosen(layers, scores, zeros)
+            return self._chosen(layers, scores, zeros, densities)
         blocks = self._chosen(
             layers,
             {n: shape.sums(layers[n], score) for n, score in scores.items()},
             {n: shape.sums(layers[n], ~zero) == 0 for n, zero in zeros.items()},
+            densities,
         )
         return {n: shape.spread(layers[n], mask) & ~zeros[n] for n, mask in blocks.items()}
 
@@ -114,6 +117,7 @@ class Selection:
         layers: Mapping[str, nn.Module],
         scores: Mapping[str, Tensor],
         zeros: Mapping[str, Tensor],
+        densities: Mapping[str, float] | None,
     ) -> dict[str, Tensor]:
         """Masks of single weights, or of blocks where `scores` are those of blocks."""
         if self.sparsity is None:
@@ -122,8 +126,9 @@ class Selection:
             return masking.by_share(scores, zeros, self.sparsity, self.scope == "global")
         weights = {n: layers[n].get_parameter("weight").detach() for n in scores}
         if self.scope == "erk":
-            sizes = {n: score.numel() for n, score in scores.items()}
             densities = erk({n: tuple(w.shape) for n, w in weights.items()}, self.sparsity)
+        if densities is not None:
+            sizes = {n: score.numel() for n, score in scores.items()}
             return masking.by_count(scores, zeros, whole(densities, sizes, self.sparsity))
         squares = {n: self._squares(layers[n], weight) for n, weight in weights.items()}
         return masking.by_count(scores, zeros, lamp(squares, zeros, self.sparsity))

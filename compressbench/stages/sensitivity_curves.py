@@ -32,10 +32,10 @@ from compressbench.stages.layers import (
     left_out,
     prunable_layers,
 )
+from compressbench.stages.measured_shares import TYPICAL_LAYERS
 from compressbench.stages.prune import activations_in_float, weight_scores
 from compressbench.stages.selection import Selection
 
-TYPICAL_LAYERS = 20  # for an estimate of time before there is a model
 TABLE = "sensitivity"  # its name among the tables of the stage
 Batch = tuple[Tensor, Tensor]
 

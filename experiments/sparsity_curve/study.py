@@ -35,6 +35,7 @@ METHODS = {
     "sparsegpt, layer": ("sparsegpt", "layer"),
     "magnitude, lamp": ("magnitude", "lamp"),
     "magnitude, erk": ("magnitude", "erk"),
+    "magnitude, sensitivity": ("magnitude", "sensitivity"),
     "sparsegpt, lamp": ("sparsegpt", "lamp"),
     "taylor": ("taylor", "global"),
     "snip": ("snip", "global"),

@@ -1,0 +1,70 @@
+"""How many weights each layer may keep, by what its zeros are measured to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from compressbench.core import Context
+from compressbench.sensitivities.probe import (
+    answers_of,
+    moved,
+    probe_images,
+    probe_of,
+    weight_replaced,
+)
+from compressbench.stages.masking import by_share
+from compressbench.stages.narrowing import BATCH, IMAGES, slopes
+
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of a layer's weights, where its curve is measured
+TYPICAL_LAYERS = 20  # for an estimate of time before there is a model
+Curve = Sequence[tuple[float, float]]  # (weights removed, cost), ascending, from (0, 0)
+
+
+def curves(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    scores: Mapping[str, Tensor],
+    context: Context,
+) -> dict[str, Curve]:
+    """Layer -> what it costs to zero the least important of its weights, the others as they are:
+    how far the answers move, in nats a sample (see `moved`), on `IMAGES` training images.
+    """
+    batches = probe_images(context, IMAGES, BATCH)
+    probe = probe_of(model, context.runtime.device)
+    answers = answers_of(probe, batches)
+    found: dict[str, Curve] = {}
+    for done, (name, layer) in enumerate(layers.items()):
+        context.progress(done, len(layers), f"sensitivity of {name}")
+        weight = layer.get_parameter("weight").detach()
+        points = [(0.0, 0.0)]
+        for share in SHARES:
+            mask = by_share({name: scores[name]}, {name: weight == 0}, share, False)[name]
+            with weight_replaced(probe, name, weight * mask):
+                cost = moved(probe, batches, answers)
+            points.append((float((~mask).sum()), cost))
+        found[name] = [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0]]
+    return found
+
+
+def cheapest(
+    costs: Mapping[str, Curve], sizes: Mapping[str, int], share: float
+) -> dict[str, float]:
+    """Density of each layer such that `share` of all weights is gone at the least sum of costs, as
+    far as costs add up: down the convex hulls of the curves, the flattest piece first. Beyond the
+    curves' ends all layers give the same part of what they have left.
+    """
+    pieces = sorted(
+        (slope, number, name, curve[number + 1][0] - curve[number][0])
+        for name, curve in costs.items()
+        for number, slope in enumerate(slopes(curve))
+    )
+    gone = dict.fromkeys(sizes, 0.0)
+    left = share * sum(sizes.values())
+    for _, _, name, weights in pieces:
+        taken = min(weights, left)
+        gone[name] += taken
+        left -= taken
+    rest = sum(sizes.values()) - sum(gone.values())
+    return {n: (sizes[n] - gone[n]) * (1.0 - left / max(rest, 1.0)) / sizes[n] for n in sizes}
