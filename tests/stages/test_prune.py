@@ -327,7 +327,10 @@ def test_a_sparsity_outside_its_range_is_refused(value):
         ({"sparsity": 0.5, "threshold": 0.1}, "exactly one of sparsity and threshold"),
         ({"threshold": 0.0}, "threshold must be a number above 0, got 0.0"),
         ({"threshold": float("inf")}, "threshold must be"),
-        ({"sparsity": 0.5, "scope": "all"}, "scope must be global, layer, erk, lamp, got 'all'"),
+        (
+            {"sparsity": 0.5, "scope": "all"},
+            "scope must be global, layer, erk, lamp, sensitivity, got 'all'",
+        ),
         ({"sparsity": 0.5, "skip": "fc"}, "skip must be a list"),
         ({"sparsity": 0.5, "batchnorm_images": 1}, "batchnorm_images"),
         ({"sparsity": 0.5, "criterion": "l2"}, "criterion must be"),

@@ -167,7 +167,10 @@ def test_no_pattern(text):
         ({"sparsity": None, "threshold": 0.1, "scope": "lamp"}, "spreads a sparsity, got thresh"),
         ({"sparsity": 0.5, "activation_threshold": 0.1}, "goes with a threshold"),
         ({"sparsity": None, "pattern": "4x1"}, "exactly one of sparsity and threshold"),
-        ({"sparsity": 0.5, "scope": "uniform"}, "scope must be global, layer, erk, lamp, got"),
+        (
+            {"sparsity": 0.5, "scope": "uniform"},
+            "scope must be global, layer, erk, lamp, sensitivity, got",
+        ),
     ],
 )
 def test_targets_that_contradict_each_other(options, text):
