@@ -102,10 +102,12 @@ def test_the_script_beside_the_file_reads_a_sentence(quantized, tmp_path):
 
 @pytest.mark.long
 def test_a_student_of_the_model_is_distilled_and_quantized(news_run):
-    train, distill, quantize = news_run("distill_then_quant").report["stages"]
+    stage = "recipe.stages.distill"
+    run = news_run("distill_then_quant", f"{stage}.batch_size=16", f"{stage}.optimizer.lr=0.01")
+    train, distill, quantize = run.report["stages"]
     sizes = [stage["figures"]["size/onnx_bytes"] for stage in (train, distill, quantize)]
     assert sizes[0] > 1.5 * sizes[1] > 1.5 * 1.2 * sizes[2]
-    widths = {row["layer"]: row["weights"] for row in distill["coverage"]}
+    widths = {row["layer"]: row["total"] for row in distill["coverage"]}
     assert widths["blocks.0.attention.query"] == 12 * 12
     assert quantize["figures"]["val/accuracy"] > 0.6
 
