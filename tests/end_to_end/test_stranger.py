@@ -103,7 +103,8 @@ def test_every_recipe_takes_it(toy_run, toys, recipe):
     assert figures["test/accuracy"] > 0.5
     assert figures["size/onnx_bytes"] == len(run.onnx)
     for stage in run.report["stages"]:
-        assert any(row["touched"] for row in stage["coverage"])
+        if stage["kind"] != "sensitivitycurves":  # it looks, and leaves the model as it is
+            assert any(row["touched"] for row in stage["coverage"])
 
 
 def test_all_its_layers_become_integers(toy_run):
