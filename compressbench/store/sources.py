@@ -70,9 +70,8 @@ def _digest_of(targets: Iterable[str]) -> tuple[str, list[Path]]:
     own = _follow(waiting, finder)
     closure |= {name: _digest(path) for name, path in own.items()}
     lines = [f"{name} {digest}" for name, digest in sorted(closure.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), list(own.values()) if len(
-        own
-    ) == len(closure) else []
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return digest, list(own.values()) if len(own) == len(closure) else []
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

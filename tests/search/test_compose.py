@@ -15,7 +15,7 @@ CASES = [
     ["recipe=prune", f"{STAGE}.prune.sparsity=0.8"],
     ["recipe=prune", f"{STAGE}.prune.sparsity=0.8", f"{STAGE}.prune.sparsity=0.9"],
     ["recipe=prune", f"{STAGE}.prune.skip=[conv1,fc]", "trainer.threads=1"],
-    ["recipe=prune", f"{STAGE}.prune.layers=null", "dataset.train_fraction=null"],
+    ["recipe=prune", f"{STAGE}.prune.layers=null", "trainer.devices=1"],
     ["recipe=prune", f"criterion@{STAGE}.prune.criterion=taylor", f"{STAGE}.prune.scope=layer"],
     ["recipe=prune", f"{STAGE}.prune.scope=layer", f"criterion@{STAGE}.prune.criterion=taylor"],
     ["recipe=quantize", f"+{STAGE}.quantize.rules=[{{layers: fc, bits: 8}}]",
@@ -28,14 +28,9 @@ CASES = [
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
 def test_is_what_hydra_composes(overrides):
+    plain = compose._plain(compose._compose(overrides, FOLDERS))
     for _ in range(2):  # the second time from what was composed before
-        try:
-            plain = compose._plain(compose._compose(overrides, FOLDERS))
-        except Exception:  # noqa: BLE001 - Hydra refuses: so do we
-            with pytest.raises(UserError):
-                compose_config(overrides, FOLDERS)
-        else:
-            assert compose_config(overrides, FOLDERS) == plain
+        assert compose_config(overrides, FOLDERS) == plain
 
 
 def test_values_do_not_leak_into_other_trials():

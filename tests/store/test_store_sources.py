@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from compressbench.errors import UserError
+from compressbench.store import sources
 from compressbench.store.sources import source_digest, versions
 
 FILES = {
@@ -133,3 +134,16 @@ def test_an_unknown_target_is_refused(target):
 def test_versions():
     found = versions(["pytest", "no-such-distribution"])
     assert found == {"pytest": pytest.__version__, "no-such-distribution": "not installed"}
+
+
+def test_sources_are_read_again_only_when_a_file_or_a_folder_changed(shop, monkeypatch):
+    read = []
+    real = sources._digest_of
+    monkeypatch.setattr(sources, "_digest_of", lambda t: read.append(t) or real(t))
+    first = [source_digest(["shop.net.Net"]) for _ in range(3)]
+    assert len(set(first)) == len(read) == 1
+    (shop / "shop" / "net.py").write_text(FILES["shop/net.py"] + "x = 1\n")
+    assert source_digest(["shop.net.Net"]) != first[0]
+    (shop / "shop" / "stars" / "two.py").write_text("x = 1\n")  # `import *` reaches it
+    source_digest(["shop.net.Net"])
+    assert len(read) == 3
