@@ -20,6 +20,7 @@ from compressbench.core import CheckFailedError, Context
 from compressbench.data.batches import batches, image_order
 from compressbench.losses.positions import IGNORED
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
+from compressbench.stages.layout import channels_last
 from compressbench.stages.schedule import BatchLoss, Companion, Schedule
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
@@ -232,7 +233,8 @@ def fit_(
             logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=context.folder,
         )  # fmt: skip
-        trainer.fit(module)
+        with channels_last(model, context.data.spec.blank(2), context.runtime.device):
+            trainer.fit(module)
     model.cpu().eval()
     _average_statistics_(model)
     return module.history

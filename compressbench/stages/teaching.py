@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
@@ -18,6 +18,7 @@ from compressbench.collectives import world_size
 from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
 from compressbench.methods import FeatureLoss
 from compressbench.stages.features import Shape, pair, shapes, watched
+from compressbench.stages.layout import channels_last
 from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example
 from compressbench.stages.teachers import ANSWERS, Teachers, dtype_for, supply
@@ -181,9 +182,12 @@ def lesson(
     layers = {f"t{i}": c.teacher for i, c in enumerate(made.compared)}
     dtype = dtype_for(device, chain.from_iterable(a.properties for a in found))
     teachers = Teachers([model.to(device) for model in models], layers, dtype)
-    made.supply, note = supply(teachers, _looks(schedule, context), context)
-    made.notes = (note,)
-    with made.attached(student):
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(channels_last(model, example(context.data.spec), device))
+        made.supply, note = supply(teachers, _looks(schedule, context), context)
+        made.notes = (note,)
+        stack.enter_context(made.attached(student))
         yield made
 
 
