@@ -63,7 +63,6 @@ def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict
         "val_accuracy": figures["val/accuracy"],
         "test_accuracy": figures["test/accuracy"],
         "onnx_bytes": int(figures["size/onnx_bytes"]),
-        "seconds": round(last.seconds, 1),
     }
 
 

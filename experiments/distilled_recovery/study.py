@@ -65,7 +65,6 @@ def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
         "val_accuracy": figures["val/accuracy"],
         "test_accuracy": figures["test/accuracy"],
         "download_bytes": int(figures["size/download_bytes"]),
-        "seconds": round(last.seconds, 1),
     }
 
 

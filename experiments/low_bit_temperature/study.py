@@ -72,7 +72,6 @@ def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
         "teacher": teacher,
         "val_accuracy": figures["val/accuracy"],
         "test_accuracy": figures["test/accuracy"],
-        "seconds": round(last.seconds, 1),
     }
 
 
