@@ -305,7 +305,7 @@ def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
     assert "tracking server http://***@127.0.0.1:9" in ended.problem
     assert f"compressbench sync {folder}" in ended.problem
     assert not any(b"s3cret" in p.read_bytes() for p in folder.rglob("*") if p.is_file())
-    session.worker.communicate(timeout=60)  # it gives up by itself
+    session.worker.communicate(timeout=150)  # it gives up by itself
 
     assert sync([str(folder), "--to", place_at(home).uri]) == 0
     assert counts(home)["runs"] == 7

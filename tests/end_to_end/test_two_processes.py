@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import command, environment, few_epochs, files_in, finished_run, write_recipe
+from running import QUIET, command, environment, few_epochs, files_in, finished_run
 
 from compressbench.groups import config_folder, options
 
+SMALL = ("recipe=quantize", "model=mlp", "recipe.stages.train.epochs=6")
 TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=none")
 
 
@@ -23,13 +24,11 @@ TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=no
 def two(tmp_path_factory):
     """A run on two processes of training and quantization; its store."""
     folder, store = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("two_store")
-    mine = write_recipe(folder / "conf", "mine", "train", "quantize")
-    arguments = [mine, "recipe=mine", *TWO, *few_epochs("baseline")]
-    return finished_run(arguments, folder, store), store
+    return finished_run([*SMALL, *TWO], folder, store), store
 
 
-def test_two_processes_reach_the_accuracy_of_one(two, digits_run):
-    one = digits_run("quantize")
+def test_two_processes_reach_the_accuracy_of_one(two, tmp_path):
+    one = finished_run([*SMALL, *QUIET], tmp_path, tmp_path / "store")
     for name in ("train", "quantize"):
         ours, theirs = (run.stage(name)["figures"]["val/accuracy"] for run in (two[0], one))
         assert ours == pytest.approx(theirs, abs=0.06), name
