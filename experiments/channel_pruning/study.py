@@ -7,9 +7,8 @@ Each of our settings is a recipe of train (the checkpoint), prune and finetune, 
 as run.py: what is in the store already is not computed again. Torch-Pruning removes channels from
 the same model with its own pruner and importances, rounded to 8, the classifier left alone, by
 bisection over its ratio to the same limit; then comes the same finetune with the same seeds and
-the same export and measurement; so do the widths that ModelOpt's FastNAS finds, where
-nvidia-modelopt is installed. The controls, random channels and the same share of each layer by
-norm, always run. `--only`, `--targets` and `--epochs` make it smaller.
+the same export and measurement; so do the widths that ModelOpt's FastNAS finds, where it is
+installed. The controls, random channels and the same share of each layer by norm, always run.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,13 @@ OURS = {
     "apoz": ["criterion@{}.criterion=apoz", "{}.scope=global"],
     "mixed": ["criterion@{}.criterion=mixed", "{}.scope=global"],
     "taylor, steps of 4": ["criterion@{}.criterion=taylor", "{}.scope=global", "{}.round_to=4"],
+    "taylor, inner, measured, steps of 4": [
+        "criterion@{}.criterion=taylor", "{}.scope=sensitivity", "{}.round_to=4", "{}.skip=INNER",
+    ],
+}  # fmt: skip
+INNER = {  # what leaves alone the channels that residual connections add
+    "resnet20": "[conv1,layer*.conv2]",
+    "mobilenet_v2": "[features.0.*,features.1.conv.1,features.*.conv.2]",
 }
 RATIO = "{}.max_layer_sparsity=0.75"  # of our global rankings: no stage is gutted
 THEIRS = {
@@ -55,8 +61,9 @@ THEIRS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: a way to choose channels, the factor of fewer multiply-accumulates, a seed."""
+    """One run: a model, a way to choose channels, the factor of fewer multiply-accumulates."""
 
+    model: str
     method: str
     target: str
     seed: int
@@ -68,14 +75,14 @@ class Setting:
         ratio = [RATIO] if "scope=global" in " ".join(chosen) else []
         return [
             "recipe=prune_channels", f"recipe.stages.finetune.epochs={self.epochs}", *limits,
-            *(text.format(STAGE) for text in [*chosen, *ratio]),
+            *(t.format(STAGE).replace("INNER", INNER[self.model]) for t in [*chosen, *ratio]),
         ]  # fmt: skip
 
 
-def settings(seeds: int, targets: Sequence[str], epochs: float) -> Iterator[Setting]:
+def settings(model: str, seeds: int, targets: Sequence[str], epochs: float) -> Iterator[Setting]:
     methods = (*OURS, *THEIRS, FASTNAS)
     for seed, target, method in itertools.product(range(seeds), targets, methods):
-        yield Setting(method, target, seed, epochs)
+        yield Setting(model, method, target, seed, epochs)
 
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
@@ -238,18 +245,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(rows: Sequence[Mapping[str, Any]]) -> None:
-    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+def write(rows: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Those rows, and what earlier calls have left of other settings, as CSV and as a table."""
+    path = HERE / f"{model}.csv"
+    kept = {_key(row): row for row in csv.DictReader(path.open())} if path.exists() else {}
+    merged = list((kept | {_key(row): row for row in rows}).values())
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    (HERE / "results.md").write_text(table(rows), encoding="utf-8")
+        writer.writerows(merged)
+    (HERE / f"{model}.md").write_text(table(merged), encoding="utf-8")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[field.name]) for field in fields(Setting))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--model", default="resnet20", help="resnet20, mobilenet_v2, ...")
+    parser.add_argument("--model", choices=INNER, default="resnet20")
+    parser.add_argument("--width", type=float, help="of mobilenet_v2, as in its checkpoint")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--validation-rows", required=True)
     parser.add_argument("--processes", type=int, default=2)
@@ -263,8 +279,9 @@ def main() -> None:
         f"dataset.root={Path(chosen.root).resolve()}",
         f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
         f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
+        *([f"model.width={chosen.width}"] if chosen.width else []),
     ]
-    grid = settings(chosen.seeds, chosen.targets, chosen.epochs)
+    grid = settings(chosen.model, chosen.seeds, chosen.targets, chosen.epochs)
     wanted = [s for s in grid if not chosen.only or s.method in (*CONTROLS, *chosen.only)]
     if find_spec("modelopt") is None:
         print(f"{FASTNAS} is left out: nvidia-modelopt is not installed (README.md)")
@@ -277,7 +294,7 @@ def main() -> None:
             row = found[waiting[done]] = done.result()
             print(f"{number}/{len(wanted)} {row['target']} {row['method']}, seed {row['seed']}: "
                   f"{100 * row['test_accuracy']:.2f}", flush=True)  # fmt: skip
-            write([found[s] for s in wanted if s in found])
+            write([found[s] for s in wanted if s in found], chosen.model)
     print(table([found[s] for s in wanted]))
 
 

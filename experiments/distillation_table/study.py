@@ -25,6 +25,7 @@ METHODS: dict[str, list[str]] = {
     "alone": [f"loss@{STAGE}.loss=hinton", f"{STAGE}.loss.alpha=0.0"],  # the labels, nothing else
     "KD": [f"loss@{STAGE}.loss=hinton"],
     "DKD": [f"loss@{STAGE}.loss=dkd"],
+    "DKD, beta 1": [f"loss@{STAGE}.loss=dkd", f"{STAGE}.loss.beta=1"],
     "FitNets": [f"loss@{STAGE}.loss=fitnets"],
     "AT": [f"loss@{STAGE}.loss=attention"],
     "KD + AT": [f"loss@{STAGE}.loss=mixed"],

@@ -19,7 +19,7 @@ import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,20 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> None:
-    with (HERE / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    """Those rows, and what earlier calls have left of other settings: CSV, table, picture."""
+    path = HERE / "results.csv"
+    kept = {_key(row): row for row in csv.DictReader(path.open())} if path.exists() else {}
+    merged = list((kept | {_key(row): row for row in rows}).values())
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    (HERE / "results.md").write_text(table(rows), encoding="utf-8")
-    picture(rows, HERE / "accuracy_sparsity.png")
+        writer.writerows(merged)
+    (HERE / "results.md").write_text(table(merged), encoding="utf-8")
+    picture(merged, HERE / "accuracy_sparsity.png")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[field.name]) for field in fields(Setting))
 
 
 def main() -> None:
