@@ -33,7 +33,7 @@ from compressbench.criteria.mean_activation import MeanActivation
 from compressbench.criteria.scores import scores_of
 from compressbench.methods import Criterion, ModelCriterion
 from compressbench.stages.batchnorm import reestimate_batchnorm_
-from compressbench.stages.coupling import Family, Unit, families, units
+from compressbench.stages.coupling import Family, Unit, families, is_shared, units
 from compressbench.stages.cutting import Cutter, cut_to_limits, narrowed, reasons_of
 from compressbench.stages.layers import (
     check_criterion,
@@ -86,9 +86,9 @@ class PruneChannels:
     multiple of `round_to`, as near to the share as that allows, and never less than `min_channels`,
     nor than 1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's
     outputs stay, and so do the channels of layers that match `skip` (names or fnmatch patterns),
+    with `coupled` false those that several layers share (residual additions, attention heads),
     layers no wider than `round_to`, and layers for which it cannot be proven that the rest computes
-    the same; the coverage says why. BatchNorm statistics are then measured on `batchnorm_images`
-    images.
+    the same; the coverage says why. BatchNorm statistics come from `batchnorm_images` images.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -110,6 +110,7 @@ class PruneChannels:
     min_channels: int | None = None
     max_layer_sparsity: float | None = None
     skip: Sequence[str] = ()
+    coupled: bool = True
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
@@ -119,6 +120,7 @@ class PruneChannels:
             raise UserError(f'scope must be "layer", "global" or "sensitivity", got {self.scope!r}')
         check_share("tolerance", self.tolerance)
         check_flag("normalize", self.normalize)
+        check_flag("coupled", self.coupled)
         check_integer("round_to", self.round_to, 1)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
         if self.min_channels is not None:
@@ -150,8 +152,7 @@ class PruneChannels:
     def limits(self) -> dict[str, int | float | str]:
         """The limits that are given, by name."""
         names = ("params", "macs", "onnx_bytes", "latency")
-        named = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def weighs_files(self) -> bool:
@@ -219,7 +220,7 @@ class PruneChannels:
         """The units to choose from; layer -> reason, of the others."""
         names = skipped(self.skip, prunable_layers(model))
         left = dict.fromkeys(prunable_layers(model), "autograd finds no way from the output to it")
-        candidates = []
+        candidates: list[Unit] = []
         for family in found:
             held = [name for name in family.layers() if name in names]
             parts, reason = ([], f"coupled with {held[0]}") if held else units(family, model)
@@ -227,15 +228,24 @@ class PruneChannels:
                 left |= dict.fromkeys(family.layers(), family.reason or reason)
             else:
                 left = {name: why for name, why in left.items() if name not in family.layers()}
-                wide = [unit for unit in parts if unit.width > self.round_to]
-                narrow = [name for unit in parts if unit not in wide for name in unit.layers]
-                left |= dict.fromkeys(narrow, f"no more than {self.round_to} channels")
-                candidates.extend(wide)
+                reasons = [self._stays(unit, model) for unit in parts]
+                pairs = list(zip(parts, reasons, strict=True))
+                left |= {name: why for unit, why in pairs if why for name in unit.layers}
+                candidates.extend(unit for unit, why in pairs if not why)
         return candidates, left | dict.fromkeys(names, "named in skip")
+
+    def _stays(self, unit: Unit, model: nn.Module) -> str:
+        """Why a unit is no candidate, or ""."""
+        if unit.width <= self.round_to:
+            return f"no more than {self.round_to} channels"
+        if not self.coupled and is_shared(unit, model):
+            return "other layers share its channels (coupled=false)"
+        return ""
 
     def _ranked(self, cutter: Cutter, candidates: list[Unit], context: Context) -> list[Ranked]:
         model = cutter.model
-        layers = {n: m for n, m in prunable_layers(model).items() if _is_out(n, candidates)}
+        chosen = {name for unit in candidates for name in unit.layers}
+        layers = {name: m for name, m in prunable_layers(model).items() if name in chosen}
         worth = self._worth(model, layers, context)
         ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
         if self.scope == "sensitivity":
@@ -283,10 +293,6 @@ class PruneChannels:
 def example_inputs(spec: DataSpec) -> Tensor:
     """A few random samples, the same in every process."""
     return spec.noise(EXAMPLES, torch.Generator().manual_seed(0))
-
-
-def _is_out(name: str, candidates: Sequence[Unit]) -> bool:
-    return any(name in unit.layers for unit in candidates)
 
 
 def _digest(removed: object) -> str:

@@ -208,6 +208,11 @@ def _classes(roots: Iterable[int], find: Callable[[int], int]) -> list[tuple[int
     return sorted(tuple(members) for members in classes.values())
 
 
+def is_shared(unit: Unit, model: nn.Module) -> bool:
+    """Whether several layers give the channels of `unit`; depthwise ones give what they get."""
+    return sum(not is_depthwise(model.get_submodule(name)) for name in unit.layers) > 1
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """Every output channel has one input channel of its own."""
     return (

@@ -43,13 +43,10 @@ OURS = {
     "mixed": ["criterion@{}.criterion=mixed", "{}.scope=global"],
     "taylor, steps of 4": ["criterion@{}.criterion=taylor", "{}.scope=global", "{}.round_to=4"],
     "taylor, inner, measured, steps of 4": [
-        "criterion@{}.criterion=taylor", "{}.scope=sensitivity", "{}.round_to=4", "{}.skip=INNER",
+        "criterion@{}.criterion=taylor", "{}.scope=sensitivity", "{}.round_to=4",
+        "{}.coupled=false",
     ],
 }  # fmt: skip
-INNER = {  # what leaves alone the channels that residual connections add
-    "resnet20": "[conv1,layer*.conv2]",
-    "mobilenet_v2": "[features.0.*,features.1.conv.1,features.*.conv.2]",
-}
 RATIO = "{}.max_layer_sparsity=0.75"  # of our global rankings: no stage is gutted
 THEIRS = {
     "Torch-Pruning magnitude": "GroupMagnitudeImportance",
@@ -75,7 +72,7 @@ class Setting:
         ratio = [RATIO] if "scope=global" in " ".join(chosen) else []
         return [
             "recipe=prune_channels", f"recipe.stages.finetune.epochs={self.epochs}", *limits,
-            *(t.format(STAGE).replace("INNER", INNER[self.model]) for t in [*chosen, *ratio]),
+            *(text.format(STAGE) for text in [*chosen, *ratio]),
         ]  # fmt: skip
 
 
@@ -264,7 +261,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--model", choices=INNER, default="resnet20")
+    parser.add_argument("--model", default="resnet20", help="or mobilenet_v2, ...")
     parser.add_argument("--width", type=float, help="of mobilenet_v2, as in its checkpoint")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--validation-rows", required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -454,6 +455,25 @@ def test_skipped_layers_keep_their_channels():
     assert found["inner.0"] == "24 → 16 channels"
     with pytest.raises(UserError, match=r"the nearest name is inner\.0"):
         run(PruneChannels(L2(), 0.5, skip=["innr.0"]), made(Residual))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pruned", "left"),
+    [
+        (Residual, {"inner.0"}, {"stem.0", "outer.0"}),
+        (Mobile, {"side.0", "squeeze"}, {"stem.0", "excite"}),  # side's depthwise one is no other
+        (Transformer, {"up"}, {"attention.query", "attention.value"}),
+    ],
+)
+def test_channels_of_several_layers_stay_if_asked(kind, pruned, left):
+    found = details(run(PruneChannels(L2(), 0.5, coupled=False), made(kind)))
+    for name in pruned:
+        assert re.match(r"\d+ → \d+ channels", found[name].split(", ")[-1]), found[name]
+    for name in left:
+        assert "other layers share its channels (coupled=false)" in found[name]
+    everything = details(run(PruneChannels(L2(), 0.5), made(kind)))
+    for name in left:
+        assert "coupled=false" not in everything[name]
 
 
 @pytest.mark.parametrize(
