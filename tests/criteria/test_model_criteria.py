@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from two_ranks import on_two_ranks
 
 from compressbench.core import Context, DataSpec, Runtime, Split, UserError
 from compressbench.criteria.apoz import Apoz
@@ -405,9 +404,7 @@ def scored(criterion) -> dict[str, Tensor]:
     return criterion.of_model(model, layers(model, "stem", "group", "fc"), context())
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     model = net()
     own = layers(model, "stem", "fc")
     found = [scored(criterion) for criterion in (*SHARDED, Taylor(IMAGES, 6), SparseGpt(IMAGES))]
@@ -415,15 +412,12 @@ def one_rank(rank: int, store: str, results) -> None:
     for mask in masks.values():
         mask[:, ::2] = False
     found.append(SparseGpt(IMAGES).update(model, masks, context()))
-    results[rank] = [{n: v.tolist() for n, v in scores.items()} for scores in found]
-    dist.destroy_process_group()
+    return [{n: v.tolist() for n, v in scores.items()} for scores in found]
 
 
 def test_two_ranks_hold_the_scores_of_all_images(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        first, second = results[0], results[1]
+    results = on_two_ranks(one_rank, tmp_path)
+    first, second = results[0], results[1]
     assert first == second
     for criterion, scores in zip(SHARDED, first, strict=False):
         for name, alone in scored(criterion).items():

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from two_ranks import on_two_ranks
 
 from compressbench.core import Context, Runtime, UserError
 from compressbench.data.digits import Digits
@@ -189,23 +188,18 @@ def test_a_block_that_overwrites_its_input_is_fitted_on_what_it_was_handed():
     assert torch.allclose(block.targets, model(images))
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     model, names = resnet8(), ["conv1", "layer2.0.conv1", "layer2.0.conv2"]
     method = Brecq(MinMax(), images=41, iterations=8, batch_size=8)
     found = method(model, dict.fromkeys(names, Grid(2)), context())
-    results[rank] = {n: (r.steps.tolist(), r.scale.tolist()) for n, r in found.items()}
-    dist.destroy_process_group()
+    return {n: (r.steps.tolist(), r.scale.tolist()) for n, r in found.items()}
 
 
 @pytest.mark.long
 def test_two_ranks_with_their_own_images_find_the_same_steps_and_scales(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1]
-        assert set(results[0]) == {"conv1", "layer2.0.conv1", "layer2.0.conv2"}
+    results = on_two_ranks(one_rank, tmp_path)
+    assert results[0] == results[1]
+    assert set(results[0]) == {"conv1", "layer2.0.conv1", "layer2.0.conv2"}
 
 
 @pytest.mark.parametrize(

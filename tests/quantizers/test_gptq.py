@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from two_ranks import on_two_ranks
 
 from compressbench.core import Context, Runtime, UserError
 from compressbench.data.digits import Digits
@@ -184,25 +183,20 @@ def test_a_whole_model_layer_after_layer_with_progress_and_left_as_it_was():
     assert seen[1] == (1, 3, "rounding 3")
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     context = Context(Digits(), Runtime(), 0, Path("unused"), build)
     found = Gptq(Mse(), images=64)(digits_model(), {"0": Grid(3), "3": Grid(2)}, context)
-    results[rank] = {name: result.steps.tolist() for name, result in found.items()}
-    dist.destroy_process_group()
+    return {name: result.steps.tolist() for name, result in found.items()}
 
 
 @pytest.mark.long
 def test_two_ranks_find_the_same_steps(tmp_path):
     """Those of one process as well, up to the first BatchNorm: it uses a rank's own statistics."""
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1]
-        context = Context(Digits(), Runtime(), 0, Path("unused"), build)
-        alone = Gptq(Mse(), images=64)(digits_model(), {"0": Grid(3), "3": Grid(2)}, context)
-        assert results[0]["0"] == alone["0"].steps.tolist()
+    results = on_two_ranks(one_rank, tmp_path)
+    assert results[0] == results[1]
+    context = Context(Digits(), Runtime(), 0, Path("unused"), build)
+    alone = Gptq(Mse(), images=64)(digits_model(), {"0": Grid(3), "3": Grid(2)}, context)
+    assert results[0]["0"] == alone["0"].steps.tolist()
 
 
 @pytest.mark.parametrize(

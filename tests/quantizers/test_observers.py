@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_ranks import on_two_ranks
 
 from compressbench.core import UserError
 from compressbench.quantizers.entropy import Entropy
@@ -126,21 +125,16 @@ def test_bad_percentile_is_refused(value):
         Percentile(value)
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     batches = activations(5, relu=False)[rank::2]
-    results[rank] = [observed(observer, batches) for observer in OBSERVERS]
-    dist.destroy_process_group()
+    return [observed(observer, batches) for observer in OBSERVERS]
 
 
 def test_two_ranks_with_half_the_batches_each_agree_with_one(tmp_path):
     """The moving average, which depends on the order, is the mean of the ranks' own."""
     batches = activations(5, relu=False)
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1]
-        assert results[0][:-1] == [observed(observer, batches) for observer in UNORDERED]
-        halves = [observed(OBSERVERS[-1], batches[rank::2]) for rank in (0, 1)]
-        assert results[0][-1] == pytest.approx(np.mean(halves, axis=0))
+    results = on_two_ranks(one_rank, tmp_path)
+    assert results[0] == results[1]
+    assert results[0][:-1] == [observed(observer, batches) for observer in UNORDERED]
+    halves = [observed(OBSERVERS[-1], batches[rank::2]) for rank in (0, 1)]
+    assert results[0][-1] == pytest.approx(np.mean(halves, axis=0))

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from two_ranks import on_two_ranks
 
 from compressbench.core import CheckFailedError, Context, DataSpec, Runtime, Split, UserError
 from compressbench.stages.batchnorm import reestimate_batchnorm_
@@ -135,30 +134,25 @@ def test_max_batches_caps_the_images():
     assert int(net[1].num_batches_tracked) == 2
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     net = model()
     reestimate_batchnorm_(net, context(39), 39, batch_size=64)  # 20 and 19 images
     try:
         reestimate_batchnorm_(net, context(), 1)
     except UserError as error:
         refusal = str(error)
-    results[rank] = ({k: v.tolist() for k, v in net.state_dict().items()}, refusal)
-    dist.destroy_process_group()
+    return ({k: v.tolist() for k, v in net.state_dict().items()}, refusal)
 
 
 def test_two_ranks_hold_the_same_statistics_those_of_their_shards_together(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        (first, refusal), second = results[0], results[1]
-        assert (first, refusal) == second
-        assert refusal == "1 training images cannot be shared by 2 processes"
-        net, own = model(), context(39)
-        order = torch.randperm(39, generator=torch.Generator().manual_seed(own.seed))
-        outputs = net[0](own.data.prepare(own.data.split("train").inputs[order]))
-        shards = [statistics(outputs[0::2]), statistics(outputs[1::2])]
-        mean, variance = ((20 * a + 19 * b) / 39 for a, b in zip(*shards, strict=True))
-        torch.testing.assert_close(torch.tensor(first["1.running_mean"]), mean)
-        torch.testing.assert_close(torch.tensor(first["1.running_var"]), variance)
+    results = on_two_ranks(one_rank, tmp_path)
+    (first, refusal), second = results[0], results[1]
+    assert (first, refusal) == second
+    assert refusal == "1 training images cannot be shared by 2 processes"
+    net, own = model(), context(39)
+    order = torch.randperm(39, generator=torch.Generator().manual_seed(own.seed))
+    outputs = net[0](own.data.prepare(own.data.split("train").inputs[order]))
+    shards = [statistics(outputs[0::2]), statistics(outputs[1::2])]
+    mean, variance = ((20 * a + 19 * b) / 39 for a, b in zip(*shards, strict=True))
+    torch.testing.assert_close(torch.tensor(first["1.running_mean"]), mean)
+    torch.testing.assert_close(torch.tensor(first["1.running_var"]), variance)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from preparation_zoo import SHAPE, Concatenation, Residual, digits, make, trained
 from torch import nn
+from two_ranks import on_two_ranks
 
 from compressbench import artifact
 from compressbench.core import Artifact, CheckFailedError, Context, DataSpec, Runtime, Split
@@ -181,35 +180,26 @@ def test_a_shared_layer_is_left_alone_and_nan_is_refused():
         correct_bias_(model, reference, names, context(), 40)
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     reference = folded()
     model, names = rounded(reference, 3)
     correct_bias_(model, reference, names, context(Noise(39)), 39, batch_size=64)  # 20 and 19
-    results[rank] = {name: model.get_submodule(name).bias.tolist() for name in names}
-    dist.destroy_process_group()
+    return {name: model.get_submodule(name).bias.tolist() for name in names}
 
 
 @pytest.mark.long
 def test_two_ranks_hold_the_same_biases_the_mean_of_their_shards(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1]
-        reference = folded()
-        model, names = rounded(reference, 3)
-        inputs = Noise(39).prepare(Noise(39).split("train").inputs)
-        inputs = inputs[torch.randperm(39, generator=torch.Generator().manual_seed(5))]
-        slow = [
-            corrected_slowly(model, reference, names, part) for part in (inputs[::2], inputs[1::2])
-        ]
-        for name in names:
-            first, second = (m.get_submodule(name).bias for m in slow)
-            expected = (20 * first + 19 * second) / 39
-            torch.testing.assert_close(
-                torch.tensor(results[0][name]), expected, rtol=1e-4, atol=1e-5
-            )
+    results = on_two_ranks(one_rank, tmp_path)
+    assert results[0] == results[1]
+    reference = folded()
+    model, names = rounded(reference, 3)
+    inputs = Noise(39).prepare(Noise(39).split("train").inputs)
+    inputs = inputs[torch.randperm(39, generator=torch.Generator().manual_seed(5))]
+    slow = [corrected_slowly(model, reference, names, part) for part in (inputs[::2], inputs[1::2])]
+    for name in names:
+        first, second = (m.get_submodule(name).bias for m in slow)
+        expected = (20 * first + 19 * second) / 39
+        torch.testing.assert_close(torch.tensor(results[0][name]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_error_of_a_depthwise_net_falls():

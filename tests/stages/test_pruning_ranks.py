@@ -4,16 +4,14 @@ that the ranks share out decides, those of one process.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_fit import context
 from test_pruning_schedules import LAYERS, gradual, rounds, trained
+from two_ranks import on_two_ranks
 
 from compressbench import artifact
 from compressbench.core import Runtime
@@ -35,26 +33,19 @@ def masks(found: artifact.Artifact) -> dict[str, list[bool]]:
     return {n: found.model.get_submodule(n).weight_mask.flatten().tolist() for n in LAYERS}
 
 
-def one_rank(rank: int, folder: str, results) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "NODE_RANK": "0"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def one_rank(rank: int, folder: str):
     found = {}
     for name, stage in STAGES.items():
         place = replace(context(f"{folder}/{name}"), runtime=Runtime(devices=2))
         result = stage.run({"model": trained()}, place).artifact
         found[name] = (masks(result), artifact.digest(result))
-    results[rank] = found
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.long
 def test_two_ranks_prune_alike(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path), results), nprocs=2)
-        first, second = results[0], results[1]
+    results = on_two_ranks(one_rank, tmp_path, str(tmp_path))
+    first, second = results[0], results[1]
     for name, stage in STAGES.items():
         assert first[name] == second[name], name
         zeros = sum(not kept for layer in first[name][0].values() for kept in layer)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
+from two_ranks import on_two_ranks
 
 from compressbench import artifact
 from compressbench.core import (
@@ -310,24 +308,16 @@ def test_refuses_in_one_line(options, message):
     assert "\n" not in str(error.value)
 
 
-def one_rank(rank: int, folder: str, results) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "NODE_RANK": "0"}
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+def one_rank(rank: int, folder: str):
     ctx = replace(context(folder), runtime=Runtime(devices=2))
     made = stage(activation=Lsq(), loss=Hinton())
     result = made.run({"model": masked(), "teacher": start()}, ctx).artifact
-    results[rank] = (artifact.digest(result), result.model(images()).tolist())
-    dist.destroy_process_group()
+    return (artifact.digest(result), result.model(images()).tolist())
 
 
 @pytest.mark.long
 def test_two_ranks_end_with_identical_tensors(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path), results), nprocs=2)
-        assert results[0] == results[1]
-        alone = run(stage(loss=Hinton()), tmp_path / "alone", masked(), teacher=start())
-        assert alone.artifact.model(images()).tolist() != results[0][1]
+    results = on_two_ranks(one_rank, tmp_path, str(tmp_path))
+    assert results[0] == results[1]
+    alone = run(stage(loss=Hinton()), tmp_path / "alone", masked(), teacher=start())
+    assert alone.artifact.model(images()).tolist() != results[0][1]

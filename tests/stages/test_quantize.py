@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
+from two_ranks import on_two_ranks
 
 from compressbench import artifact
 from compressbench.core import (
@@ -351,21 +350,16 @@ def test_33_bits_bad_granularity_and_things_that_are_no_methods():
         Quantize(MinMax())
 
 
-def one_rank(rank: int, store: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def one_rank(rank: int):
     made = [stage(o).run({"model": start()}, context()).artifact for o in (MinMax(), Percentile())]
-    results[rank] = [(artifact.digest(a), a.model(images()).tolist()) for a in made]
-    dist.destroy_process_group()
+    return [(artifact.digest(a), a.model(images()).tolist()) for a in made]
 
 
 def test_two_ranks_end_with_identical_tensors_close_to_those_of_one(tmp_path):
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(one_rank, (str(tmp_path / "store"), results), nprocs=2)
-        assert results[0] == results[1]
-        alone = stage(MinMax()).run({"model": start()}, context()).artifact.model(images())
-        torch.testing.assert_close(torch.tensor(results[0][0][1]), alone, atol=0.05, rtol=0)
+    results = on_two_ranks(one_rank, tmp_path)
+    assert results[0] == results[1]
+    alone = stage(MinMax()).run({"model": start()}, context()).artifact.model(images())
+    torch.testing.assert_close(torch.tensor(results[0][0][1]), alone, atol=0.05, rtol=0)
 
 
 def test_powers_of_two_are_the_scales_of_weights_and_of_activations():
