@@ -5,8 +5,8 @@ python experiments/channel_pruning/study.py --root CIFAR10_FOLDER --model resnet
 
 Each of our settings is a recipe of train (the checkpoint), prune and finetune, run by the same loop
 as run.py: what is in the store already is not computed again. Torch-Pruning removes channels from
-the same model with its own pruner and importances, rounded to 8, the classifier left alone, by
-bisection over its ratio to the same limit; then comes the same finetune with the same seeds and
+the same model with its own pruner and importances, in multiples of 8, the classifier left alone,
+at the ratio that comes next to the limit; then comes the same finetune with the same seeds and
 the same export and measurement; so do the widths that ModelOpt's FastNAS finds, where it is
 installed. The controls, random channels and the same share of each layer by norm, always run.
 """
@@ -32,6 +32,7 @@ STAGE = "recipe.stages.prune"
 TARGETS = ("2x", "4x")
 CONTROLS = ("random", "l2, layer")
 FASTNAS = "ModelOpt FastNAS"
+RATIOS = [step / 32 for step in range(4, 31)]  # that Torch-Pruning is tried with
 SCORED = 2000  # validation images by which FastNAS judges widths
 OURS = {
     "random": ["criterion@{}.criterion=random", "{}.criterion.unit=channel", "{}.scope=global"],
@@ -141,22 +142,19 @@ def theirs(setting: Setting, first: Any, finetune: Any, workshop: Any) -> dict[s
 
 
 def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> Any:
-    """What Torch-Pruning leaves at the least ratio that keeps the limit."""
+    """What Torch-Pruning leaves at the ratio that uses most of the limit: in multiples of 8, or of
+    less where these do not reach it. More is not always removed at a larger ratio: it leaves
+    layers whole of which none would stay.
+    """
     from compressbench.stages.limits import macs
 
     allowed = macs(model, example) / float(setting.target[:-1])
-    low, high = 0.0, 0.95
-    small = None
-    for _ in range(12):
-        middle = (low + high) / 2
-        tried = cut(model, setting, middle, context, example)
-        if macs(tried, example) <= allowed:
-            small, high = tried, middle
-        else:
-            low = middle
-    if small is None:
-        raise SystemExit(f"{setting.method} does not reach {setting.target}")
-    return small
+    for step in (8, 4, 1):
+        tried = [cut(model, setting, ratio, step, context, example) for ratio in RATIOS]
+        fitting = [small for small in tried if macs(small, example) <= allowed]
+        if fitting:
+            return max(fitting, key=lambda small: macs(small, example))
+    raise SystemExit(f"{setting.method} does not reach {setting.target}")
 
 
 def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
@@ -196,7 +194,7 @@ def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
     return deepcopy(small).eval()
 
 
-def cut(model: Any, setting: Setting, ratio: float, context: Any, example: Any) -> Any:
+def cut(model: Any, setting: Setting, ratio: float, step: int, context: Any, example: Any) -> Any:
     """A copy of `model` that Torch-Pruning has pruned, all groups by one ranking."""
     import torch
     import torch_pruning as tp
@@ -209,7 +207,7 @@ def cut(model: Any, setting: Setting, ratio: float, context: Any, example: Any) 
     classifier = [m for m in copy.modules() if isinstance(m, torch.nn.Linear)][-1:]
     torch.manual_seed(setting.seed)
     pruner = tp.pruner.BasePruner(
-        copy, example, importance=kind(), global_pruning=True, pruning_ratio=ratio, round_to=8,
+        copy, example, importance=kind(), global_pruning=True, pruning_ratio=ratio, round_to=step,
         ignored_layers=classifier,
     )  # fmt: skip
     if "Taylor" in setting.method:
