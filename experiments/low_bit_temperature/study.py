@@ -90,11 +90,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    """Those rows, and what earlier calls have left of other cells, as CSV and as a table."""
+    path = folder / "results.csv"
+    kept = {_key(row): row for row in csv.DictReader(path.open())} if path.exists() else {}
+    merged = list((kept | {_key(row): row for row in rows}).values())
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    (folder / "results.md").write_text(table(rows), encoding="utf-8")
+        writer.writerows(merged)
+    (folder / "results.md").write_text(table(merged), encoding="utf-8")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("seed", "width", "teacher"))
 
 
 def main() -> None:
