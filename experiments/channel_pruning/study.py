@@ -32,7 +32,7 @@ STAGE = "recipe.stages.prune"
 TARGETS = ("2x", "4x")
 CONTROLS = ("random", "l2, layer")
 FASTNAS = "ModelOpt FastNAS"
-RATIOS = [step / 32 for step in range(4, 31)]  # that Torch-Pruning is tried with
+RATIOS = [step / 64 for step in range(8, 61)]  # that Torch-Pruning is tried with
 SCORED = 2000  # validation images by which FastNAS judges widths
 OURS = {
     "random": ["criterion@{}.criterion=random", "{}.criterion.unit=channel", "{}.scope=global"],
@@ -146,11 +146,18 @@ def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> An
     less where these do not reach it. More is not always removed at a larger ratio: it leaves
     layers whole of which none would stay.
     """
+    from torch.nn import functional as F
+
+    from compressbench.images import training_batches
     from compressbench.stages.limits import macs
 
     allowed = macs(model, example) / float(setting.target[:-1])
+    source = deepcopy(model).eval().requires_grad_(True)
+    if "Taylor" in setting.method:
+        for inputs, targets in training_batches(context, 1024, 128):
+            F.cross_entropy(source(inputs), targets).backward()
     for step in (8, 4, 1):
-        tried = [cut(model, setting, ratio, step, context, example) for ratio in RATIOS]
+        tried = [cut(source, setting, ratio, step, example) for ratio in RATIOS]
         fitting = [small for small in tried if macs(small, example) <= allowed]
         if fitting:
             return max(fitting, key=lambda small: macs(small, example))
@@ -194,15 +201,14 @@ def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
     return deepcopy(small).eval()
 
 
-def cut(model: Any, setting: Setting, ratio: float, step: int, context: Any, example: Any) -> Any:
-    """A copy of `model` that Torch-Pruning has pruned, all groups by one ranking."""
+def cut(source: Any, setting: Setting, ratio: float, step: int, example: Any) -> Any:
+    """A copy of `source` that Torch-Pruning has pruned, all groups by one ranking."""
     import torch
     import torch_pruning as tp
-    from torch.nn import functional as F
 
-    from compressbench.images import training_batches
-
-    copy = deepcopy(model).eval().requires_grad_(True)
+    copy = deepcopy(source)
+    for own, original in zip(copy.parameters(), source.parameters(), strict=True):
+        own.grad = None if original.grad is None else original.grad.clone()
     kind = getattr(tp.importance, THEIRS[setting.method])
     classifier = [m for m in copy.modules() if isinstance(m, torch.nn.Linear)][-1:]
     torch.manual_seed(setting.seed)
@@ -210,9 +216,6 @@ def cut(model: Any, setting: Setting, ratio: float, step: int, context: Any, exa
         copy, example, importance=kind(), global_pruning=True, pruning_ratio=ratio, round_to=step,
         ignored_layers=classifier,
     )  # fmt: skip
-    if "Taylor" in setting.method:
-        for inputs, targets in training_batches(context, 1024, 128):
-            F.cross_entropy(copy(inputs), targets).backward()
     pruner.step()
     return copy.eval()
 
