@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from compressbench.core import Context, Runtime, UserError
 from compressbench.criteria.l2 import L2
 from compressbench.images import training_batches
+from compressbench.stages import narrowing
 from compressbench.stages.channels import PruneChannels, example_inputs
 from compressbench.stages.coupling import families, units
 from compressbench.stages.cutting import Cutter
 from compressbench.stages.limits import macs
-from compressbench.stages.narrowing import BATCH, IMAGES, by_damage, slopes
+from compressbench.stages.narrowing import BATCH, IMAGES, WIDTHS, by_damage, measured_at, slopes
 from compressbench.stages.ranking import Ranked
 
 
@@ -79,6 +80,37 @@ def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
         assert left >= 8
     assert scored.scores == pytest.approx(slopes(points), rel=1e-3)
     assert scored.blocks == one.blocks
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 7, WIDTHS, WIDTHS + 1, 3 * WIDTHS - 5, 320])
+def test_few_widths_are_all_measured_and_many_evenly(blocks):
+    found = measured_at(blocks)
+    if blocks <= WIDTHS:
+        assert found == list(range(1, blocks + 1))
+    else:
+        gaps = [b - a for a, b in itertools.pairwise([0, *found])]
+        assert found[-1] == blocks
+        assert len(found) == WIDTHS
+        assert max(gaps) - min(gaps) <= 1
+
+
+def test_between_measured_widths_costs_are_linear(monkeypatch):
+    """Every block gets the slope of the chord between the measured ones around it."""
+    torch.manual_seed(3)
+    start = trained(Residual())
+    original = deepcopy(start.model).eval()
+    example = example_inputs(Noise().spec)
+    found = families(deepcopy(original), example)
+    (unit,) = next(u for f in found if f.root.startswith("inner") for u in [units(f, original)[0]])
+    one = Ranked.of(unit, lambda unit, atom: float(atom[0]), 2, 2)
+    cutter = Cutter(start, original, found, example)
+    (every,) = by_damage([one], cutter, ["macs"], context())
+    monkeypatch.setattr(narrowing, "WIDTHS", 3)
+    (few,) = by_damage([one], cutter, ["macs"], context())
+    assert few.blocks == every.blocks == one.blocks
+    assert len(one.blocks) == 11
+    assert [len(list(same)) for _, same in itertools.groupby(few.scores)] == [4, 3, 4]
+    assert sum(few.scores) == pytest.approx(sum(every.scores)), "the whole way costs the same"
 
 
 class Idle(nn.Module):
