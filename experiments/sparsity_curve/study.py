@@ -159,9 +159,13 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True)
     for axis, tuned in zip(axes, (False, True), strict=True):
         cells = grouped([row for row in rows if _true(row["finetune"]) == tuned])
-        for method in METHODS:
+        for number, method in enumerate(METHODS):
             points = sorted((s, statistics.mean(v)) for (m, s), v in cells.items() if m == method)
-            style = {"color": "black", "ls": "--"} if method in CONTROLS else {}
+            if not points:
+                continue
+            style = {"color": f"C{number % 10}", "ls": "--" if number > 11 else "-"}
+            if method in CONTROLS:
+                style = {"color": "black", "ls": ":" if method == "random" else "--"}
             axis.plot([100 * s for s, _ in points], [a for _, a in points], marker="o",
                       markersize=4, label=method, **style)  # fmt: skip
         axis.set(title="after a quarter epoch" if tuned else "one shot", xlabel="weights zero, %")
@@ -169,7 +173,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if rows:
             axis.axhline(100 * float(rows[0]["float_test_accuracy"]), color="grey", ls=":")
     axes[0].set_ylabel("test accuracy, %")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="center left", framealpha=0.5)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
