@@ -1,11 +1,18 @@
 """Channels last: the same sums in another order, and only for models that take it."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
+from test_fit import Blobs, context, schedule
 from torch import nn
 
+from compressbench.core import TRAINED, Artifact, DataSpec
+from compressbench.losses.hinton import Hinton
 from compressbench.models.resnet import ResNet
+from compressbench.stages.fit import fit_
 from compressbench.stages.layout import channels_last
+from compressbench.stages.teaching import lesson
 
 CPU = torch.device("cpu")
 
@@ -87,3 +94,42 @@ def test_an_accelerator_keeps_its_own():
     with channels_last(model, torch.zeros(2, 3, 8, 7), torch.device("meta")):
         model(torch.randn(2, 3, 8, 7))
     assert not model[3].innermost
+
+
+@dataclass
+class Colours(Blobs):
+    spec = DataSpec("colours", (3, 2, 3), ("a", "b"), (0.5,) * 3, (0.25,) * 3)
+
+    def split(self, name):
+        found = super().split(name)
+        return replace(found, inputs=found.inputs.repeat(1, 3, 1, 1))
+
+
+class Counted(nn.Module):
+    """Notes for every batch, in copies of it too, whether the channels were innermost."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+        self.noted = []
+
+    def __deepcopy__(self, memo):
+        copy = Counted()
+        copy.load_state_dict(self.state_dict())
+        copy.noted = self.noted
+        return copy
+
+    def forward(self, images):
+        self.noted.append(self.conv(images).stride(1) == 1)
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+def test_a_fit_and_its_teacher_get_their_images_so(tmp_path):
+    student, teacher = Counted(), Counted()
+    place = replace(context(tmp_path), data=Colours())
+    taught = Artifact(teacher, {}, (), frozenset({TRAINED}))
+    with lesson(student, {"teacher": taught}, Hinton(), schedule(1), place) as loss:
+        fit_(student, loss, schedule(1), place)
+    for noted in (student.noted, teacher.noted):
+        assert len(noted) >= 6, "a look and the steps"
+        assert all(noted)

@@ -48,15 +48,21 @@ def test_slopes_are_those_of_the_lower_convex_hull(seed):
     assert list(found) == sorted(found)
 
 
-def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
+def inner_layer(step: int) -> tuple[Ranked, Cutter]:
+    """That of a residual block, its channels in their order, in blocks of `step`."""
     torch.manual_seed(3)
     start = trained(Residual())
     original = deepcopy(start.model).eval()
     example = example_inputs(Noise().spec)
     found = families(deepcopy(original), example)
     (unit,) = next(u for f in found if f.root.startswith("inner") for u in [units(f, original)[0]])
-    one = Ranked.of(unit, lambda unit, atom: float(atom[0]), 8, 8)
-    cutter = Cutter(start, original, found, example)
+    one = Ranked.of(unit, lambda unit, atom: float(atom[0]), step, step)
+    return one, Cutter(start, original, found, example)
+
+
+def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
+    one, cutter = inner_layer(8)
+    unit, original = one.unit, cutter.model
     (scored,) = by_damage([one], cutter, ["macs"], context())
 
     going: list[int] = []
@@ -96,14 +102,7 @@ def test_few_widths_are_all_measured_and_many_evenly(blocks):
 
 def test_between_measured_widths_costs_are_linear(monkeypatch):
     """Every block gets the slope of the chord between the measured ones around it."""
-    torch.manual_seed(3)
-    start = trained(Residual())
-    original = deepcopy(start.model).eval()
-    example = example_inputs(Noise().spec)
-    found = families(deepcopy(original), example)
-    (unit,) = next(u for f in found if f.root.startswith("inner") for u in [units(f, original)[0]])
-    one = Ranked.of(unit, lambda unit, atom: float(atom[0]), 2, 2)
-    cutter = Cutter(start, original, found, example)
+    one, cutter = inner_layer(2)
     (every,) = by_damage([one], cutter, ["macs"], context())
     monkeypatch.setattr(narrowing, "WIDTHS", 3)
     (few,) = by_damage([one], cutter, ["macs"], context())
