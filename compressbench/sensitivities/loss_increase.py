@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from compressbench.checks import check_integer
-from compressbench.collectives import sum_over_ranks
 from compressbench.core import Context
-from compressbench.sensitivities.probe import divergence, probe_images, probe_of, weight_replaced
+from compressbench.sensitivities.probe import probe_images, probe_of
+from compressbench.sensitivities.trials import Trial, costs
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,11 @@ class LossIncrease:
     ) -> dict[str, dict[int, float]]:
         probe = probe_of(model, context.runtime.device)
         batches = probe_images(context, self.images, self.batch_size)
-        costs: dict[str, dict[int, float]] = {}
-        with torch.no_grad():
-            answers = [probe(inputs).log_softmax(1) for inputs in batches]
-            for done, (layer, weights) in enumerate(candidates.items()):
-                context.progress(done, len(candidates), f"sensitivity of {layer}")
-                costs[layer] = {}
-                for bits, weight in weights.items():
-                    with weight_replaced(probe, layer, weight):
-                        costs[layer][bits] = _mean_divergence(probe, batches, answers)
-        return costs
-
-
-def _mean_divergence(probe: nn.Module, batches: list[Tensor], answers: list[Tensor]) -> float:
-    """KL per image over the images of all ranks; rounding errors below zero count as zero."""
-    total = torch.zeros(2, dtype=torch.float64, device=batches[0].device)
-    for inputs, answer in zip(batches, answers, strict=True):
-        total[0] += divergence(answer.double(), probe(inputs).double())
-        total[1] += len(inputs)
-    nats, images = sum_over_ranks(total).tolist()
-    return float(max(nats, 0.0) / images)
+        keys = [(layer, bits) for layer, weights in candidates.items() for bits in weights]
+        trials: list[Trial] = [
+            partial(dict, [(layer, candidates[layer][bits])]) for layer, bits in keys
+        ]
+        found: dict[str, dict[int, float]] = {layer: {} for layer in candidates}
+        for (layer, bits), cost in zip(keys, costs(probe, batches, trials, context), strict=True):
+            found[layer][bits] = cost
+        return found

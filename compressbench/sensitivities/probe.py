@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressbench.collectives import sum_over_ranks
 from compressbench.core import CheckFailedError, Context
 from compressbench.images import training_images
 
@@ -49,23 +48,6 @@ def weight_replaced(probe: nn.Module, layer: str, weight: Tensor) -> Iterator[No
     finally:
         with torch.no_grad():
             parameter.copy_(own)
-
-
-@torch.no_grad()
-def answers_of(probe: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Log-probabilities [B, K] of each batch."""
-    return [probe(inputs).log_softmax(1) for inputs in batches]
-
-
-@torch.no_grad()
-def moved(probe: nn.Module, batches: Sequence[Tensor], answers: Sequence[Tensor]) -> float:
-    """How far a model is from `answers`: the mean divergence a sample, in nats, of all ranks."""
-    total = torch.zeros(2, dtype=torch.float64, device=batches[0].device)
-    for inputs, wanted in zip(batches, answers, strict=True):
-        total[0] += divergence(wanted, probe(inputs))
-        total[1] += len(inputs)
-    distance, samples = sum_over_ranks(total).tolist()
-    return float(distance / samples)
 
 
 def divergence(answers: Tensor, logits: Tensor) -> Tensor:

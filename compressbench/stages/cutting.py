@@ -79,14 +79,22 @@ class Cutter:
             self._cuts[key] = Cut(small, removed, resize_edit(self.model, small, removed))
         return self._cuts[key]
 
+    def alone(self, root: str, channels: Sequence[int]) -> nn.Module | None:
+        """The model without some channels of one family, not kept; None where they cannot go,
+        which then is among the `failed`.
+        """
+        if root not in self.failed:
+            try:
+                return remove_channels(self.model, self.families, {root: channels}, self.example)
+            except CheckFailedError as error:
+                self.failed[root] = str(error)
+        return None
+
     def _blame(self, cuts: Cuts) -> None:
         """Find the families that cannot be cut, each tried alone."""
         before = len(self.failed)
         for root, channels in cuts.items():
-            try:
-                remove_channels(self.model, self.families, {root: channels}, self.example)
-            except CheckFailedError as error:
-                self.failed[root] = str(error)
+            self.alone(root, channels)
         if len(self.failed) == before:
             raise CheckFailedError("channels that can be removed one by one cannot go together")
 

@@ -18,9 +18,9 @@ from compressbench.artifact import apply_mask_, masked_layers
 from compressbench.collectives import mean_over_ranks, rank, world_size
 from compressbench.core import CheckFailedError, Context
 from compressbench.data.batches import batches, image_order
+from compressbench.layout import channels_last
 from compressbench.losses.positions import IGNORED
 from compressbench.stages.checkpoints import load_checkpoint, save_checkpoint
-from compressbench.stages.layout import channels_last
 from compressbench.stages.schedule import BatchLoss, Companion, Schedule
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them

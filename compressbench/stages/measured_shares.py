@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from compressbench.core import Context
-from compressbench.sensitivities.probe import (
-    answers_of,
-    moved,
-    probe_images,
-    probe_of,
-    weight_replaced,
-)
+from compressbench.sensitivities.probe import probe_images, probe_of
+from compressbench.sensitivities.trials import costs
 from compressbench.stages.masking import by_share
 from compressbench.stages.narrowing import BATCH, IMAGES, slopes
 
@@ -29,27 +25,32 @@ def curves(
     context: Context,
 ) -> dict[str, Curve]:
     """Layer -> what it costs to zero the least important of its weights, the others as they are:
-    how far the answers move, in nats a sample (see `moved`), on `IMAGES` training images.
+    how far the answers move, in nats a sample (see `costs`), on `IMAGES` training images.
     """
     batches = probe_images(context, IMAGES, BATCH)
     probe = probe_of(model, context.runtime.device)
-    answers = answers_of(probe, batches)
+    own = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
+    masks = {n: [_mask(n, scores[n], weight, share) for share in SHARES]
+             for n, weight in own.items()}  # fmt: skip
+    trials = [partial(_masked, n, own[n], mask) for n, some in masks.items() for mask in some]
+    measured = iter(costs(probe, batches, trials, context))
     found: dict[str, Curve] = {}
-    for done, (name, layer) in enumerate(layers.items()):
-        context.progress(done, len(layers), f"sensitivity of {name}")
-        weight = layer.get_parameter("weight").detach()
-        points = [(0.0, 0.0)]
-        for share in SHARES:
-            mask = by_share({name: scores[name]}, {name: weight == 0}, share, False)[name]
-            with weight_replaced(probe, name, weight * mask):
-                cost = moved(probe, batches, answers)
-            points.append((float((~mask).sum()), cost))
+    for name, some in masks.items():
+        points = [(0.0, 0.0), *((float((~mask).sum()), next(measured)) for mask in some)]
         found[name] = [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0]]
     return found
 
 
+def _mask(name: str, scores: Tensor, weight: Tensor, share: float) -> Tensor:
+    return by_share({name: scores}, {name: weight == 0}, share, False)[name]
+
+
+def _masked(name: str, weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {name: weight * mask}
+
+
 def cheapest(
-    costs: Mapping[str, Curve], sizes: Mapping[str, int], share: float
+    measured: Mapping[str, Curve], sizes: Mapping[str, int], share: float
 ) -> dict[str, float]:
     """Density of each layer such that `share` of all weights is gone at the least sum of costs, as
     far as costs add up: down the convex hulls of the curves, the flattest piece first. Beyond the
@@ -57,7 +58,7 @@ def cheapest(
     """
     pieces = sorted(
         (slope, number, name, curve[number + 1][0] - curve[number][0])
-        for name, curve in costs.items()
+        for name, curve in measured.items()
         for number, slope in enumerate(slopes(curve))
     )
     gone = dict.fromkeys(sizes, 0.0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from compressbench.core import Context
-from compressbench.sensitivities.probe import answers_of, moved, probe_images, probe_of
-from compressbench.stages.cutting import Cut, Cutter
+from compressbench.sensitivities.probe import probe_images, probe_of
+from compressbench.sensitivities.trials import costs
+from compressbench.stages.cutting import Cutter
 from compressbench.stages.limits import count
 from compressbench.stages.ranking import Ranked
+from compressbench.stages.removal import Removed, ignoring_weights, removed_channels
 
 IMAGES, BATCH = 512, 128  # training images; those that normalize together
 WIDTHS = 16  # of a set of layers that are measured; between them costs are taken to be linear
@@ -24,34 +27,53 @@ def by_damage(
     """The same blocks, each scored by what it costs over what it saves: measured widths as in
     NetAdapt (Yang et al. 2018, arXiv:1804.03230), whose steps are one ranking here.
 
-    Every unit is cut to each of its widths, to `WIDTHS` of them where there are more, the others as
-    they are. The cost is how far the
-    answers move, in nats a sample (see `moved`), on `IMAGES` training images; what is saved
-    are products where `macs` or `latency` is among the `limits`, else parameters under another
-    limit, else channels. A score is the slope of the lower convex hull of cost against saving, so
-    that one ranking of all is the cheapest way down, as far as costs add up. Units that cannot be
-    cut lose their blocks.
+    Every unit is narrowed to each of its widths, to `WIDTHS` of them where there are more, the
+    others as they are. The cost is how far the answers move when other layers ignore its channels
+    (see `costs`), on `IMAGES` training images; what is saved are products where `macs` or
+    `latency` is among the `limits`, else parameters under another limit, else channels. A score is
+    the slope of the lower convex hull of cost against saving, so that one ranking of all is the
+    cheapest way down, as far as costs add up. Units that cannot be cut lose their blocks.
     """
-    batches = probe_images(context, IMAGES, BATCH)
-    device = context.runtime.device
-    answers = answers_of(probe_of(cutter.model, device), batches)
     weighed = next((_WEIGHED[name] for name in _WEIGHED if name in limits), "")
     whole = count(cutter.model, cutter.example)
-    found = []
+    widths, trials = [], []
     for done, one in enumerate(ranked):
-        context.progress(done, len(ranked), f"what {one.unit.layers[0]} costs")
-        points, steps = [(0.0, 0.0)], []
-        for before, after in pairwise([0, *measured_at(len(one.blocks))]):
-            going = sorted(c for block in one.blocks[:after] for atom in block for c in atom)
-            cut = cutter.cut({one.unit.family.root: going})
-            if not cut.removed:  # not provable
-                break
-            saved = _saved(cut, whole, weighed, cutter) if weighed else float(len(going))
-            points.append((saved, moved(probe_of(cut.model, device), batches, answers)))
-            steps.append(after - before)
-        scores = [s for s, count in zip(slopes(points), steps, strict=True) for _ in range(count)]
-        found.append(replace(one, blocks=one.blocks[: len(scores)], scores=tuple(scores)))
+        context.progress(done, len(ranked), f"what {one.unit.layers[0]} saves")
+        widths.append(_widths(one, cutter, whole, weighed))
+        trials += [partial(ignoring_weights, cutter.model, w.removed) for w in widths[-1]]
+    batches = probe_images(context, IMAGES, BATCH)
+    measured = iter(costs(probe_of(cutter.model, context.runtime.device), batches, trials, context))
+    return [_scored(one, own, [next(measured) for _ in own])
+            for one, own in zip(ranked, widths, strict=True)]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Width:
+    """A unit without its first `blocks` blocks: the channels that go, and what that saves."""
+
+    blocks: int
+    removed: Removed
+    saved: float
+
+
+def _widths(one: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
+    """The widths to measure, wide ones first; none where the unit cannot be cut."""
+    root, found = one.unit.family.root, []
+    for blocks in measured_at(len(one.blocks)):
+        going = sorted(c for block in one.blocks[:blocks] for atom in block for c in atom)
+        small = cutter.alone(root, going)
+        if small is None:
+            break
+        saved = whole[weighed] - count(small, cutter.example)[weighed] if weighed else len(going)
+        found.append(_Width(blocks, removed_channels(cutter.families, {root: going}), float(saved)))
     return found
+
+
+def _scored(one: Ranked, widths: Sequence[_Width], measured: Sequence[float]) -> Ranked:
+    points = [(0.0, 0.0), *zip((w.saved for w in widths), measured, strict=True)]
+    steps = [b - a for a, b in pairwise([0, *(w.blocks for w in widths)])]
+    scores = [s for s, step in zip(slopes(points), steps, strict=True) for _ in range(step)]
+    return replace(one, blocks=one.blocks[: len(scores)], scores=tuple(scores))
 
 
 def measured_at(blocks: int) -> list[int]:
@@ -71,7 +93,3 @@ def slopes(points: Sequence[tuple[float, float]]) -> tuple[float, ...]:
         found += [rates[best]] * (best + 1)
         at += best + 1
     return tuple(found)
-
-
-def _saved(cut: Cut, whole: dict[str, float], weighed: str, cutter: Cutter) -> float:
-    return whole[weighed] - count(cut.model, cutter.example)[weighed]

@@ -80,23 +80,32 @@ def ignore_channels(model: nn.Module, removed: Removed) -> nn.Module:
     inputs.
     """
     copy = deepcopy(model)
-    for name, sides in removed.items():
-        layer = copy.get_submodule(name)
-        if "in" in sides and isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer):
-            with torch.no_grad():
-                for channel in sides["in"]:
-                    _input_weights(layer, channel).zero_()
+    with torch.no_grad():
+        for name, weight in ignoring_weights(model, removed).items():
+            copy.get_parameter(f"{name}.weight").copy_(weight)
     return copy
 
 
-def _input_weights(layer: _ConvNd | nn.Linear, channel: int) -> Tensor:
-    """The view of a layer's weights that one input channel meets."""
+def ignoring_weights(model: nn.Module, removed: Removed) -> dict[str, Tensor]:
+    """Layer -> its weight with zeros for the removed inputs, of all that have some."""
+    found = {}
+    for name, sides in removed.items():
+        layer = model.get_submodule(name)
+        if "in" in sides and isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer):
+            found[name] = layer.weight.detach().clone()
+            for channel in sides["in"]:
+                _input_weights(layer, found[name], channel).zero_()
+    return found
+
+
+def _input_weights(layer: _ConvNd | nn.Linear, weight: Tensor, channel: int) -> Tensor:
+    """The view of a layer's `weight` that one input channel meets."""
     if isinstance(layer, _ConvNd) and layer.transposed:
-        return layer.weight[channel]
+        return weight[channel]
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    outputs, inputs = layer.weight.shape[:2]
+    outputs, inputs = weight.shape[:2]
     rows, group = outputs // groups, channel // inputs
-    return layer.weight[group * rows : (group + 1) * rows, channel % inputs]
+    return weight[group * rows : (group + 1) * rows, channel % inputs]
 
 
 def _restore_flags_(small: nn.Module, model: nn.Module) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.checks import check_integer, check_share
-from compressbench.collectives import sum_over_ranks
 from compressbench.core import (
     TRAINED,
     Artifact,
@@ -24,7 +23,8 @@ from compressbench.core import (
 )
 from compressbench.images import training_batches
 from compressbench.methods import Criterion, ModelCriterion
-from compressbench.sensitivities.probe import probe_of, weight_replaced
+from compressbench.sensitivities.probe import probe_of
+from compressbench.sensitivities.trials import totals
 from compressbench.stages.layers import (
     check_criterion,
     check_names,
@@ -37,7 +37,6 @@ from compressbench.stages.prune import activations_in_float, weight_scores
 from compressbench.stages.selection import Selection
 
 TABLE = "sensitivity"  # its name among the tables of the stage
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,28 +106,25 @@ class SensitivityCurves:
                    if len(b[1]) > 1]  # fmt: skip
         if not batches:
             raise CheckFailedError("sensitivity: no batch of two or more training images")
-        dense, rows = figures(probe, batches), []
-        for done, (name, layer) in enumerate(layers.items()):
-            context.progress(done, len(layers), f"sensitivity of {name}")
-            weight = layer.get_parameter("weight").detach()
-            about = {"layer": name, "weights": weight.numel()}
-            rows.append({**about, "sparsity": 0.0, **dense})
-            for sparsity in sorted(set(self.sparsities) - {0.0}):
-                selection = Selection(sparsity, scope="layer")
-                mask = selection.masks({name: layer}, {name: scores[name]}, {name: weight == 0})
-                with weight_replaced(probe, name, weight * mask[name]):
-                    rows.append({**about, "sparsity": sparsity, **figures(probe, batches)})
-        return rows
+        weights = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
+        sparsities = sorted(set(self.sparsities) - {0.0})
+        cases = [(name, sparsity) for name in layers for sparsity in (0.0, *sparsities)]
 
+        def pruned(name: str, sparsity: float) -> dict[str, Tensor]:
+            selection = Selection(sparsity, scope="layer")
+            weight = weights[name]
+            mask = selection.masks({name: layers[name]}, {name: scores[name]}, {name: weight == 0})
+            return {name: weight * mask[name]}
 
-@torch.no_grad()
-def figures(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Accuracy and mean cross-entropy over the batches of all ranks."""
-    total = torch.zeros(3, dtype=torch.float64, device=batches[0][1].device)
-    for inputs, targets in batches:
-        logits = model(inputs)
-        total[0] += (logits.argmax(1) == targets).sum()
-        total[1] += F.cross_entropy(logits.double(), targets, reduction="sum")
-        total[2] += len(targets)
-    correct, loss, images = sum_over_ranks(total).tolist()
-    return {"accuracy": correct / images, "loss": loss / images}
+        def look(own: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
+            targets = batches[batch][1]
+            loss = F.cross_entropy(logits.double(), targets, reduction="sum")
+            return (logits.argmax(1) == targets).sum(), loss, len(targets)
+
+        trials = [partial(pruned, *case) if case[1] else dict for case in cases]
+        found = totals(probe, [inputs for inputs, _ in batches], trials, look, context)
+        return [
+            {"layer": name, "weights": weights[name].numel(), "sparsity": sparsity,
+             "accuracy": correct / images, "loss": loss / images}
+            for (name, sparsity), (correct, loss, images) in zip(cases, found, strict=True)
+        ]  # fmt: skip

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from compressbench.checks import check_share
 from compressbench.collectives import world_size
 from compressbench.core import TRAINED, Artifact, Context, DataSpec, Outcome, UserError
+from compressbench.layout import channels_last
 from compressbench.methods import FeatureLoss
 from compressbench.stages.features import Shape, pair, shapes, watched
-from compressbench.stages.layout import channels_last
 from compressbench.stages.schedule import BatchLoss, Schedule
 from compressbench.stages.scheme import example
 from compressbench.stages.teachers import ANSWERS, Teachers, dtype_for, supply

@@ -8,10 +8,10 @@ from test_fit import Blobs, context, schedule
 from torch import nn
 
 from compressbench.core import TRAINED, Artifact, DataSpec
+from compressbench.layout import channels_last
 from compressbench.losses.hinton import Hinton
 from compressbench.models.resnet import ResNet
 from compressbench.stages.fit import fit_
-from compressbench.stages.layout import channels_last
 from compressbench.stages.teaching import lesson
 
 CPU = torch.device("cpu")
