@@ -85,7 +85,8 @@ def least(
         name = next(n for n in allowed if best.figures[n] > allowed[n])
         raise UserError(
             f"{name}={_text(name, allowed[name])} cannot be reached: the floors of the layers "
-            f"leave at least {_text(name, best.figures[name])}"
+            f"leave at least {_text(name, best.figures[name])} (what holds channels back: "
+            "min_channels, max_layer_sparsity, round_to, skip, coupled=false)"
         )
     low, top = 0.0, highest
     for _ in range(_STEPS):

@@ -185,7 +185,7 @@ def test_a_limit_that_steps_undercut_by_far_is_told():
 
 
 def test_limits_that_cannot_be_kept_name_the_least():
-    with pytest.raises(UserError, match=r"macs=\d.* cannot be reached.* at least \d"):
+    with pytest.raises(UserError, match=r"macs=\d.* cannot be reached.* at least \d.*coupled"):
         run(PruneChannels(L2(), macs=10), made(Residual))
     with pytest.raises(UserError, match=r"nothing to prune: params is .* already"):
         run(PruneChannels(L2(), params=10**9), made(Residual))
