@@ -1,6 +1,8 @@
 """As the command line does: threads that wait do not spin. Read when torch is loaded."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,30 @@ def pytest_collection_modifyitems(items):
     for item in ends:
         group = "digits" if item.path in digits else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """Setting one up takes seconds, copying it none."""
+    from compressbench.tracking import Place, client_of
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    client_of(Place(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path, empty_database):
+    """A folder with the database of a tracking server that has nothing yet."""
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """No process drains a sweep's outbox: the test does, in its own."""
+    from compressbench import sweep_sessions
+
+    idle = lambda outbox, place: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
+    monkeypatch.setattr(sweep_sessions, "_start_drain", idle)
+    monkeypatch.setattr(sweep_sessions, "FRONT_SECONDS", 0.0)

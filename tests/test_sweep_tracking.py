@@ -3,20 +3,13 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
-import socket
-import sqlite3
-import subprocess
-import sys
-import time
 import zlib
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from sample_steps import make_steps
 from sample_sweep import BITS, SPARSITY, make_sweep
+from tracked_sweep import PARAMS, counts, log_sweep, log_trial, place_at, rows, tagged, volumes
 
 from compressbench import fronts, sweep_sessions
 from compressbench.errors import UserError
@@ -25,81 +18,8 @@ from compressbench.sweep_sessions import LoggedSweep
 from compressbench.sweep_tracking import SweepDrain
 from compressbench.sweep_view_state import view_key, view_tag
 from compressbench.sync import sync
-from compressbench.trackers import Local, NoTracking, Server
-from compressbench.tracking import Place, client_of, sweep_folders
-
-CONFIG = {"recipe": {"stages": {"prune": {"sparsity": 0.5}, "quantize": {"bits": 8}}}}
-PARAMS = {"n_trials": 8, "space": {SPARSITY: "interval(0.3, 0.95)"}}
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """Setting one up takes seconds, copying it none."""
-    home = tmp_path_factory.mktemp("mlflow")
-    client_of(Place(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri()))
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def home(tmp_path, empty_database):
-    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def by_hand(monkeypatch):
-    """No process drains: the test does, in its own."""
-    idle = lambda outbox, place: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
-    monkeypatch.setattr(sweep_sessions, "_start_drain", idle)
-    monkeypatch.setattr(sweep_sessions, "FRONT_SECONDS", 0.0)
-
-
-def place_at(home):
-    return Place(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
-
-
-def rows(home, query):
-    with sqlite3.connect(home / "mlflow.db") as connection:
-        return connection.execute(query).fetchall()
-
-
-def counts(home):
-    tables = ("runs", "metrics", "params", "tags")
-    return {t: rows(home, f"select count(*) from {t}")[0][0] for t in tables}
-
-
-def log_trial(tracker, folder, number, steps=1, finish=True):
-    trial = folder / "trials" / str(number)
-    trial.mkdir(parents=True, exist_ok=True)
-    session = tracker.start_trial(trial, f"trial {number}", {"recipe": "q"}, CONFIG, "s-1")
-    for step in make_steps()[:steps]:
-        session.log_step(step)
-    if finish:
-        session.finish("FINISHED", "done", [])
-    return session
-
-
-def log_sweep(tracker, folder, sweep):
-    """A sweep with its complete trials; returns the session, not yet finished."""
-    session = tracker.open_sweep(folder, "digits", {"model": "cnn"}, PARAMS, "s-1")
-    for trial in sweep.trials:
-        if trial.state == "complete":
-            assert log_trial(tracker, folder, trial.number).run == trial.run
-    session.changed(sweep)
-    return session
-
-
-def tagged(home):
-    query = (
-        "select r.name from runs r join tags t on t.run_uuid = r.run_uuid "
-        "where t.key = 'pareto' and t.value = 'true' order by r.name"
-    )
-    return [row[0] for row in rows(home, query)]
-
-
-def volumes(home):
-    query = "select step, value from metrics where key = 'front/hypervolume' order by step"
-    return rows(home, query)
+from compressbench.trackers import Local, NoTracking
+from compressbench.tracking import sweep_folders
 
 
 def test_a_sweep_lands_once_under_one_parent_by_its_own_process(home, capsys):
@@ -289,97 +209,6 @@ def test_nothing_stays_running_when_the_sweep_ends(home, by_hand):
     assert drain.drain(ended=True) == ""  # the supervisor was killed
     assert rows(home, "select distinct status from runs") == [("KILLED",)]
     session.worker.communicate()
-
-
-def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
-    folder = tmp_path / "runs" / "s"
-    tracker, sweep = Server("http://ann:s3cret@127.0.0.1:9"), make_sweep(folder)
-    started = time.monotonic()
-    session = log_sweep(tracker, folder, sweep)
-    for _ in range(20):
-        session.changed(sweep)
-    assert time.monotonic() - started < 5
-    started = time.monotonic()
-    ended = session.finish("FINISHED", sweep)
-    assert time.monotonic() - started < 6
-    assert "tracking server http://***@127.0.0.1:9" in ended.problem
-    assert f"compressbench sync {folder}" in ended.problem
-    assert not any(b"s3cret" in p.read_bytes() for p in folder.rglob("*") if p.is_file())
-    session.worker.communicate(timeout=150)  # it gives up by itself
-
-    assert sync([str(folder), "--to", place_at(home).uri]) == 0
-    assert counts(home)["runs"] == 7
-    assert len(volumes(home)) == 7
-    assert tagged(home) == ["trial 0", "trial 3", "trial 4"]
-    assert "operations logged" in capsys.readouterr().out
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def serving(home, port):
-    """A real MLflow server on this machine."""
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port),
-        "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
-        "--artifacts-destination", str(home / "served"),
-    ]  # fmt: skip
-    light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (home / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, env={**os.environ, **light}, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(lambda: answers(port), 120)
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(port):
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-
-
-@pytest.mark.long
-def test_a_server_that_is_away_for_a_while_has_everything_afterwards(home):
-    port, folder = free_port(), home / "s"
-    tracker, sweep = Server(f"http://127.0.0.1:{port}"), make_sweep(folder)
-    with serving(home, port):
-        session = tracker.open_sweep(folder, "digits", {}, PARAMS, "s-1")
-        log_trial(tracker, folder, 0)
-        session.changed(replace(sweep, trials=sweep.trials[:1]))
-        wait_for(lambda: tagged(home) == ["trial 0"], 120)
-    for number in (1, 2, 3):
-        log_trial(tracker, folder, number)
-    session.changed(replace(sweep, trials=sweep.trials[:4]))
-    time.sleep(15)
-    assert counts(home)["runs"] == 2
-    with serving(home, port):
-        log_trial(tracker, folder, 4)
-        log_trial(tracker, folder, 5)
-        session.finish("FINISHED", sweep)
-        session.worker.communicate(timeout=120)
-        if session.worker.returncode:  # the server was just up, a call may have come too early
-            assert sync([str(folder)]) == 0
-    assert rows(home, "select distinct status from runs") == [("FINISHED",)]
-    assert counts(home)["runs"] == 7
-    assert len(volumes(home)) == 7
-    assert tagged(home) == ["trial 0", "trial 3", "trial 4"]
-    assert {p.name for p in (home / "served").rglob("*.html")} == {"front.html"}
 
 
 def test_sync_logs_trials_with_their_sweep(home, by_hand, monkeypatch, capsys):

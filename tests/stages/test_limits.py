@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_prune_channels import Flat, Grouped, Mobile, Residual, context, made, run, trained
+from channel_zoo import Flat, Grouped, Mobile, Residual, context, made, run, trained
 from torch import nn
 from torch.nn import functional as F
 

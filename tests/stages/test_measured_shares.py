@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from test_prune import LAYERS, Noise, context, trained
+from pruned_net import LAYERS, Noise, context, trained
 from torch.nn import functional as F
 
 from compressbench.core import UserError

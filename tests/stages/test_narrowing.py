@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_prune_channels import Noise, Residual, build, conv, trained
+from channel_zoo import Noise, Residual, build, conv, trained
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from pruned_net import LAYERS, WEIGHTS, Net, Noise, Smallest, build, context, pruned, trained, zeros
+from torch import nn
 from torch.nn import functional as F
 
 from compressbench import artifact
 from compressbench.core import (
     MASKED,
     TRAINED,
-    Artifact,
     CheckFailedError,
-    Context,
-    DataSpec,
-    Runtime,
-    Split,
     Stage,
     UserError,
 )
@@ -29,82 +23,8 @@ from compressbench.criteria.magnitude import Magnitude
 from compressbench.criteria.mean_activation import MeanActivation
 from compressbench.criteria.sparsegpt import SparseGpt
 from compressbench.criteria.wanda import Wanda
-from compressbench.quantizers.activations import CHILD
-from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.nearest import Nearest
 from compressbench.stages import masking
-from compressbench.stages.prune import Prune, activations_in_float
-from compressbench.stages.quantize import Quantize
-
-
-@dataclass(frozen=True)
-class Noise:
-    images: int = 64
-
-    @property
-    def spec(self) -> DataSpec:
-        return DataSpec("noise", (2, 8, 8), ("a", "b", "c"), (0.5, 0.5), (0.25, 0.25))
-
-    def split(self, name: str) -> Split:
-        assert name == "train", "only training images may be seen"
-        generator = torch.Generator().manual_seed(1)
-        inputs = torch.randint(0, 256, (self.images, 2, 8, 8), generator=generator)
-        return Split(inputs.to(torch.uint8), torch.arange(self.images) % 3)
-
-    def prepare(self, inputs: Tensor) -> Tensor:
-        return (inputs.float() / 255 - 0.5) / 0.25
-
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        raise AssertionError("statistics are those of images that are not augmented")
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 6, 3)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.fc(F.relu(self.conv(F.relu(self.bn(self.stem(x))))).mean((2, 3)))
-
-
-LAYERS = ("stem", "conv", "fc")
-WEIGHTS = 2 * 8 * 9 + 8 * 6 * 9 + 6 * 3
-
-
-@dataclass(frozen=True)
-class Smallest:
-    """A criterion of this file: what is small matters most."""
-
-    def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
-        return {name: -layer.weight.detach().abs() for name, layer in layers.items()}
-
-
-def build(config) -> object:
-    kinds = {"Net": Net, "MinMax": MinMax}
-    return kinds[str(config["_target_"]).rpartition(".")[2]]()
-
-
-def context() -> Context:
-    return Context(Noise(), Runtime(), 3, Path(), build)
-
-
-def trained(seed: int = 0, model: nn.Module | None = None) -> Artifact:
-    torch.manual_seed(seed)
-    made = (model or Net()).eval()
-    return Artifact(made, {"_target_": "Net"}, (), frozenset({TRAINED}))
-
-
-def pruned(stage: Prune, start: Artifact | None = None):
-    outcome = stage.run({"model": start or trained()}, context())
-    artifact.check(outcome.artifact)
-    return outcome
-
-
-def zeros(model: nn.Module) -> dict[str, int]:
-    return {n: int((model.get_submodule(n).weight == 0).sum()) for n in LAYERS}
+from compressbench.stages.prune import Prune
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.333, 0.5, 0.8, 0.99])
@@ -212,11 +132,6 @@ def test_skipped_layers_stay_and_do_not_count():
     assert "weight_mask" not in dict(outcome.artifact.model.fc.named_buffers())
 
 
-def test_an_unknown_name_to_skip_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"'stemm'; the nearest name is stem"):
-        pruned(Prune(Magnitude(), sparsity=0.5, skip=["stemm"]))
-
-
 def test_a_tied_weight_is_pruned_once():
     model = Net()
     model.twin = nn.Conv2d(8, 6, 3)
@@ -260,85 +175,6 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 def test_the_same_twice_is_bit_identical():
     stage = Prune(Magnitude(), sparsity=0.7)
     assert artifact.digest(pruned(stage).artifact) == artifact.digest(pruned(stage).artifact)
-
-
-def quantized(bits: int = 8, activation: object = None) -> Artifact:
-    stage = Quantize(Nearest(MinMax()), activation, bits=bits)
-    return stage.run({"model": trained()}, context()).artifact
-
-
-def test_integers_stay_on_their_grid_and_activations_are_calibrated_again():
-    start = quantized(activation=MinMax())
-    result = pruned(Prune(Magnitude(), sparsity=0.5), start).artifact
-    before = {n: artifact.integer_weight(start.model.get_submodule(n)) for n in LAYERS}
-    after = {n: artifact.integer_weight(result.model.get_submodule(n)) for n in LAYERS}
-    for name in LAYERS:
-        assert torch.equal(after[name][after[name] != 0], before[name][after[name] != 0])
-    assert sum(int((v == 0).sum()) for v in after.values()) == round(0.5 * WEIGHTS)
-    own = context()
-    images = own.data.prepare(own.data.split("train").inputs)
-    outputs = result.model.stem(images)
-    torch.testing.assert_close(result.model.bn.running_mean, outputs.mean((0, 2, 3)))
-    grids = list(result.model.get_submodule(CHILD))
-    site = next(
-        n
-        for n, s in enumerate(artifact.activation_grid(result.edits)["sites"])
-        if s["layer"] == "" and s["function"] == "relu"
-    )
-    largest = F.relu(result.model.bn(outputs)).max()
-    torch.testing.assert_close(grids[site].scale * 255, largest)
-    old = list(start.model.get_submodule(CHILD))[site].scale
-    assert not torch.equal(grids[site].scale, old)
-
-
-def test_quantizers_are_back_after_they_were_passed():
-    model = quantized(activation=MinMax()).model
-    inputs = torch.randn(4, 2, 8, 8)
-    rounded = model(inputs)
-    with pytest.raises(RuntimeError, match="stop"), activations_in_float(model):
-        assert not torch.equal(model(inputs), rounded)
-        raise RuntimeError("stop")
-    assert torch.equal(model(inputs), rounded)
-
-
-@pytest.mark.parametrize(
-    ("bits", "stage", "text"),
-    [
-        (4, Prune(Magnitude(), sparsity=0.3), "needs 8-bit weights, stem has 4"),
-        (8, Prune(Magnitude(), sparsity=0.6), r"at most 0\.5 of the weights, got 0\.599"),
-        (8, Prune(Magnitude(), threshold=9.0), "at most 0.5"),
-    ],
-)
-def test_coarse_grids_and_many_zeros_are_refused_on_grids(bits, stage, text):
-    with pytest.raises(UserError, match=text):
-        pruned(stage, quantized(bits))
-
-
-@pytest.mark.parametrize("value", [1.0, float("nan"), -0.1, "abc", True, float("inf")])
-def test_a_sparsity_outside_its_range_is_refused(value):
-    with pytest.raises(UserError, match=r"^sparsity must be a number in \[0, 1\), got"):
-        Prune(Magnitude(), sparsity=value)
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({}, "exactly one of sparsity and threshold"),
-        ({"sparsity": 0.5, "threshold": 0.1}, "exactly one of sparsity and threshold"),
-        ({"threshold": 0.0}, "threshold must be a number above 0, got 0.0"),
-        ({"threshold": float("inf")}, "threshold must be"),
-        (
-            {"sparsity": 0.5, "scope": "all"},
-            "scope must be global, layer, erk, lamp, sensitivity, got 'all'",
-        ),
-        ({"sparsity": 0.5, "skip": "fc"}, "skip must be a list"),
-        ({"sparsity": 0.5, "batchnorm_images": 1}, "batchnorm_images"),
-        ({"sparsity": 0.5, "criterion": "l2"}, "criterion must be"),
-    ],
-)
-def test_other_options_are_checked(options, text):
-    with pytest.raises(UserError, match=text):
-        Prune(**{"criterion": Magnitude(), **options})
 
 
 def test_the_digest_that_ranks_compare_tells_masks_apart():
@@ -431,15 +267,3 @@ def test_sparsegpt_leaves_other_outputs_than_zeroing_and_masks_hold():
         with torch.no_grad():
             errors[type(criterion)] = float((result(images) - start.model(images)).square().mean())
     assert errors[SparseGpt] < errors[Magnitude]
-
-
-def test_weights_on_grids_cannot_be_moved():
-    for stage in (Prune(SparseGpt(64), sparsity=0.3),):
-        with pytest.raises(UserError, match="moves weights, and quantized ones must stay"):
-            pruned(stage, quantized())
-        with pytest.raises(UserError, match="moves weights"):
-            stage.check_line([Quantize(Nearest(MinMax()), None)])
-    half = Prune(Magnitude(), pattern="1:4")
-    with pytest.raises(UserError, match=r"at most 0\.5, got 0\.75"):
-        half.check_line([Quantize(Nearest(MinMax()), None)])
-    assert pruned(Prune(Wanda(64), pattern="2:4"), quantized(activation=MinMax())).artifact

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_prune_channels import (
+from channel_zoo import (
     SPEC,
     ZOO,
     CountedHeads,

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 import torch
+from schedule_net import LAYERS, gradual, rounds, trained
 from test_fit import context
-from test_pruning_schedules import LAYERS, gradual, rounds, trained
 from two_ranks import on_two_ranks
 
 from compressbench import artifact

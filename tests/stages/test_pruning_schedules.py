@@ -8,10 +8,8 @@ from functools import partial
 
 import pytest
 import torch
+from schedule_net import LAYERS, SGD, STEPS, Died, gradual, net, rounds, trained, zeros
 from test_fit import Blobs, context
-from torch import nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from compressbench import artifact
 from compressbench.core import MASKED, TRAINED, Artifact, UserError
@@ -19,49 +17,10 @@ from compressbench.criteria.magnitude import Magnitude
 from compressbench.criteria.movement import Movement
 from compressbench.criteria.snip import Snip
 from compressbench.criteria.sparsegpt import SparseGpt
-from compressbench.data.batches import batches
 from compressbench.stages.channels import PruneChannels
 from compressbench.stages.finetune import Finetune, group_lasso
-from compressbench.stages.fit import _mix
 from compressbench.stages.gradual import PruneGradually
-from compressbench.stages.iterative import PruneIteratively
 from compressbench.stages.train import Train
-
-SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-PLAIN = partial(torch.optim.SGD, lr=0.05)
-LAYERS = ("1", "4")
-STEPS = 96 // 16  # of an epoch
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
-    ).eval()
-
-
-def trained() -> Artifact:
-    return Artifact(net(), {"_target_": "net"}, (), frozenset({TRAINED}))
-
-
-def zeros(model: nn.Module) -> int:
-    return sum(int((model.get_submodule(n).weight == 0).sum()) for n in LAYERS)
-
-
-def gradual(sparsity: float = 0.8, **options) -> PruneGradually:
-    options = {"epochs": 2, "updates": 4, **options}
-    return PruneGradually(Magnitude(), sparsity, batch_size=16, optimizer=SGD, **options)
-
-
-def rounds(sparsity: float = 0.75, **options) -> PruneIteratively:
-    options = {"epochs": 1, "rounds": 2, **options}
-    return PruneIteratively(
-        Magnitude(), sparsity, batch_size=16, optimizer=SGD, batchnorm_images=32, **options
-    )
-
-
-class Died(Exception):  # noqa: N818
-    pass
 
 
 def test_the_share_of_zeros_follows_the_cubic_schedule(tmp_path, monkeypatch):
@@ -115,67 +74,6 @@ def test_a_criterion_with_gradients_and_a_start_that_is_sparse(tmp_path):
     assert all(bool(new[old].all()) for old, new in zip(before, after, strict=True))
     named = [n for e in second.edits if e["kind"] == "mask" for n in e["layers"]]
     assert sorted(named) == sorted(set(named))
-
-
-def slow_movement(stage: PruneGradually, place) -> tuple[dict[str, torch.Tensor], list]:
-    """Movement pruning as the paper has it: scores and weights of their own, W M in the model."""
-    model = net().train()
-    weights = {n: model.get_submodule(n).weight.detach().clone() for n in LAYERS}
-    scores = {n: torch.zeros_like(w) for n, w in weights.items()}
-    masks = {n: torch.ones_like(w) for n, w in weights.items()}
-    others = [p for n, p in model.named_parameters() if n.removesuffix(".weight") not in LAYERS]
-    steps = round(stage.epochs * STEPS)
-    last, seen = round(stage.until * steps), []
-    due = {max(1, round(last * n / stage.updates)) for n in range(1, stage.updates + 1)}
-    for step in range(steps):
-        epoch = batches(place.data, "train", 16, device=torch.device("cpu"), augment=True,
-                        drop_last=True, shuffle_seed=_mix(place.seed, step // STEPS))  # fmt: skip
-        inputs, targets = next(itertools.islice(epoch, step % STEPS, None))
-        rate = 0.05 * stage.schedule().factor(step, steps)
-        under = {n: (weights[n] * masks[n]).requires_grad_() for n in LAYERS}
-        given = {f"{n}.weight": w for n, w in under.items()}
-        loss = F.cross_entropy(functional_call(model, given, (inputs,)), targets)
-        gradients = torch.autograd.grad(loss, [*under.values(), *others])
-        with torch.no_grad():
-            for n, gradient in zip(LAYERS, gradients, strict=False):
-                scores[n] -= rate * gradient * weights[n]
-                weights[n] -= rate * gradient * masks[n]
-            for parameter, gradient in zip(others, gradients[len(LAYERS) :], strict=True):
-                parameter -= rate * gradient
-        if step + 1 in due:
-            gone = round(stage.sparsity_at((step + 1) / last, 0.0) * 128)
-            flat = torch.cat([scores[n].flatten() for n in LAYERS])
-            for n in LAYERS:
-                masks[n] = (scores[n] > flat.sort().values[gone - 1]).float()
-            seen.append({n: m.clone() for n, m in masks.items()})
-    return {n: weights[n] * masks[n] for n in LAYERS}, seen
-
-
-def test_movement_equals_a_slow_loop_and_lets_weights_come_back(tmp_path):
-    stage = replace(gradual(0.7, updates=5, epochs=3), criterion=Movement(), optimizer=PLAIN)
-    outcome = stage.run({"model": trained()}, context(tmp_path))
-    expected, masks = slow_movement(stage, context(tmp_path))
-    for name in LAYERS:
-        found = outcome.artifact.model.get_submodule(name).weight.detach()
-        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-6)
-    pairs = [(old[n], new[n]) for old, new in itertools.pairwise(masks) for n in LAYERS]
-    assert any(bool((new > old).any()) for old, new in pairs), "some weight went and came back"
-    by_size = replace(stage, criterion=Magnitude()).run(
-        {"model": trained()}, context(tmp_path / "m")
-    )
-    masks = [o.artifact.model[1].weight_mask for o in (outcome, by_size)]
-    assert not torch.equal(*masks)
-    artifact.check(outcome.artifact)
-
-
-def test_what_was_zero_before_movement_stays_so(tmp_path):
-    first = gradual(0.3).run({"model": trained()}, context(tmp_path / "a")).artifact
-    stage = replace(gradual(0.6), criterion=Movement())
-    second = stage.run({"model": first}, context(tmp_path / "b")).artifact
-    assert zeros(second.model) == round(0.6 * 128)
-    for name in LAYERS:
-        gone = first.model.get_submodule(name).weight == 0
-        assert not bool(second.model.get_submodule(name).weight[gone].any())
 
 
 def moving(**options) -> PruneGradually:

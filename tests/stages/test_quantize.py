@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from quantized_net import Net, Noise, context, images, stage, start
 from torch import nn
 from torch.nn import functional as F
 from two_ranks import on_two_ranks
@@ -19,86 +18,12 @@ from compressbench.core import (
     ACTIVATION_QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
-    Artifact,
     CheckFailedError,
-    Context,
-    DataSpec,
-    Runtime,
-    Split,
-    Stage,
-    UserError,
 )
 from compressbench.quantizers.activations import CHILD
-from compressbench.quantizers.grid import Grid, GridWeight
 from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.nearest import Nearest
 from compressbench.quantizers.percentile import Percentile
 from compressbench.stages.calibrate import calibrate_
-from compressbench.stages.quantize import Quantize
-
-
-@dataclass(frozen=True)
-class Noise:
-    images: int = 96
-
-    @property
-    def spec(self) -> DataSpec:
-        return DataSpec("noise", (2, 8, 8), ("a", "b", "c"), (0.5, 0.5), (0.25, 0.25))
-
-    def split(self, name: str) -> Split:
-        assert name == "train", "only training images may be seen"
-        generator = torch.Generator().manual_seed(1)
-        inputs = torch.randint(0, 256, (self.images, 2, 8, 8), generator=generator)
-        return Split(inputs.to(torch.uint8), torch.arange(self.images) % 3)
-
-    def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
-        return (inputs.float() / 255 - 0.5) / 0.25
-
-    def augment(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        raise AssertionError("calibration images are not augmented")
-
-
-class Net(nn.Module):
-    """Grouped and depthwise convolutions, an addition, BatchNorm, a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.stem(x)))
-        x = F.relu(self.bn2(self.grouped(self.depthwise(x))) + x)
-        return self.fc(x.mean((2, 3)))
-
-
-def build(config) -> object:
-    module, _, name = config["_target_"].rpartition(".")
-    options = {k: v for k, v in config.items() if k != "_target_"}
-    return getattr(importlib.import_module(module), name)(**options)
-
-
-def context(**runtime) -> Context:
-    return Context(Noise(), Runtime(**runtime), 3, Path(), build)
-
-
-def start(model: nn.Module | None = None) -> Artifact:
-    torch.manual_seed(0)
-    net = Net() if model is None else model
-    return Artifact(net.eval(), {"_target_": "Net"}, (), frozenset({TRAINED}))
-
-
-def stage(activation=None, **options) -> Quantize:
-    sizes = {"batchnorm_images": 64, "calibration_images": 48, "batch_size": 16}
-    return Quantize(Nearest(MinMax()), activation, **(sizes | options))
-
-
-def images() -> torch.Tensor:
-    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -270,84 +195,6 @@ def test_coverage_names_every_layer_and_why_it_stayed_in_float(tmp_path):
     loaded = artifact.load(tmp_path, lambda config: Mixed(), "").model
     assert torch.equal(loaded.right.weight_scale, model.left.weight_scale)
     assert torch.equal(loaded(images()), model(images()))
-
-
-def test_a_model_without_such_layers_is_the_users_mistake():
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(2, 3))
-
-        def forward(self, x):
-            return x.mean((2, 3)) @ self.weight
-
-    with pytest.raises(UserError, match="quantize found no layer it can quantize"):
-        stage().run({"model": start(Plain())}, context())
-
-
-def test_weights_that_are_not_finite_are_refused_by_name():
-    given = start()
-    given.model.grouped.weight.data[0] = math.nan
-    with pytest.raises(CheckFailedError, match=r"grouped\.weight holds NaN or infinity"):
-        stage().run({"model": given}, context())
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A method that returns `integer` everywhere."""
-
-    integer: int
-
-    def __call__(self, model, grids: dict[str, Grid], context) -> dict[str, GridWeight]:
-        weights = {name: model.get_parameter(f"{name}.weight") for name in grids}
-        return {
-            name: GridWeight(
-                torch.ones(len(w), *[1] * (w.ndim - 1)),
-                torch.full_like(w, self.integer, dtype=torch.int16),
-            )
-            for name, w in weights.items()
-        }
-
-
-def test_a_method_that_leaves_the_grid_or_revives_zeros_is_caught():
-    with pytest.raises(CheckFailedError, match="stem: steps beyond 4 bits"):
-        Quantize(Wrong(8), bits=4).run({"model": start()}, context())
-    given = start()
-    given.model.depthwise.weight.data[0, 0, 0] = 0
-    with pytest.raises(CheckFailedError, match="depthwise: a weight that was zero is not zero"):
-        Quantize(Wrong(7), bits=4).run({"model": given}, context())
-
-
-def test_order_words_and_passes():
-    weights, both = stage(), stage(MinMax())
-    assert isinstance(both, Stage)
-    assert weights.needs == {TRAINED}
-    assert weights.adds == {WEIGHT_QUANTIZED}
-    assert both.adds == {WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED}
-    assert both.destroys == weights.destroys == both.adds
-    assert weights.passes(1000) == (0, 64)
-    assert both.passes(1000) == (0, 64 + 48)
-    assert both.passes(50) == (0, 50 + 48)
-
-
-@pytest.mark.parametrize("value", ["abc", 4.5, 0, -3, True, None, math.nan])
-@pytest.mark.parametrize("name", ["bits", "batchnorm_images", "calibration_images", "batch_size"])
-def test_bad_numbers_are_refused_in_one_line_with_the_value(name, value):
-    with pytest.raises(UserError, match=f"^{name} must be an integer ") as error:
-        stage(**{name: value})
-    assert str(error.value).endswith(f"got {value!r}")
-    assert "\n" not in str(error.value)
-
-
-def test_33_bits_bad_granularity_and_things_that_are_no_methods():
-    with pytest.raises(UserError, match=r"bits must be an integer in \[2, 8\], got 33"):
-        stage(bits=33)
-    with pytest.raises(UserError, match="granularity must be tensor, channel or group, got 'row'"):
-        stage(granularity="row")
-    with pytest.raises(UserError, match="activation must be an observer or null, got Nearest"):
-        stage(Nearest(MinMax()))
-    with pytest.raises(UserError, match="weight must be a weight quantizer, got MinMax"):
-        Quantize(MinMax())
 
 
 def one_rank(rank: int):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_prune import LAYERS, Net, Noise, context, trained
+from pruned_net import LAYERS, Net, Noise, context, trained
 from torch.nn import functional as F
 
 from compressbench import artifact
