@@ -33,7 +33,7 @@ TARGETS = ("2x", "4x")
 CONTROLS = ("random", "l2, layer")
 FASTNAS = "ModelOpt FastNAS"
 RATIOS = [step / 64 for step in range(8, 61)]  # that Torch-Pruning is tried with
-SCORED = 2000  # validation images by which FastNAS judges widths
+SCORED, NORMALIZED = 1000, 512  # images by which FastNAS judges widths, and measures BatchNorm
 OURS = {
     "random": ["criterion@{}.criterion=random", "{}.criterion.unit=channel", "{}.scope=global"],
     "l2, layer": ["criterion@{}.criterion=l2", "{}.scope=layer"],
@@ -170,32 +170,32 @@ def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
     import torch
 
     from compressbench.images import training_batches
+    from compressbench.layout import reordered
 
     split = workshop.data.split("validation")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(setting.seed))
-    rows = order[:SCORED].split(250)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    batches = [(reordered(workshop.data.prepare(split.inputs[r])), split.targets[r])
+               for r in order[:SCORED].split(250)]  # fmt: skip
 
     @torch.no_grad()
     def score(candidate: Any) -> float:
         candidate.eval()
-        right = [
-            (candidate(workshop.data.prepare(split.inputs[r])).argmax(1) == split.targets[r]).sum()
-            for r in rows
-        ]
-        return float(sum(right)) / SCORED
+        return float(sum((candidate(x).argmax(1) == y).sum() for x, y in batches)) / SCORED
 
     widths = {"nn.Conv2d": {"*": {"channel_divisor": 8}}} | {
         kind: {"*": {"feature_divisor": 8}} for kind in ("nn.BatchNorm2d", "nn.Linear")
     }
+    train = training_batches(replace(context, seed=0), NORMALIZED, 128)
     small, _ = mtp.prune(
         deepcopy(model),
         mode=[("fastnas", widths)],
         constraints={"flops": f"{100 / float(setting.target[:-1]):.2f}%"},
         dummy_input=_example(workshop)[:1],
         config={
-            "data_loader": list(training_batches(context, 1024, 128)),
+            "data_loader": [(reordered(x), y) for x, y in train],
             "score_func": score,
-            "checkpoint": str(context.folder / "fastnas.pth"),
+            # what each width of a layer alone loses: measured once for all limits and seeds
+            "checkpoint": str(HERE / f"fastnas_{setting.model}.pth"),
         },
     )
     return deepcopy(small).eval()
