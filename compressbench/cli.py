@@ -169,6 +169,9 @@ def _with_sweeper(arguments: list[str]) -> list[str]:
         return arguments
     chosen = any(a.startswith("hydra/sweeper=") for a in arguments)
     wanted = any(a.startswith(("search=", "search.")) or is_interval(a) for a in arguments)
+    lost = next((a for a in arguments if a.startswith("~")), None)
+    if lost and not chosen and not wanted:  # Hydra's own sweeper passes it on as ~STAGE=null
+        raise UserError(f"{lost}: a grid cannot leave a stage out; a search can: search.n_trials=N")
     return [*arguments, "hydra/sweeper=pareto"] if wanted and not chosen else arguments
 
 

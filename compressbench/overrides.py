@@ -12,21 +12,31 @@ from compressbench.groups import options
 from compressbench.targets import nearest
 
 COMMANDS = ("replay", "store", "sync")
+_STAGE = re.compile(r"~recipe\.stages\.\w+")
 
 
 def refuse(arguments: Sequence[str]) -> None:
-    """Raise UserError for a key given twice, a section taken away, a word that is no command."""
+    """Raise UserError for a key given twice, for anything but a stage taken away, and for a word
+    that is no command.
+    """
     word = arguments[0] if arguments else "-"
     if "=" not in word and not word.startswith(("-", "~")):
         raise UserError(f"{word}: no command, nor NAME=VALUE{nearest(word, COMMANDS)}")
     seen: dict[str, str] = {}
+    gone = [a[1:] for a in arguments if a.startswith("~")]
     for argument in arguments:
-        if argument.startswith("~"):
-            raise UserError(f"{argument}: sections cannot be taken away; choose another option")
+        if argument.startswith("~") and not _STAGE.fullmatch(argument):
+            raise UserError(
+                f"{argument}: only stages can be taken away (~recipe.stages.NAME); "
+                "choose another option"
+            )
         key, equals, _ = argument.partition("=")
-        if not equals or argument.startswith("-"):
+        if argument.startswith("-") or not (equals or argument.startswith("~")):
             continue
-        name = key.lstrip("+")
+        name = key.lstrip("+~")
+        for stage in gone:
+            if name.startswith(f"{stage}.") or f"@{stage}." in name:
+                raise UserError(f"{argument}: ~{stage} takes that stage away")
         if name in seen:
             raise UserError(f"{name} is given twice: {seen[name]} and {argument}")
         seen[name] = argument
@@ -52,9 +62,9 @@ def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path])
     if group:
         name, option = group.groups()
         return f"{name}={option}: no such option{nearest(option, options(name, folders))}"
-    override = re.search(r"Could not override '([^']+)'", text)
-    if override:
-        return _unknown_key(override.group(1), arguments, folders)
+    key = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
+    if key:
+        return _unknown_key(key.group(1), arguments, folders)
     cause = error.__cause__
     lines = [line.strip() for line in (text or repr(error)).splitlines() if line.strip()]
     if cause is not None and str(cause) not in text:
