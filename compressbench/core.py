@@ -183,6 +183,9 @@ class Measurement:
     warnings: tuple[str, ...] = ()
 
 
+# what a result depends on besides the stage's start, plain JSON, and how to compute it -> that
+# result, plain JSON, from the store where a stage has computed it before
+Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
 TimeShare = Callable[[Artifact], float]  # one call's time over another's: both exported, in pairs
 
 
@@ -199,6 +202,7 @@ class Context:
     export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
     timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
     checkpoint_seconds: float = 15.0  # a fit saves itself at the end of an epoch, not more often
+    recall: Recall = lambda parts, compute: compute()
 
 
 @runtime_checkable

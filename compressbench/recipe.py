@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ _TRACERS = (
     "compressbench.export.traced",
     "compressbench.export.translate",
 )
+_BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
 _EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -185,8 +187,19 @@ def _build(
         keys = {role: artifact.key for role, artifact in parents.items()}
         run_on_ranks(planned.job, keys, workshop, folder, scratch)
     else:
-        execute(planned.job, parents, workshop.context(planned.job, scratch), folder)
+        context = workshop.context(planned.job, scratch)
+        context = replace(context, recall=partial(_recalled, planned, workshop))
+        execute(planned.job, parents, context, folder)
     return {"name": planned.name, "parents": _parents(planned, done)}
+
+
+def _recalled(
+    planned: Planned, workshop: Workshop, parts: Mapping[str, Any], compute: Callable[[], Any]
+) -> Any:
+    """A result on the way of a stage, shared by stages that begin alike, whatever their options."""
+    begun = {name: planned.parts[name] for name in _BEGINNING}
+    key = {**begun, **parts, "kind": "costs"}
+    return workshop.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
 
 
 def _measured(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressbench.checks import check_integer
 from compressbench.collectives import rank, sum_over_ranks
 from compressbench.core import Context
-from compressbench.sensitivities.probe import divergence, probe_images, probe_of
+from compressbench.sensitivities.probe import asked_of, divergence, probe_images, probe_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,22 @@ class HessianTrace:
     def traces(self, model: nn.Module, layers: Sequence[str], context: Context) -> dict[str, float]:
         """Layer -> trace of its block of the Hessian of the loss per image."""
         probe = probe_of(model, context.runtime.device)
-        weights = [probe.get_parameter(f"{layer}.weight").requires_grad_() for layer in layers]
         batches = probe_images(context, self.images, self.batch_size)
+        asked = {**asked_of(probe, batches), "layers": list(layers), "vectors": self.vectors,
+                 "seed": context.seed}  # fmt: skip
+        found: dict[str, float] = context.recall(
+            asked, lambda: self._traces(probe, batches, layers, context)
+        )
+        return found
+
+    def _traces(
+        self,
+        probe: nn.Module,
+        batches: Sequence[Tensor],
+        layers: Sequence[str],
+        context: Context,
+    ) -> dict[str, float]:
+        weights = [probe.get_parameter(f"{layer}.weight").requires_grad_() for layer in layers]
         draws = -(-self.vectors // len(batches))
         generator = torch.Generator().manual_seed(context.seed + rank())
         total = torch.zeros(len(layers) + 1, dtype=torch.float64, device=context.runtime.device)

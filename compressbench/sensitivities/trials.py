@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,9 +17,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from compressbench.collectives import sum_over_ranks
-from compressbench.core import Context
+from compressbench.core import CheckFailedError, Context
 from compressbench.layout import channels_last
-from compressbench.sensitivities.probe import divergence, weight_replaced
+from compressbench.sensitivities.probe import asked_of, digest, divergence, weight_replaced
 from compressbench.tracing import tensors_in
 
 KEPT = 2**30  # bytes of the outputs of layers that are kept, of one batch
@@ -30,14 +31,24 @@ def costs(
     probe: nn.Module, batches: Sequence[Tensor], trials: Sequence[Trial], context: Context
 ) -> list[float]:
     """How far each trial moves the answers of `probe`: the mean KL(own || trial) an image, in
-    nats, over the images of all ranks; rounding errors below zero count as zero.
+    nats, over the images of all ranks; rounding errors below zero count as zero. Stages that ask
+    the same, for other limits and budgets, measure it once.
     """
+    parts = {**asked_of(probe, batches), "trials": digest(trial() for trial in trials)}
+    found: list[float] = context.recall(parts, lambda: _costs(probe, batches, trials, context))
+    return found
 
+
+def _costs(
+    probe: nn.Module, batches: Sequence[Tensor], trials: Sequence[Trial], context: Context
+) -> list[float]:
     def look(own: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
         return divergence(own.double().log_softmax(1), logits.double()), len(logits)
 
-    found = totals(probe, batches, trials, look, context)
-    return [max(nats, 0.0) / images for nats, images in found]
+    found = [nats / images for nats, images in totals(probe, batches, trials, look, context)]
+    if not all(map(math.isfinite, found)):
+        raise CheckFailedError("sensitivity: answers on training images are not finite")
+    return [max(cost, 0.0) for cost in found]
 
 
 @torch.no_grad()

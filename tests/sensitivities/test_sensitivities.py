@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -159,3 +159,23 @@ def test_options_that_cannot_work_are_refused(options):
     for kind in (LossIncrease, HessianTrace):
         with pytest.raises(UserError, match=f"got {next(iter(options.values()))}"):
             kind(**options)
+
+
+def test_the_curvature_is_measured_once_whatever_the_widths(trained):
+    known: dict[str, object] = {}
+
+    def recall(parts, compute):
+        key = str(sorted(parts.items()))
+        if key not in known:
+            known[key] = compute()
+        return known[key]
+
+    here = replace(context(), recall=recall)
+    few = HessianTrace(96, 8, 32)(trained, candidates(trained, widths=(2,)), here)
+    more = HessianTrace(96, 8, 32)(trained, candidates(trained, widths=(2, 4)), here)
+    assert len(known) == 1
+    assert all(few[layer][2] == more[layer][2] for layer in few)
+    HessianTrace(96, 16, 32)(trained, candidates(trained, widths=(2,)), here)
+    HessianTrace(96, 8, 32)(trained, candidates(trained, "03", (2,)), here)
+    HessianTrace(96, 8, 32)(trained, candidates(trained, widths=(2,)), replace(here, seed=4))
+    assert len(known) == 4

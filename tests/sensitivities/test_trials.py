@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from test_sensitivities import Stripes
 from torch import nn
 from torch.nn import functional as F
 
-from compressbench.core import Context, Runtime
+from compressbench.core import CheckFailedError, Context, Runtime
 from compressbench.sensitivities import trials
 from compressbench.sensitivities.probe import probe_of
 from compressbench.sensitivities.trials import costs, totals
@@ -130,6 +131,44 @@ def test_costs_are_the_divergence_of_an_image():
     ]  # fmt: skip
     assert found == pytest.approx(float(sum(nats)) / 13, rel=1e-4)
     assert costs(probe, batches, [], context()) == []
+
+
+def test_what_is_asked_again_is_not_measured_again():
+    """Any other weight, input or trial is another question; the same ones in a copy are not."""
+    probe, batches, layers = made(Branches)
+    known: dict[str, object] = {}
+
+    def recall(parts, compute):
+        key = str(sorted(parts.items()))
+        if key not in known:
+            known[key] = compute()
+        return known[key]
+
+    here = replace(context(), recall=recall)
+
+    def ask(probe=probe, batches=batches, names=layers[:2]) -> list[float]:
+        fresh = deepcopy(probe)  # statistics of BatchNorm follow what was seen
+        return costs(fresh, batches, [lambda n=n: changed(probe, n) for n in names], here)
+
+    found = ask()
+    assert ask(batches=[x.clone() for x in batches]) == found
+    assert len(known) == 1
+    other, shifted = deepcopy(probe), [batches[0], batches[1] + 1e-3]
+    with torch.no_grad():
+        other.fc.bias[0] += 1e-2
+    strided = deepcopy(probe)
+    strided.last.stride = (2, 2)  # the same tensors in another network
+    for answer in (ask(other), ask(batches=shifted), ask(names=layers[1:3]), ask(strided)):
+        assert answer != found
+    assert len(known) == 5
+
+
+def test_answers_that_are_not_finite_are_refused():
+    probe, batches, layers = made(Branches)
+    with torch.no_grad():
+        probe.fc.bias[0] = float("nan")
+    with pytest.raises(CheckFailedError, match="not finite"):
+        costs(probe, batches, [lambda: changed(probe, layers[0])], context())
 
 
 def test_only_what_a_weight_reaches_is_computed_again(monkeypatch):
