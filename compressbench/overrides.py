@@ -12,7 +12,7 @@ from compressbench.groups import options
 from compressbench.targets import nearest
 
 COMMANDS = ("replay", "store", "sync")
-_STAGE = re.compile(r"~recipe\.stages\.\w+")
+_STAGE = re.compile(r"~recipe\.stages\.[\w-]+")
 
 
 def refuse(arguments: Sequence[str]) -> None:

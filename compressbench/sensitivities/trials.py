@@ -71,6 +71,7 @@ def totals(
                 context.progress(done, len(batches) * len(trials), "what changes of layers cost")
                 figures = look(first.outputs, first.again(trial()), number)
                 found[position].append(torch.tensor([float(f) for f in figures]).double())
+            del first  # before the next batch is kept
     if not trials:
         return []
     sums = torch.stack([torch.stack(rows).sum(0) for rows in found]).to(batches[0].device)
