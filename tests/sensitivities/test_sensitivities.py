@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from remembered import Remembered
 from torch import nn
 from torch.nn import functional as F
 
@@ -162,15 +163,8 @@ def test_options_that_cannot_work_are_refused(options):
 
 
 def test_the_curvature_is_measured_once_whatever_the_widths(trained):
-    known: dict[str, object] = {}
-
-    def recall(parts, compute):
-        key = str(sorted(parts.items()))
-        if key not in known:
-            known[key] = compute()
-        return known[key]
-
-    here = replace(context(), recall=recall)
+    known = Remembered()
+    here = replace(context(), recall=known.recall)
     few = HessianTrace(96, 8, 32)(trained, candidates(trained, widths=(2,)), here)
     more = HessianTrace(96, 8, 32)(trained, candidates(trained, widths=(2, 4)), here)
     assert len(known) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from remembered import Remembered
 from test_sensitivities import Stripes
 from torch import nn
 from torch.nn import functional as F
@@ -136,15 +137,8 @@ def test_costs_are_the_divergence_of_an_image():
 def test_what_is_asked_again_is_not_measured_again():
     """Any other weight, input or trial is another question; the same ones in a copy are not."""
     probe, batches, layers = made(Branches)
-    known: dict[str, object] = {}
-
-    def recall(parts, compute):
-        key = str(sorted(parts.items()))
-        if key not in known:
-            known[key] = compute()
-        return known[key]
-
-    here = replace(context(), recall=recall)
+    known = Remembered()
+    here = replace(context(), recall=known.recall)
 
     def ask(probe=probe, batches=batches, names=layers[:2]) -> list[float]:
         fresh = deepcopy(probe)  # statistics of BatchNorm follow what was seen
