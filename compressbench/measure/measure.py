@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from compressbench.artifact import activation_grid, parameters
 from compressbench.core import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size
+from compressbench.quantizers.activations import float_activations
 
 NOTABLY_SLOWER = 0.95  # of the float model's speed; less is within the noise of a shared machine
 
@@ -63,13 +65,25 @@ def _quality(
     of_file = accuracy.predict(onnx, data, "validation", threads=threads)
     of_model = accuracy.predict_torch(artifact.model, data, "validation")
     quantized = activation_grid(artifact.edits) is not None
-    agreement.check_agreement(of_file, of_model, quantized)
+    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data))
     figures = {
         f"val/{metric}": accuracy.score(metric, of_file, targets),
         f"val/{metric}_torch": accuracy.score(metric, of_model, targets),
         "val/agreement": agreement.agreement(of_file, of_model),
     }
     return figures, of_file
+
+
+def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
+    """Computes the validation logits of the model with its activations left in float."""
+    if activation_grid(artifact.edits) is None:
+        return None
+
+    def logits() -> Tensor:
+        with float_activations(artifact.model):
+            return accuracy.predict_torch(artifact.model, data, "validation")
+
+    return logits
 
 
 def _chance(logits: Tensor, data: Data) -> list[str]:

@@ -7,7 +7,8 @@ first arguments of convolutions and linear functions, with the range of each ten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -189,3 +190,15 @@ def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:
     model.register_forward_pre_hook(quantizers.enter)
     model.register_forward_hook(quantizers.leave, always_call=True)
     return quantizers
+
+
+@contextmanager
+def float_activations(model: nn.Module) -> Iterator[None]:
+    """Leaves the activations of `model` as they are while the context lasts."""
+    quantizers = model.get_submodule(CHILD)
+    assert isinstance(quantizers, ActivationQuantizers)
+    before, quantizers.observe = quantizers.observe, lambda number, values: None
+    try:
+        yield
+    finally:
+        quantizers.observe = before

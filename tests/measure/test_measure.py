@@ -13,6 +13,7 @@ from sklearn import metrics
 
 from compressbench.core import CheckFailedError, UserError
 from compressbench.measure import accuracy, agreement, kernels, latency, measure, size
+from compressbench.quantizers import activations
 
 NAMES = {
     "size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
@@ -143,7 +144,41 @@ def test_near_ties_and_one_image_are_left_to_rounding():
     wrong[:6, 1] = 99.0
     with pytest.raises(CheckFailedError, match=r"0\.9940 .* 0\.995 is required"):
         agreement.check_agreement(wrong, model, True)
-    agreement.check_agreement(wrong[:1], model[:1], False)  # one image is always allowed
+    agreement.check_agreement(wrong[5:8], model[5:8], False)  # one image is always allowed
+
+
+def test_what_activations_lost_to_rounding_is_left_to_rounding():
+    """Numbers, not flipped classes: a net at chance whose logits are all close together."""
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(360, 10, generator=generator)
+    noise = 0.05 * torch.randn(2, 360, 10, generator=generator)
+    model, file = exact + noise[0], exact + noise[1]
+    with pytest.raises(CheckFailedError, match="agree on"):
+        agreement.check_agreement(file, model, True)
+    agreement.check_agreement(file, model, True, lambda: exact)
+    worse = exact + 4 * noise[1]
+    with pytest.raises(CheckFailedError, match="agree on"):
+        agreement.check_agreement(worse, model, True, lambda: exact)
+
+
+def test_logits_that_are_off_are_refused_where_no_class_differs():
+    model = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    for quantized, unrounded in ((False, None), (True, lambda: model + 1e-3)):
+        with pytest.raises(CheckFailedError, match=r"off by .* on the median .*first at image 0"):
+            agreement.check_agreement(1.1 * model, model, quantized, unrounded)
+
+
+def test_activations_are_rounded_again_afterwards(exported, data):
+    model = exported(True)[0].model
+    inputs = data.prepare(data.split("validation").inputs)
+    rounded = model(inputs)
+    with activations.float_activations(model):
+        exact = model(inputs)
+    assert not torch.equal(rounded, exact)
+    assert torch.equal(model(inputs), rounded)
+    plain = type(model)().eval()
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    assert torch.equal(plain(inputs), exact)
 
 
 def test_kernels_tell_integers_from_floats(exported):
