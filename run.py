@@ -1,6 +1,6 @@
 """python run.py recipe=...: the same as the console script `compressbench`."""
 
-from compressbench.cli import main
+from compressbench.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """Setting one up takes seconds, copying it none."""
-    from compressbench.tracking import Place, client_of
+    from compressbench.tracking.mlflow_client import Place, client_of
 
     folder = tmp_path_factory.mktemp("mlflow")
     client_of(Place(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()))
@@ -42,8 +42,8 @@ def home(tmp_path, empty_database):
 @pytest.fixture
 def by_hand(monkeypatch):
     """No process drains a sweep's outbox: the test does, in its own."""
-    from compressbench import sweep_sessions
+    from compressbench.tracking import sweep_session
 
     idle = lambda outbox, place: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
-    monkeypatch.setattr(sweep_sessions, "_start_drain", idle)
-    monkeypatch.setattr(sweep_sessions, "FRONT_SECONDS", 0.0)
+    monkeypatch.setattr(sweep_session, "_start_drain", idle)
+    monkeypatch.setattr(sweep_session, "FRONT_SECONDS", 0.0)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from compressbench.core import Artifact, Coverage, Measurement, Step
-from compressbench.report import RunInfo
+from compressbench.core.types import Artifact, Coverage, Measurement, Step
+from compressbench.results.run_report import RunInfo
 
 NAMES = ("train", "prune", "quantize")
 CONFIG = {
     "recipe": {
         "stages": {
-            "train": {"_target_": "compressbench.stages.train.Train", "epochs": 3},
+            "train": {"_target_": "compressbench.training.train.Train", "epochs": 3},
             "prune": {"criterion": {"_target_": "compressbench.criteria.L1"}, "sparsity": 0.5},
             "quantize": {"bits": 8},
         }

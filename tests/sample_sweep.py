@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compressbench.trials import Constraint, Objective, Sweep, Trial
+from compressbench.results.sweep import Constraint, Objective, Sweep, Trial
 
 OBJECTIVES = (
     Objective("val/accuracy", "maximize"),

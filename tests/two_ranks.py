@@ -13,7 +13,7 @@ from torch import distributed
 from torch import multiprocessing as mp
 
 PRELOADED = ["torch", "torch.distributed", "pytest", "hypothesis", "onnxruntime",
-             "compressbench.stages.batchnorm", "compressbench.data.digits"]  # fmt: skip
+             "compressbench.training.batchnorm", "compressbench.data.digits"]  # fmt: skip
 
 
 def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Datasets and their batches; one file for each conf/dataset/*.yaml."""

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compressbench.checks import check_flag, check_integer, check_share
-from compressbench.core import DataSpec, Split, SplitName, Tokens, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import DataSpec, Split, SplitName, Tokens
+from compressbench.core.validation import check_flag, check_integer, check_share
 from compressbench.data import files, splits, tokens
-from compressbench.data.kept import Tensors, kept
 from compressbench.data.labels import Label, targets
+from compressbench.data.tensor_cache import Tensors, kept
 
 CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 NUMBERS: dict[Label, int] = {label: label - 1 for label in range(1, len(CLASSES) + 1)}

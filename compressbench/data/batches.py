@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressbench.core import Data, Split, SplitName, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import Data, Split, SplitName
 
 CPU = torch.device("cpu")
 RESIDENT_BYTES = 2 * 2**30  # a split up to this size is moved to the accelerator as a whole

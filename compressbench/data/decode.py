@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import files
-from compressbench.data.kept import Tensors, kept
 from compressbench.data.sources import Source
+from compressbench.data.tensor_cache import Tensors, kept
 
 if TYPE_CHECKING:
     from PIL import Image

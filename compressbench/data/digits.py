@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressbench.checks import check_integer
-from compressbench.core import CheckFailedError, DataSpec, Split, SplitName, UserError
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.types import DataSpec, Split, SplitName
+from compressbench.core.validation import check_integer
 from compressbench.data import splits, transforms
 
 TABLE = "datasets/data/digits.csv.gz"  # 64 pixels and the label

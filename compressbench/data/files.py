@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 
 MEMO = "hashes.json"
 

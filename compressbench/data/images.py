@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressbench.core import DataSpec, Split, SplitName, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import DataSpec, Split, SplitName
 from compressbench.data import splits, transforms
 from compressbench.data.decode import Form, first_form
 from compressbench.data.labels import class_numbers, targets

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 
 Label = str | int
 

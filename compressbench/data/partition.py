@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressbench.core import Split, SplitName, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import Split, SplitName
 from compressbench.data import files, splits
 from compressbench.data.decode import Form, decoded, decoder
 from compressbench.data.labels import Label, targets

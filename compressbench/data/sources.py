@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.data.labels import Label
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

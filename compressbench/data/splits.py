@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressbench.checks import check_integer, is_number
-from compressbench.core import SplitName, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import SplitName
+from compressbench.core.validation import check_integer, is_number
 
 
 def stratified(

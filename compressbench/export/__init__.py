@@ -1,0 +1,1 @@
+"""From an artifact to one ONNX file, and what ships beside it."""

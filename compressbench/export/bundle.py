@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressbench.core import CheckFailedError, DataSpec
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
 
 ZSTD_LEVEL = 19

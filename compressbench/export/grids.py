@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from compressbench.artifact import codebook_bits, integer_weight, weight_bits, zero_point
-from compressbench.core import Artifact, CheckFailedError
+from compressbench.core.edits import codebook_bits, integer_weight, weight_bits, zero_point
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Artifact
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compressbench.core import DataSpec
+from compressbench.core.types import DataSpec
 
 TOKENIZER = "tokenizer.json"  # beside the file, for texts
 

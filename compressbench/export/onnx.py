@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from compressbench.artifact import activation_grid, codebook_bits, weight_bits, weight_grids
-from compressbench.core import Artifact, CheckFailedError, Data, DataSpec
+from compressbench.core.edits import activation_grid, codebook_bits, weight_bits, weight_grids
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.grid import Grid
+from compressbench.core.types import Artifact, Data, DataSpec
 from compressbench.export.inputs import describe_input, input_notes
 from compressbench.export.opsets import (
     IR_VERSION,
@@ -21,7 +23,6 @@ from compressbench.export.opsets import (
     check_opset,
     declared_opset,
 )
-from compressbench.quantizers.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir

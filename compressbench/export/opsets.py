@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from compressbench.checks import check_integer
+from compressbench.core.validation import check_integer
 
 OLDEST, NATIVE, PLAIN, INT4, NEWEST = 17, 18, 20, 21, 25  # PyTorch's exporter writes 18 and above
 SINCE = {2: NEWEST, 4: INT4, 8: OLDEST}  # bits of a stored integer -> the opset that brought it

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.artifact import integer_weight
+from compressbench.core.edits import integer_weight
 from compressbench.export.lowering.integer import ActivationGrid
 
 IMAGES, POSITIONS = 16, 512

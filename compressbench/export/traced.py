@@ -13,7 +13,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from compressbench.core import CheckFailedError, Edit
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Edit
 
 # They give layers buffers for the export, and leave what the model computes as it is.
 _AFTER_TRACING = {"mask", "weight_grid", "codebook"}

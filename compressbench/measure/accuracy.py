@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import CheckFailedError, Data, SplitName, UserError
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.types import Data, SplitName
 
 METRICS = ("accuracy", "balanced_accuracy", "f1")
 

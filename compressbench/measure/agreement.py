@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from compressbench.core import CheckFailedError
+from compressbench.core.errors import CheckFailedError
 
 # Least share of images that must get the same class, and a difference of logits that is always
 # left to rounding, in units of the mean range of the logits of an image. With 8 bits the logits of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressbench.core import Data
+from compressbench.core.types import Data
 
 WARM_UP, MIN_PAIRS, MAX_PAIRS = 3, 5, 2000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressbench.core import CheckFailedError
+from compressbench.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressbench.artifact import activation_grid, weight_bits, zero_point
-from compressbench.core import Artifact, CheckFailedError
+from compressbench.core.edits import activation_grid, weight_bits, zero_point
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Artifact
 
 ZSTD_LEVEL = 19
 

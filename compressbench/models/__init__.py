@@ -1,0 +1,1 @@
+"""Architectures and checkpoints; one file for each conf/model/*.yaml."""

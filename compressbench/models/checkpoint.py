@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 PREFIXES = ("module.", "model.")  # of DataParallel, of common wrappers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 
 
 def extra(library: str, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.extras import extra
 
 _REMOTE = {"auto_map", "_name_or_path"}  # of a config.json: where it came from

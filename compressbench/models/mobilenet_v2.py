@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.checks import check_positive
+from compressbench.core.validation import check_positive
 
 # expansion, channels, blocks, stride of the first block (Sandler et al. 2018, table 2), with the
 # first two strides of 2 taken back for images of 32x32

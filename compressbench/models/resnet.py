@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.checks import check_integer
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_integer
 
 
 class BasicBlock(nn.Module):

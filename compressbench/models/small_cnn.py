@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.checks import check_integer
+from compressbench.core.validation import check_integer
 
 
 def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:

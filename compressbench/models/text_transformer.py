@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.checks import check_integer, check_share
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_integer, check_share
 
 
 class TextTransformer(nn.Module):

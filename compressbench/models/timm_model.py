@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.extras import extra
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from compressbench.checks import check_integer
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_integer
 
 
 class VggSmall(nn.Module):

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressbench.search.desk import Desk
+from compressbench.results.sweep import Sweep
 from compressbench.search.spec import Spec, load_spec
+from compressbench.search.storage import Desk
 from compressbench.search.supervisor import LOOK_SECONDS, OnChange
-from compressbench.trials import Sweep
 
 SPEC_FILE = ".worker.json"
 Launch = Callable[[int, Path], None]  # so many workers, on the spec in a file; returns at the end

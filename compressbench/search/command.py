@@ -13,33 +13,33 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from compressbench.errors import UserError
-from compressbench.groups import config_folder
-from compressbench.redact import redact
+from compressbench.config.compose import cached_config
+from compressbench.config.groups import config_folder
+from compressbench.config.instantiate import build, leave
+from compressbench.core.errors import UserError
+from compressbench.core.redact import redact
+from compressbench.results.sweep import Sweep
+from compressbench.results.sweep_file import write_sweep
+from compressbench.results.sweep_terminal import SweepView
+from compressbench.search import initial_trials
 from compressbench.search import space as spaces
-from compressbench.search import starts
-from compressbench.search.checked import check_places, check_values, read_metric
 from compressbench.search.cluster import Launch, supervise_jobs
-from compressbench.search.compose import cached_config
-from compressbench.search.desk import Desk, database_address, open_desk
-from compressbench.search.identity import check_same, digest, fingerprint
-from compressbench.search.loop import RUNNING
+from compressbench.search.fingerprint import check_same, digest, fingerprint
 from compressbench.search.options import (
     Options,
     read_constraints,
     read_objectives,
     read_options,
 )
-from compressbench.search.shown import show_end
+from compressbench.search.snapshot import DESCRIPTION, as_sweep
 from compressbench.search.spec import Spec
+from compressbench.search.storage import Desk, database_address, open_desk
+from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
-from compressbench.search.table import DESCRIPTION, as_sweep
-from compressbench.sweep_file import write_sweep
-from compressbench.sweep_sessions import Tracked
-from compressbench.sweep_view import SweepView
-from compressbench.targets import build, leave
-from compressbench.trackers import Tracker
-from compressbench.trials import Sweep
+from compressbench.search.validate import check_places, check_values, read_metric
+from compressbench.search.worker_loop import RUNNING
+from compressbench.tracking.sweep_session import Tracked
+from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
@@ -164,12 +164,15 @@ def _plan(
     build(options.sampler, "search.sampler", seed=0, number=0)
     if options.storage is not None:
         database_address(options.storage)
-    known, ends = starts.known(options.enqueue, space), starts.corners(space, configs)
+    known, ends = (
+        initial_trials.known(options.enqueue, space),
+        initial_trials.corners(space, configs),
+    )
     is_grid = str(options.sampler["_target_"]).endswith(".grid")
     if is_grid:
-        first = starts.grid(space, configs, options.seed)
+        first = initial_trials.grid(space, configs, options.seed)
     else:
-        first = starts.unique([*known, *(ends if options.corners else [])])
+        first = initial_trials.unique([*known, *(ends if options.corners else [])])
     n_trials = options.n_trials or (len(first) if is_grid else DEFAULT_TRIALS)
     n_trials = min(n_trials, len(first)) if is_grid else n_trials
     print_ = fingerprint(space, objectives, constraints, combinations)
@@ -220,7 +223,7 @@ def _identify(desk: Desk, spec: Spec, print_: Mapping[str, str], workers: int) -
 
 def _describe(spec: Spec) -> dict[str, Any]:
     """Write what a reader of the sweep's folder needs, without credentials."""
-    from compressbench.report import write_json_atomic
+    from compressbench.results.run_report import write_json_atomic
 
     description = {
         "schema_version": 1,

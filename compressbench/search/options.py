@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from compressbench.checks import check_flag, check_integer, check_positive
-from compressbench.errors import UserError
-from compressbench.targets import nearest
-from compressbench.trials import Constraint, Direction, Objective
+from compressbench.config.instantiate import nearest
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_flag, check_integer, check_positive
+from compressbench.results.sweep import Constraint, Direction, Objective
 
 _FIGURES = ("size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
             "size/theoretical_bits", "compute/macs", "compute/integer_kernels", "latency/p50_ms",

@@ -9,13 +9,13 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from compressbench import pareto
-from compressbench.fronts import signed
+from compressbench.results import pareto
+from compressbench.results.front import signed
 from compressbench.search import space as spaces
-from compressbench.search.desk import Desk
-from compressbench.search.loop import IDLE_SECONDS, StoppedError, holding
 from compressbench.search.result import Result
 from compressbench.search.spec import Spec
+from compressbench.search.storage import Desk
+from compressbench.search.worker_loop import IDLE_SECONDS, StoppedError, holding
 
 
 def repeat_front(desk: Desk, spec: Spec, owner: str) -> None:

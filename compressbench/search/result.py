@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from compressbench.trials import Constraint, Objective
+from compressbench.results.sweep import Constraint, Objective
 
 Kind = Literal["", "user", "check", "memory", "bug", "lost"]
 

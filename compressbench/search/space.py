@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressbench.checks import is_number
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
+from compressbench.core.validation import is_number
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

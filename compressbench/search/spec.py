@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressbench.results.sweep import Constraint, Objective
 from compressbench.search.space import Parameter
-from compressbench.trials import Constraint, Objective
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressbench.errors import UserError
-from compressbench.search.desk import Desk
+from compressbench.core.errors import UserError
+from compressbench.results.sweep import FINISHED, Sweep
 from compressbench.search.spec import Spec
+from compressbench.search.storage import Desk
 from compressbench.search.worker import EXIT_USER
-from compressbench.trials import FINISHED, Sweep
 
 POLL_SECONDS, LOOK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 15.0
 MOST_DEATHS = 20  # of workers in a row without a finished trial

@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressbench.core import Step
-from compressbench.errors import CheckFailedError, UserError
-from compressbench.recipe import run
-from compressbench.report import markdown
-from compressbench.runs import begin, prepare, record, ship, tags
-from compressbench.search.compose import compose_config
+from compressbench.config.compose import compose_config
+from compressbench.config.instantiate import build, leave
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.types import Step
+from compressbench.engine.executor import run
+from compressbench.engine.run import begin, prepare, record, ship, tags
+from compressbench.results.run_report import markdown
 from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
-from compressbench.targets import build, leave
-from compressbench.trackers import Tracker
+from compressbench.tracking.trackers import Tracker
 
 Stop = Callable[[Step], str]  # why to stop after a stage, "" to go on
 SEED_STEP = 1  # the seed of repeat r is the recipe's plus r
@@ -38,24 +38,24 @@ def run_trial(
     progress: Callable[[int, int, str], None],
 ) -> Result:
     """Run a recipe into `folder`, as a single run does, but without test data and pictures."""
-    plan, workshop = prepare(config)
-    workshop = replace(workshop, test=False, progress=progress)
+    plan, run_context = prepare(config)
+    run_context = replace(run_context, test=False, progress=progress)
     command = ["python", "run.py", *leave(), *_shown(spec.fixed), *overrides]
-    info = begin(config, folder, command, workshop.data)
+    info = begin(config, folder, command, run_context.data)
     tracker: Tracker = build(config["tracking"], "tracking")
-    labels = tags(config, workshop.data)
+    labels = tags(config, run_context.data)
     session = tracker.start_trial(folder, name, labels, config, spec.tag)
     steps: list[Step] = []
     status, reason = "failed", ""
     try:
-        for step in run(plan, workshop):
+        for step in run(plan, run_context):
             steps.append(step)
             session.log_step(step)
             reason = "" if step.is_last else stop(step)
             if reason:
                 break
         if not reason:
-            ship(steps[-1], workshop, folder)
+            ship(steps[-1], run_context, folder)
         status = "finished"
     finally:
         report, files = record(info, steps, status)
@@ -93,8 +93,8 @@ def run_repeat(spec: Spec, overrides: Sequence[str], repeat: int) -> Result:
     """A member of the final front once more, under another seed, with test data."""
     config = trial_config(spec, overrides)
     seed = config["seed"] + repeat * SEED_STEP
-    plan, workshop = prepare({**config, "seed": seed})
-    steps = list(run(plan, workshop))
+    plan, run_context = prepare({**config, "seed": seed})
+    steps = list(run(plan, run_context))
     return Result("complete", dict(steps[-1].measurement.figures),
                   dict(steps[0].measurement.figures))  # fmt: skip
 

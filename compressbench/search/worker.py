@@ -18,18 +18,18 @@ from typing import Any
 
 from optuna.trial import Trial, TrialState
 
-from compressbench.errors import UserError
+from compressbench.config.compose import cached_config
+from compressbench.config.instantiate import build
+from compressbench.core.errors import UserError
 from compressbench.search import space as spaces
-from compressbench.search.compose import cached_config
-from compressbench.search.desk import Desk, open_desk
-from compressbench.search.early import hopeless
-from compressbench.search.loop import TRIALS, Lease, StoppedError, work, work_folder
+from compressbench.search.early_stopping import hopeless
+from compressbench.search.initial_trials import Configs, end
 from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
-from compressbench.search.starts import Configs, end
+from compressbench.search.storage import Desk, open_desk
+from compressbench.search.worker_loop import TRIALS, Lease, StoppedError, work, work_folder
 from compressbench.store.processes import process_token
-from compressbench.targets import build
 
 EXIT_USER = 101  # Python itself may end with 1
 
@@ -70,7 +70,7 @@ def serve(spec: Spec, index: int) -> None:
 
 def warm_up(spec: Spec) -> None:
     """Import all that a trial needs and lay one out: a worker that starts holds no trial yet."""
-    from compressbench.runs import prepare
+    from compressbench.engine.run import prepare
     from compressbench.search.trial import trial_config
 
     settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))

@@ -1,0 +1,1 @@
+"""A content-addressed store: no stage, export or measurement is computed twice."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store import manifest as manifests
 from compressbench.store import pins
 from compressbench.store.keys import content_key, is_key

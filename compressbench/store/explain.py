@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compressbench.redact import redact
+from compressbench.core.redact import redact
 from compressbench.store.entries import Entry, Store
 from compressbench.store.keys import content_key
 

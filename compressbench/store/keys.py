@@ -10,7 +10,7 @@ from typing import Any
 
 import rfc8785
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _LARGEST_INTEGER = 2**53 - 1  # beyond it, JSON numbers are not exact

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compressbench.errors import CheckFailedError
-from compressbench.redact import redact
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.redact import redact
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1

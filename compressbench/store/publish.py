@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store.manifest import MANIFEST, regular_files
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of the process

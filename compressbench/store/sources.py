@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 
 _OURS = __name__.partition(".")[0]
 _Asked = tuple[tuple[str, ...], str, tuple[str, ...]]

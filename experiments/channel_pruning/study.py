@@ -88,9 +88,9 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.recipe import run
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.executor import run
+    from compressbench.engine.run import prepare
 
     fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none", "name=study",
              "~search"]  # fmt: skip
@@ -98,13 +98,13 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
         composed = compose("config", [*fixed, *where, *setting.overrides()])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    plan, workshop = prepare({str(k): v for k, v in config.items()})
+    plan, run_context = prepare({str(k): v for k, v in config.items()})
     if setting.method in OURS:
-        first, *_, last = run(plan, workshop)
+        first, *_, last = run(plan, run_context)
         figures = dict(last.measurement.figures)
     else:
-        first = next(run(plan[:1], workshop))
-        figures = theirs(setting, first, plan[-1], workshop)
+        first = next(run(plan[:1], run_context))
+        figures = theirs(setting, first, plan[-1], run_context)
     return {
         **asdict(setting),
         "test_accuracy": figures["test/accuracy"],
@@ -118,25 +118,25 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def theirs(setting: Setting, first: Any, finetune: Any, workshop: Any) -> dict[str, Any]:
+def theirs(setting: Setting, first: Any, finetune: Any, run_context: Any) -> dict[str, Any]:
     """Another library on the model of the first step, then finetune and measurement as ours."""
     from compressbench.export.onnx import export_onnx
-    from compressbench.measure.measure import measure_model, test_figures
-    from compressbench.stages.batchnorm import reestimate_batchnorm_
+    from compressbench.measure.figures import measure_model, test_figures
+    from compressbench.training.batchnorm import reestimate_batchnorm_
 
     with tempfile.TemporaryDirectory() as folder:
-        context = workshop.context(finetune.job, Path(folder))
+        context = run_context.context(finetune.job, Path(folder))
         model = first.artifact.model
         if setting.method == FASTNAS:
-            small = fastnas(model, setting, context, workshop)
+            small = fastnas(model, setting, context, run_context)
         else:
-            small = torch_pruned(model, setting, context, _example(workshop))
+            small = torch_pruned(model, setting, context, _example(run_context))
         reestimate_batchnorm_(small, context, 1024)
         pruned = replace(first.artifact, model=small.eval(), key="")
         tuned = finetune.stage.run({"model": pruned}, context).artifact
         file = Path(folder) / "model.onnx"
-        export_onnx(tuned, workshop.data, file, workshop.opset)
-        reference, data = first.files / "model.onnx", workshop.data
+        export_onnx(tuned, run_context.data, file, run_context.opset)
+        reference, data = first.files / "model.onnx", run_context.data
         measured = measure_model(tuned, file, reference, data, threads=1).figures
         return {**measured, **test_figures(file, data, threads=1)}
 
@@ -148,8 +148,8 @@ def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> An
     """
     from torch.nn import functional as F
 
-    from compressbench.images import training_batches
-    from compressbench.stages.limits import macs
+    from compressbench.data.calibration import training_batches
+    from compressbench.pruning.channels.limits import macs
 
     allowed = macs(model, example) / float(setting.target[:-1])
     source = deepcopy(model).eval().requires_grad_(True)
@@ -164,17 +164,17 @@ def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> An
     raise SystemExit(f"{setting.method} does not reach {setting.target}")
 
 
-def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
+def fastnas(model: Any, setting: Setting, context: Any, run_context: Any) -> Any:
     """A copy of `model` with the widths, multiples of 8, that FastNAS finds for the limit."""
     import modelopt.torch.prune as mtp
     import torch
 
-    from compressbench.images import training_batches
-    from compressbench.layout import reordered
+    from compressbench.core.memory_format import reordered
+    from compressbench.data.calibration import training_batches
 
-    split = workshop.data.split("validation")
+    split = run_context.data.split("validation")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    batches = [(reordered(workshop.data.prepare(split.inputs[r])), split.targets[r])
+    batches = [(reordered(run_context.data.prepare(split.inputs[r])), split.targets[r])
                for r in order[:SCORED].split(250)]  # fmt: skip
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ def fastnas(model: Any, setting: Setting, context: Any, workshop: Any) -> Any:
         deepcopy(model),
         mode=[("fastnas", widths)],
         constraints={"flops": f"{100 / float(setting.target[:-1]):.2f}%"},
-        dummy_input=_example(workshop)[:1],
+        dummy_input=_example(run_context)[:1],
         config={
             "data_loader": [(reordered(x), y) for x, y in train],
             "score_func": score,
@@ -220,10 +220,10 @@ def cut(source: Any, setting: Setting, ratio: float, step: int, example: Any) ->
     return copy.eval()
 
 
-def _example(workshop: Any) -> Any:
+def _example(run_context: Any) -> Any:
     import torch
 
-    return torch.zeros(2, *workshop.data.spec.input_shape)
+    return torch.zeros(2, *run_context.data.spec.input_shape)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

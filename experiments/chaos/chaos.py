@@ -23,8 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from compressbench.search.table import list_sweeps, read_sweep
-from compressbench.trials import Sweep
+from compressbench.results.sweep import Sweep
+from compressbench.search.snapshot import list_sweeps, read_sweep
 
 ROOT = Path(__file__).parents[2]
 SPACE = [

@@ -42,9 +42,9 @@ def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.recipe import run
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.executor import run
+    from compressbench.engine.run import prepare
 
     student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20",
                f"{STAGE}.model.depth=8", f"{STAGE}.model.base_width=8"]  # fmt: skip
@@ -55,8 +55,8 @@ def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict
         composed = compose("config", [*fixed, *METHODS[method], *where])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    plan, workshop = prepare({str(k): v for k, v in config.items()})
-    *_, last = run(plan, workshop)
+    plan, run_context = prepare({str(k): v for k, v in config.items()})
+    *_, last = run(plan, run_context)
     figures = last.measurement.figures
     return {
         "method": method,

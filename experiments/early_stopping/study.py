@@ -21,9 +21,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressbench import fronts
-from compressbench.search.table import list_sweeps, read_sweep
-from compressbench.trials import Sweep, Trial
+from compressbench.results import front as fronts
+from compressbench.results.sweep import Sweep, Trial
+from compressbench.search.snapshot import list_sweeps, read_sweep
 
 ROOT = Path(__file__).parents[2]
 SPACE = [

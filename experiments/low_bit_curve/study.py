@@ -84,9 +84,9 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.recipe import run
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.executor import run
+    from compressbench.engine.run import prepare
 
     fixed = ["model=resnet20", "dataset=cifar10", "trainer=cpu", "trainer.threads=1", "name=study"]
     with initialize_config_dir(str(config_folder())):
@@ -95,8 +95,8 @@ def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
         )
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    plan, workshop = prepare({str(k): v for k, v in config.items()})
-    baseline, last = run(plan, workshop)
+    plan, run_context = prepare({str(k): v for k, v in config.items()})
+    baseline, last = run(plan, run_context)
     figures = last.measurement.figures
     return {
         **asdict(setting),

@@ -47,9 +47,9 @@ def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.recipe import run
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.executor import run
+    from compressbench.engine.run import prepare
 
     seed, width, teacher = cell
     student = ["+stage@recipe.stages.student=train", "+model@recipe.stages.student.model=resnet20",
@@ -63,8 +63,8 @@ def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
         composed = compose("config", [*fixed, *where])
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
-    plan, workshop = prepare({str(k): v for k, v in config.items()})
-    *_, last = run(plan, workshop)
+    plan, run_context = prepare({str(k): v for k, v in config.items()})
+    *_, last = run(plan, run_context)
     figures = last.measurement.figures
     return {
         "seed": seed,

@@ -23,8 +23,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressbench import pareto
-from compressbench.pareto import FLOOR_BELOW_BASELINE
+from compressbench.results import pareto
+from compressbench.results.pareto import FLOOR_BELOW_BASELINE
 
 if TYPE_CHECKING:
     from compressbench.search.result import Result
@@ -67,11 +67,11 @@ def hypervolume(points: Sequence[Point], accuracy: float, size: float) -> float:
 
 
 def make_spec(problem: str, sampler: str, seed: int, trials: int, folder: str) -> Spec:
-    from compressbench.groups import config_folder
-    from compressbench.search.compose import compose_config
+    from compressbench.config.compose import compose_config
+    from compressbench.config.groups import config_folder
+    from compressbench.results.sweep import Objective
     from compressbench.search.space import parse
     from compressbench.search.spec import Spec
-    from compressbench.trials import Objective
 
     conf = (config_folder(),)
     config = compose_config([*fixed(problem), f"sampler@search.sampler={sampler}"], conf)
@@ -90,9 +90,9 @@ def sweep(
     problem: str, sampler: str, seed: int, trials: int, folder: str
 ) -> tuple[str, int, list[Point], Point]:
     """One sweep, one trial after the other: (sampler, seed, its points in order, the float's)."""
-    from compressbench.search.desk import open_desk
-    from compressbench.search.loop import work
+    from compressbench.search.storage import open_desk
     from compressbench.search.worker import perform, use_sampler
+    from compressbench.search.worker_loop import work
     from compressbench.store.processes import process_token
 
     spec = make_spec(problem, sampler, seed, trials, folder)

@@ -17,13 +17,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from compressbench.core import Data
-from compressbench.images import training_images
+from compressbench.core.types import Data
+from compressbench.data.calibration import training_images
+from compressbench.engine.context import RunContext
+from compressbench.engine.executor import run
+from compressbench.engine.plan import Planned
 from compressbench.measure.accuracy import predict, score
 from compressbench.measure.kernels import INTEGER, integer_kernels
 from compressbench.measure.latency import measure_latency
-from compressbench.plan import Planned
-from compressbench.recipe import Workshop, run
 
 STAGE = "recipe.stages.quantize"
 LATENCY_RUNS = 5
@@ -32,9 +33,9 @@ LATENCY_RUNS = 5
 class Reader:
     """The calibration images that our stage takes, one batch at a time, as the runtime asks."""
 
-    def __init__(self, plan: Sequence[Planned], workshop: Workshop, folder: Path) -> None:
+    def __init__(self, plan: Sequence[Planned], run_context: RunContext, folder: Path) -> None:
         job, stage = plan[-1].job, plan[-1].stage
-        context = workshop.context(job, folder)
+        context = run_context.context(job, folder)
         images, size = job.config["calibration_images"], job.config["batch_size"]
         assert stage.adds
         self.batches = iter([b.numpy() for b in training_images(context, images, size)])
@@ -44,13 +45,13 @@ class Reader:
         return None if batch is None else {"input": batch}
 
 
-def layout(where: Sequence[str], *more: str) -> tuple[list[Planned], Workshop]:
+def layout(where: Sequence[str], *more: str) -> tuple[list[Planned], RunContext]:
     """The plan of the checkpoint and an 8-bit quantize stage."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.run import prepare
 
     fixed = ["model=resnet20", "dataset=cifar10", "recipe=quantize", "trainer=cpu",
              "trainer.threads=1", "tracking=none", "name=study"]  # fmt: skip
@@ -98,18 +99,18 @@ def main() -> None:
         f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
         f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
     ]
-    plan, workshop = layout(where)
-    baseline, ours = (step.files / "model.onnx" for step in run(plan, workshop))
+    plan, run_context = layout(where)
+    baseline, ours = (step.files / "model.onnx" for step in run(plan, run_context))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = {"float": baseline, "compressbench": ours}
         for form in ("QDQ", "QOperator"):
-            reader = Reader(plan, workshop, folder)
+            reader = Reader(plan, run_context, folder)
             files[f"ONNX Runtime, {form}"] = theirs(baseline, folder / f"{form}.onnx", reader, form)
         print("| file | test accuracy, % | bytes | integer kernels | latency over float |")
         print("|---|---|---|---|---|")
         for label, path in files.items():
-            print(row(label, path, baseline, workshop.data), flush=True)
+            print(row(label, path, baseline, run_context.data), flush=True)
 
 
 if __name__ == "__main__":

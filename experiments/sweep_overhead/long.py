@@ -19,9 +19,9 @@ from typing import Any
 
 from measure import FIGURES, OBJECTIVES, make_sampler, make_spec, suggested
 
-from compressbench.search.desk import open_desk
-from compressbench.search.loop import work
 from compressbench.search.result import Result
+from compressbench.search.storage import open_desk
+from compressbench.search.worker_loop import work
 from compressbench.store.processes import process_token
 
 EVERY = 1000

@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressbench.search.desk import open_desk
-from compressbench.search.loop import work
+from compressbench.results.sweep import Objective
 from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.space import Parameter
 from compressbench.search.spec import Spec
+from compressbench.search.storage import open_desk
+from compressbench.search.worker_loop import work
 from compressbench.store.processes import process_token
-from compressbench.trials import Objective
 
 OBJECTIVES = (Objective("val/accuracy", "maximize"), Objective("size/download_bytes", "minimize"))
 SPACE = (

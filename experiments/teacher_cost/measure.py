@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import TRAINED, Artifact, Context, DataSpec, Runtime, Split
-from compressbench.losses.hinton import Hinton
+from compressbench.config.instantiate import build
+from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Runtime, Split
 from compressbench.models.resnet import ResNet
-from compressbench.stages import teachers
-from compressbench.stages.schedule import Schedule
-from compressbench.stages.teaching import lesson
-from compressbench.stages.train import cross_entropy
-from compressbench.targets import build
+from compressbench.training.fits.schedule import Schedule
+from compressbench.training.losses.hinton import Hinton
+from compressbench.training.teaching import teachers
+from compressbench.training.teaching.objective import lesson
+from compressbench.training.train import cross_entropy
 
 BATCH, STEPS, IMAGES = 64, 4, 2048
 

@@ -35,9 +35,9 @@ def measure(name: str, seed: int, root: Path, epochs: int, quick: bool) -> dict[
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.groups import config_folder
-    from compressbench.recipe import run
-    from compressbench.runs import prepare
+    from compressbench.config.groups import config_folder
+    from compressbench.engine.executor import run
+    from compressbench.engine.run import prepare
 
     fits = ["train", *(["distill"] if "recipe=baseline" not in ROWS[name] else [])]
     fixed = ["dataset=ag_news", f"dataset.root={root}", "dataset.test_fraction=0.3",
@@ -50,8 +50,8 @@ def measure(name: str, seed: int, root: Path, epochs: int, quick: bool) -> dict[
     assert isinstance(config, dict)
     if name == "student alone":
         config["model"] |= config["model"]["student"]
-    plan, workshop = prepare({str(k): v for k, v in config.items() if k != "search"})
-    *_, last = run(plan, workshop)
+    plan, run_context = prepare({str(k): v for k, v in config.items() if k != "search"})
+    *_, last = run(plan, run_context)
     return {"row": name, "seed": seed, **{f: last.measurement.figures[f] for f in FIGURES}}
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from compressbench.core import Context, Data, Runtime, Split
+from compressbench.config.instantiate import build
+from compressbench.core.types import Context, Data, Runtime, Split
 from compressbench.data.batches import batches
 from compressbench.data.cifar10 import Cifar10
 from compressbench.models.resnet import ResNet
-from compressbench.stages.fit import fit_
-from compressbench.stages.schedule import Schedule
-from compressbench.stages.train import cross_entropy
-from compressbench.targets import build
+from compressbench.training.fits.fit import fit_
+from compressbench.training.fits.schedule import Schedule
+from compressbench.training.train import cross_entropy
 
 BATCH = 128
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from compressbench.core import Context, Runtime
+from compressbench.config.groups import config_folder
+from compressbench.config.instantiate import build
+from compressbench.core.types import Context, Runtime
 from compressbench.data.digits import Digits
-from compressbench.groups import config_folder
-from compressbench.targets import build
 
 CONF = config_folder()
 

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from sample_texts import write_news
 
-from compressbench.errors import UserError
-from compressbench.groups import config_folder
-from compressbench.runtime import resolve
-from compressbench.targets import build, check
+from compressbench.config.groups import config_folder
+from compressbench.config.instantiate import build, check
+from compressbench.core.errors import UserError
+from compressbench.engine.runtime import resolve
+from tests.sample_texts import write_news
 
 CONF = config_folder()
 WRONG = ["abc", "", -7, 0, 2.5, math.nan, math.inf, True, None, [], ["abc"], [-1], {"abc": 1}]

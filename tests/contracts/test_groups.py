@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from group_files import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compressbench.config.groups import GROUPS, options
+from compressbench.config.instantiate import build, takes_option
+from compressbench.core.protocols import FeatureLoss, LearntCriterion
+from compressbench.core.types import Runtime, Stage
+from compressbench.data.digits import Digits
+from compressbench.pruning.criteria.scores import of_channels, of_weights, scores_of
+from compressbench.training.teaching.objective import Compared
+from tests.contracts.group_files import (
     CONF,
     FILES,
     GIVEN,
@@ -18,17 +29,6 @@ from group_files import (
     plain,
     read,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
-
-from compressbench.core import Runtime, Stage
-from compressbench.criteria.scores import of_channels, of_weights, scores_of
-from compressbench.data.digits import Digits
-from compressbench.groups import GROUPS, options
-from compressbench.methods import FeatureLoss, LearntCriterion
-from compressbench.stages.teaching import Compared
-from compressbench.targets import build, takes_option
 
 
 def test_every_group_is_on_the_help_page():
@@ -202,7 +202,7 @@ def test_a_recipe_lays_out(path):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from compressbench.plan import make_plan
+    from compressbench.engine.plan import make_plan
 
     with initialize_config_dir(str(CONF)):
         config = OmegaConf.to_container(compose("config", overrides=[f"recipe={path.stem}"]))

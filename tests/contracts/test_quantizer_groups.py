@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from group_files import composed, context, of, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressbench.quantizers.activations import fake_quantize
-from compressbench.quantizers.grid import Grid, expand, step_limits
-from compressbench.targets import build
+from compressbench.config.instantiate import build
+from compressbench.core.activation_quantizers import fake_quantize
+from compressbench.core.grid import Grid, expand, step_limits
+from tests.contracts.group_files import composed, context, of, plain
 
 
 def is_observer(path: Path) -> bool:

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from sample_texts import write_news
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import tokens
 from compressbench.data.ag_news import AgNews, read_texts
+from tests.sample_texts import write_news
 
 ROWS = 120
 SMALL = {"vocabulary": 300, "max_tokens": 20}

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressbench.core import DataSpec, Split, UserError
+from compressbench.core.errors import UserError
+from compressbench.core.types import DataSpec, Split
 from compressbench.data.batches import Batches, batch_count, batches
 
 

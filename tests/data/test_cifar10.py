@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import decode, partition
 from compressbench.data.cifar10 import Cifar10
 

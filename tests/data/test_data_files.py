@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import files
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.data import splits
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import decode
 from compressbench.data.decode import Form, decoded, first_form
 from compressbench.data.sources import Folder, Parquet

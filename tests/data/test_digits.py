@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import digits
 from compressbench.data.digits import Digits
 

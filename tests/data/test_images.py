@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressbench.core import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data.batches import batches
 from compressbench.data.images import Images
 

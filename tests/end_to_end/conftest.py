@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 
 import pytest
-from running import QUIET, Run, few_epochs, finished_run
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from tests.end_to_end.running import QUIET, Run, few_epochs, finished_run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from compressbench.cli import main
-from compressbench.groups import config_folder
+from compressbench.cli.main import main
+from compressbench.config.groups import config_folder
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer=cpu", "trainer.threads=1", "tracking=none")

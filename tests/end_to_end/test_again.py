@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 
 import torch
-from running import QUIET, few_epochs, files_in, finished_run, read_run, run_here, run_process
+
+from tests.end_to_end.running import (
+    QUIET,
+    few_epochs,
+    files_in,
+    finished_run,
+    read_run,
+    run_here,
+    run_process,
+)
 
 RECIPE = "prune_then_quant"
 
@@ -26,7 +35,11 @@ def test_the_second_run_takes_everything_from_the_store(
     digits_run, digits_store, tmp_path, monkeypatch
 ):
     first = digits_run(RECIPE)
-    for work in ("recipe.execute", "export.onnx.export_onnx", "measure.measure.measure_model"):
+    for work in (
+        "engine.executor.execute",
+        "export.onnx.export_onnx",
+        "measure.figures.measure_model",
+    ):
         monkeypatch.setattr(f"compressbench.{work}", refuse)
     second = finished_run(first.arguments, tmp_path, digits_store)
     assert set(second.hits.values()) == {True}

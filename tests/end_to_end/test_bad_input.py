@@ -13,9 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from mistakes import MISTAKES
 from PIL import Image
-from running import QUIET, Finished, composed, files_in, run_here, run_process, write_recipe
+
+from tests.end_to_end.mistakes import MISTAKES
+from tests.end_to_end.running import (
+    QUIET,
+    Finished,
+    composed,
+    files_in,
+    run_here,
+    run_process,
+    write_recipe,
+)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_a_run_folder_below_a_file_is_refused(refused):
     assert "plain/run" in line
 
 
-HINTON = {"_target_": "compressbench.losses.hinton.Hinton"}
+HINTON = {"_target_": "compressbench.training.losses.hinton.Hinton"}
 
 
 def recipe_text(**changes: object) -> str:
@@ -161,7 +170,10 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         (recipe_text(model=5), "model must be a section of options, got 5"),
         (recipe_text(recipe={"stages": 5}), "recipe.stages is empty"),
         (recipe_text(dataset={"root": "x"}), "dataset._target_ is required"),
-        (recipe_text(dataset=HINTON), "_target_=compressbench.losses.hinton.Hinton is no dataset"),
+        (
+            recipe_text(dataset=HINTON),
+            "_target_=compressbench.training.losses.hinton.Hinton is no dataset",
+        ),
         (recipe_text(tracking=HINTON), "is no tracking"),
         (recipe_text(model=HINTON), "model.input_shape: no such option"),
         ("model: " + "[" * 50_000, "nested deeper than 40 levels"),
@@ -185,7 +197,7 @@ def test_a_bug_of_ours_shows_its_traceback(tmp_path, monkeypatch):
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("made up")
 
-    monkeypatch.setattr("compressbench.runs.make_plan", broken)
+    monkeypatch.setattr("compressbench.engine.run.make_plan", broken)
     done = run_here(["recipe=baseline", *QUIET], tmp_path, tmp_path / "store")
     assert done.code == 70
     assert "Traceback" in done.err

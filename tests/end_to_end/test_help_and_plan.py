@@ -6,9 +6,9 @@ import re
 import time
 
 import pytest
-from running import QUIET, ROOT, files_in, run_here, run_process
 
-from compressbench.groups import GROUPS
+from compressbench.config.groups import GROUPS
+from tests.end_to_end.running import QUIET, ROOT, files_in, run_here, run_process
 
 
 def yamls():
@@ -38,7 +38,7 @@ def test_a_plan_of_an_empty_store_runs_and_writes_nothing(tmp_path, monkeypatch)
     def refuse(*arguments, **keywords):
         raise AssertionError("a stage ran")
 
-    monkeypatch.setattr("compressbench.recipe.execute", refuse)
+    monkeypatch.setattr("compressbench.engine.executor.execute", refuse)
     done = run_here(["recipe=prune_then_quant", "plan=true", *QUIET], tmp_path, tmp_path / "store")
     assert done.code == 0, done.err
     for name in ("train", "prune", "finetune", "quantize"):

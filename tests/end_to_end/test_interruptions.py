@@ -10,7 +10,9 @@ from random import Random
 
 import pytest
 import torch
-from running import (
+
+from compressbench.training.fits import fit
+from tests.end_to_end.running import (
     QUIET,
     Finished,
     command,
@@ -20,8 +22,6 @@ from running import (
     read_run,
     run_here,
 )
-
-from compressbench.stages import fit
 
 FIT = ("recipe=baseline", "model=mlp", "recipe.stages.train.epochs=30", "checkpoint_seconds=0")
 COMMAND = (*FIT, *QUIET)

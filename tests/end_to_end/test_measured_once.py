@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from running import QUIET, run_here
 
-from compressbench.sensitivities import trials
+from compressbench.analysis import weight_trials
+from tests.end_to_end.running import QUIET, run_here
 
 SHORT = ("recipe.stages.train.epochs=0.5", "recipe.stages.train.batch_size=256")
 CASES = {
@@ -29,8 +29,8 @@ CASES = {
 def test_another_limit_measures_nothing_anew(case, tmp_path, monkeypatch):
     shared, limits = CASES[case]
     measured = []
-    totals = trials.totals
-    monkeypatch.setattr(trials, "totals", lambda *a: measured.append(1) or totals(*a))
+    totals = weight_trials.totals
+    monkeypatch.setattr(weight_trials, "totals", lambda *a: measured.append(1) or totals(*a))
 
     def run(limit: str, store: str) -> dict:
         folder = tmp_path / f"{store} {limit}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from running import Run, finished_run, run_here, write_recipe
 from safetensors.numpy import load_file
+
+from tests.end_to_end.running import Run, finished_run, run_here, write_recipe
 
 CODE = '''
 from dataclasses import dataclass

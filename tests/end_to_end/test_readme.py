@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from running import run_here
+
+from tests.end_to_end.running import run_here
 
 README = Path(__file__).parents[2] / "README.md"
 INSTALLS = "pip install -e"  # the continuous integration runs those lines as they are

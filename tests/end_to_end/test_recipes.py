@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from PIL import Image
 from safetensors.numpy import load_file
 
+from compressbench.config.groups import config_folder, options
 from compressbench.data.digits import Digits
-from compressbench.groups import config_folder, options
 
 ALIKE = (
     "codebook", "distill_assistant", "distill_early", "distill_mixed", "distill_then_quant",

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
-from running import QUIET, few_epochs, finished_run, run_here
 
-from compressbench.groups import config_folder, options
+from compressbench.config.groups import config_folder, options
+from tests.end_to_end.running import QUIET, few_epochs, finished_run, run_here
 
 HOME = Path(__file__).parent / "stranger"
 RECIPES = sorted(options("recipe", [config_folder()]))

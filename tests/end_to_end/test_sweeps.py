@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from running import ROOT, command, environment, files_in, run_here
 
-from compressbench.search.table import read_sweep
+from compressbench.search.snapshot import read_sweep
+from tests.end_to_end.running import ROOT, command, environment, files_in, run_here
 
 TINY = ("-m", "recipe=quantize", "model=mlp", "trainer=debug", "trainer.threads=1",
         "tracking=none", "recipe.stages.train.epochs=1")  # fmt: skip

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from running import QUIET, few_epochs, finished_run, run_here
-from sample_texts import text, write_news
 from tokenizers import Tokenizer
 
 from compressbench.data.ag_news import CLASSES, AgNews
+from tests.end_to_end.running import QUIET, few_epochs, finished_run, run_here
+from tests.sample_texts import text, write_news
 
 SMALL = ("dataset=ag_news", "dataset.vocabulary=320", "dataset.max_tokens=16",
          "dataset.validation_fraction=0.3", "model=text_transformer", "model.width=24",

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import QUIET, command, environment, few_epochs, files_in, finished_run
 
-from compressbench.groups import config_folder, options
+from compressbench.config.groups import config_folder, options
+from tests.end_to_end.running import QUIET, command, environment, few_epochs, files_in, finished_run
 
 SMALL = ("recipe=quantize", "model=mlp", "recipe.stages.train.epochs=6")
 TWO = ("trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=1", "tracking=none")
@@ -37,7 +37,7 @@ def test_two_processes_reach_the_accuracy_of_one(two, tmp_path):
 
 def test_two_processes_find_the_store_without_starting_any(two, tmp_path, monkeypatch):
     first, store = two
-    monkeypatch.setattr("compressbench.ranks.run_on_ranks", None)
+    monkeypatch.setattr("compressbench.engine.launcher.run_on_ranks", None)
     second = finished_run(first.arguments, tmp_path, store)
     assert set(second.hits.values()) == {True}
     assert second.onnx == first.onnx
@@ -46,7 +46,11 @@ def test_two_processes_find_the_store_without_starting_any(two, tmp_path, monkey
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     """The rank processes of a run, as the kernel lists its children."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if "compressbench.rank" in command_line(int(pid))]
+    return [
+        int(pid)
+        for pid in children
+        if "compressbench.engine.rank_process" in command_line(int(pid))
+    ]
 
 
 def command_line(pid: int) -> str:

@@ -11,9 +11,10 @@ from configparser import ConfigParser
 from contextlib import closing
 
 import pytest
-from running import ROOT, environment, files_in, read_run, run_here
 
-SCRIPT = "import sys, compressbench.cli as c; print(c.__file__, file=sys.stderr); c.main()"
+from tests.end_to_end.running import ROOT, environment, files_in, read_run, run_here
+
+SCRIPT = "import sys, compressbench.cli.main as c; print(c.__file__, file=sys.stderr); c.main()"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_it_holds_every_config_and_no_tests(wheel):
     assert metadata.endswith(".dist-info")
     scripts = ConfigParser()
     scripts.read(wheel / metadata / "entry_points.txt")
-    assert scripts["console_scripts"]["compressbench"] == "compressbench.cli:main"
+    assert scripts["console_scripts"]["compressbench"] == "compressbench.cli.main:main"
 
 
 def run(wheel, folder, *arguments):
@@ -56,7 +57,7 @@ def run(wheel, folder, *arguments):
 def test_the_console_script_runs_in_an_empty_folder(wheel, tmp_path):
     tiny = ["recipe=baseline", "model=mlp", "trainer=debug", "recipe.stages.train.epochs=1"]
     shown = run(wheel, tmp_path, "--help")
-    assert shown.stderr.strip() == str(wheel / "compressbench" / "cli.py")
+    assert shown.stderr.strip() == str(wheel / "compressbench" / "cli" / "main.py")
     assert "prune_then_quant     Train, zero the smallest weights" in shown.stdout
     assert files_in(tmp_path) == []
     done = run(wheel, tmp_path, *tiny)

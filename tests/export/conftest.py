@@ -6,9 +6,9 @@ import functools
 
 import pytest
 import torch
-from export_zoo import ArrayData, make, quantize
 
 from compressbench.export.onnx import export_onnx
+from tests.export.export_zoo import ArrayData, make, quantize
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench import artifact as artifacts
-from compressbench.core import Artifact, DataSpec, Split
-from compressbench.quantizers import activations, sites
+from compressbench.core import activation_quantizers, activation_sites
+from compressbench.core import artifact as artifacts
+from compressbench.core.types import Artifact, DataSpec, Split
 
 SHAPE, CLASSES = (3, 12, 12), 5
 
@@ -192,12 +192,12 @@ def _round_(layer, bits, granularity):
 def calibrate_(model, example, bits=8):
     edit = {
         "kind": "activation_grid",
-        "sites": sites.find_sites(model, example[:2]),
+        "sites": activation_sites.find_sites(model, example[:2]),
         "bits": bits,
         "symmetric": False,
         "calibration": {},
     }
-    quantizers = activations.attach_(model, edit)
+    quantizers = activation_quantizers.attach_(model, edit)
     ranges = [[0.0, 0.0] for _ in edit["sites"]]
 
     def observe(number, values):

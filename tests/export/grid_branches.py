@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from export_zoo import calibrate_
 from torch import nn
 from torch.nn import functional as F
 
-from compressbench import artifact as artifacts
-from compressbench.core import Artifact
-from compressbench.quantizers import activations
-from compressbench.quantizers.dynamic import Dynamic
-from compressbench.quantizers.grid import Grid, round_to_grid, rows, scale_of
+from compressbench.core import activation_quantizers, edits
+from compressbench.core import artifact as artifacts
+from compressbench.core.grid import Grid, round_to_grid, rows, scale_of
+from compressbench.core.types import Artifact
+from compressbench.quantization.observers.dynamic import Dynamic
+from tests.export.export_zoo import calibrate_
 
 GRIDS = {
     "narrow8": Grid(8),
@@ -65,15 +65,15 @@ def on_grids(model, grids, activation, data, bits=8):
         zero = None if zero is None else zero.reshape(shape)
         found = round_to_grid(layer.weight, scale.reshape(shape), grid, zero)
         layer.weight.data = found.weight
-        artifacts.set_scale_(layer, found.scale, found.zero_point)
-    edits = [{"kind": "weight_grid", "layers": {n: asdict(g) for n, g in grids.items()}}]
+        edits.set_scale_(layer, found.scale, found.zero_point)
+    done = [{"kind": "weight_grid", "layers": {n: asdict(g) for n, g in grids.items()}}]
     inputs = data.prepare(data.split("train").inputs)
     if activation == "static":
-        edits.append(calibrate_(model, inputs, bits))
+        done.append(calibrate_(model, inputs, bits))
     if activation == "dynamic":
-        edits.append(Dynamic().edit(model, inputs[:2], grids))
-        activations.attach_(model, edits[-1])
-    made = Artifact(model, {}, tuple(edits), frozenset())
+        done.append(Dynamic().edit(model, inputs[:2], grids))
+        activation_quantizers.attach_(model, done[-1])
+    made = Artifact(model, {}, tuple(done), frozenset())
     artifacts.check(made)
     return made
 

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import zstandard
-from export_zoo import Residual, run
 from PIL import Image
 
 from compressbench.export.bundle import write_bundle
+from tests.export.export_zoo import Residual, run
 
 pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
 

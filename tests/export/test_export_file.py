@@ -12,11 +12,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_zoo import Concat, Mobile, Perceptron, Residual, calibrate_, make, quantize, run
 from torch import nn
 
-from compressbench.core import CheckFailedError
+from compressbench.core.errors import CheckFailedError
 from compressbench.export.onnx import export_onnx
+from tests.export.export_zoo import (
+    Concat,
+    Mobile,
+    Perceptron,
+    Residual,
+    calibrate_,
+    make,
+    quantize,
+    run,
+)
 
 pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
 
@@ -88,12 +97,12 @@ def test_the_same_artifact_gives_the_same_bytes_also_in_another_process(export, 
     code = (
         "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
         "torch.set_num_threads(1);"
-        "from export_zoo import *; from compressbench.export.onnx import export_onnx;"
+        "from tests.export.export_zoo import *; from compressbench.export.onnx import export_onnx;"
         "d = ArrayData(); e = d.prepare(d.split('train').inputs);"
         "export_onnx(quantize(make(Mobile), 8, 'channel', e), d, Path(sys.argv[2]))"
     )
     other = tmp_path / "other.onnx"
-    folder = str(Path(__file__).parent)
+    folder = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", code, folder, str(other)], check=True)
     assert other.read_bytes() == first
 

@@ -8,19 +8,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_zoo import Attention, Perceptron, Residual, make, quantize, run
-from grid_branches import Branches, layer_grids, on_grids
 from onnx import numpy_helper
 from torch import nn
 
-from compressbench import artifact as artifacts
-from compressbench.core import Artifact, UserError
+from compressbench.core import edits
+from compressbench.core.errors import UserError
+from compressbench.core.grid import Grid
+from compressbench.core.types import Artifact
 from compressbench.export.grids import WeightGrid
 from compressbench.export.onnx import export_onnx
 from compressbench.measure import size
 from compressbench.measure.kernels import INTEGER, integer_kernels
 from compressbench.models.resnet import ResNet
-from compressbench.quantizers.grid import Grid
+from tests.export.export_zoo import Attention, Perceptron, Residual, make, quantize, run
+from tests.export.grid_branches import Branches, layer_grids, on_grids
 
 pytestmark = pytest.mark.xdist_group("export_grids")  # they share three exports
 
@@ -73,7 +74,7 @@ def test_integers_are_steps_plus_zero_point_and_are_stored_once(activation, bran
     for name in made.edits[0]["layers"]:
         layer = made.model.get_submodule(name)
         grouped = layer.weight_scale.shape[1] > 1
-        steps = artifacts.integer_weight(layer).numpy()
+        steps = edits.integer_weight(layer).numpy()
         fits = [k for k, v in stored.items() if _matches(v, steps, grouped)]
         assert fits, (name, kinds[name])
         stored.pop(fits[0])
@@ -229,7 +230,7 @@ def test_3_bit_codes_in_int4_download_at_their_entropy(data, tmp_path):
     made = on_grids(model, dict.fromkeys(layers, Grid(3)), "none", data)
     path = tmp_path / "model.onnx"
     export_onnx(made, data, path)
-    codes = [artifacts.integer_weight(model.get_submodule(n)).numpy().ravel() for n in layers]
+    codes = [edits.integer_weight(model.get_submodule(n)).numpy().ravel() for n in layers]
     shares = [np.unique(c, return_counts=True)[1] / c.size for c in codes]
     entropy = sum(-(p * np.log2(p)).sum() * c.size for p, c in zip(shares, codes, strict=True)) / 8
     stored = sum((c.size + 1) // 2 for c in codes)

@@ -12,15 +12,23 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.core import TRAINED, Artifact, Context, DataSpec, Runtime, Split, Tokens
+from compressbench.config.instantiate import build
+from compressbench.core.grid import Grid
+from compressbench.core.types import (
+    TRAINED,
+    Artifact,
+    Context,
+    DataSpec,
+    Runtime,
+    Split,
+    Tokens,
+)
 from compressbench.export.onnx import export_onnx
 from compressbench.measure.macs import macs
-from compressbench.quantizers.grid import Grid
-from compressbench.quantizers.minmax import MinMax
-from compressbench.quantizers.nearest import Nearest
-from compressbench.stages.codebook import share_weights_
-from compressbench.stages.rounding import quantize_weights_
-from compressbench.targets import build
+from compressbench.quantization.codebook import share_weights_
+from compressbench.quantization.grids.weights import quantize_weights_
+from compressbench.quantization.observers.minmax import MinMax
+from compressbench.quantization.rounding.nearest import Nearest
 
 ROWS, WIDTH, LENGTH = 403, 6, 5
 GRIDS = {

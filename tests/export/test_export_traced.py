@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from export_zoo import MODELS, Mobile, Residual, make, quantize
 
-from compressbench.artifact import set_mask_
-from compressbench.core import CheckFailedError
+from compressbench.core.edits import set_mask_
+from compressbench.core.errors import CheckFailedError
 from compressbench.export.onnx import export_onnx
 from compressbench.export.traced import read_graph, traced_edits, write_graph
 from compressbench.export.translate import to_graph
+from tests.export.export_zoo import MODELS, Mobile, Residual, make, quantize
 
 pytestmark = pytest.mark.xdist_group("export_zoo")
 

@@ -6,7 +6,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_zoo import (
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from compressbench.core.edits import integer_weight, set_mask_
+from compressbench.core.types import Artifact
+from compressbench.export.onnx import export_onnx
+from tests.export.export_zoo import (
     MODELS,
     Attention,
     Concat,
@@ -19,12 +25,6 @@ from export_zoo import (
     quantize,
     run,
 )  # fmt: skip
-from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
-
-from compressbench.artifact import integer_weight, set_mask_
-from compressbench.core import Artifact
-from compressbench.export.onnx import export_onnx
 
 pytestmark = pytest.mark.xdist_group("export_zoo")  # they share exports
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.artifact import integer_weight
+from compressbench.core.edits import integer_weight
 from compressbench.export.lowering.integer import ActivationGrid
 from compressbench.export.saturation import saturated_share, saturates
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compressbench.core import Artifact, DataSpec, Split
+from compressbench.core import activation_quantizers, activation_sites
+from compressbench.core.types import Artifact, DataSpec, Split
 from compressbench.export.onnx import export_onnx
-from compressbench.quantizers import activations, sites
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def _quantize(model, example):
         edit["layers"][name] = {"bits": 8, "granularity": "tensor"}
     places = {
         "kind": "activation_grid",
-        "sites": sites.find_sites(model, example[:2]),
+        "sites": activation_sites.find_sites(model, example[:2]),
         "bits": 8,
         "symmetric": False,
         "calibration": {},
     }
-    for number, quantizer in enumerate(activations.attach_(model, places)):
+    for number, quantizer in enumerate(activation_quantizers.attach_(model, places)):
         quantizer.set_range_(-2.0 if number == 0 else 0.0, 6.0)
     return Artifact(model, {}, (edit, places), frozenset())
 

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compressbench.core import Artifact, DataSpec, Split
+from compressbench.core.types import Artifact, DataSpec, Split
 from compressbench.export.onnx import export_onnx
 from compressbench.measure.macs import macs
 from compressbench.models.resnet import ResNet

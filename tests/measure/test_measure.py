@@ -11,9 +11,10 @@ import torch
 import zstandard
 from sklearn import metrics
 
-from compressbench.core import CheckFailedError, UserError
-from compressbench.measure import accuracy, agreement, kernels, latency, measure, size
-from compressbench.quantizers import activations
+from compressbench.core import activation_quantizers
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.measure import accuracy, agreement, kernels, latency, size
+from compressbench.measure import figures as measure
 
 NAMES = {
     "size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
@@ -172,7 +173,7 @@ def test_activations_are_rounded_again_afterwards(exported, data):
     model = exported(True)[0].model
     inputs = data.prepare(data.split("validation").inputs)
     rounded = model(inputs)
-    with activations.float_activations(model):
+    with activation_quantizers.activations_in_float(model):
         exact = model(inputs)
     assert not torch.equal(rounded, exact)
     assert torch.equal(model(inputs), rounded)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compressbench.core import UserError
+from compressbench.config.instantiate import build
+from compressbench.core.errors import UserError
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.models.extras import extra
 from compressbench.models.hugging_face import HuggingFaceImages, HuggingFaceTexts
 from compressbench.models.timm_model import Timm
-from compressbench.targets import build
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 24}  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.checkpoint import load_checkpoint_
 
 

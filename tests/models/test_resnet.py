@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.resnet import ResNet
 
 

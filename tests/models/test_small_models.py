@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.data.batches import batches
 from compressbench.data.digits import Digits
 from compressbench.models.mlp import Mlp

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.text_transformer import TextTransformer
 
 PAD = 3

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.models.mobilenet_v2 import MobileNetV2, rounded
 from compressbench.models.vgg_small import VggSmall
-from compressbench.stages.coupling import families, units
-from compressbench.stages.limits import macs
+from compressbench.pruning.channels.coupling import families, units
+from compressbench.pruning.channels.limits import macs
 
 
 def weights(model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """A sweep whose trials cost nothing: two numbers, and figures that are a formula of them.
 
-`python noop.py FOLDER SECONDS` is a worker of it, in a process of its own.
+`python -m tests.search.noop FOLDER SECONDS` is a worker of it, in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-from compressbench.search.desk import open_desk
-from compressbench.search.loop import work, work_folder
+from compressbench.results.sweep import Objective
 from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.space import Parameter
 from compressbench.search.spec import Spec
+from compressbench.search.storage import open_desk
+from compressbench.search.worker_loop import work, work_folder
 from compressbench.store.processes import process_token
-from compressbench.trials import Objective
 
 OBJECTIVES = (Objective("val/accuracy", "maximize"), Objective("size/download_bytes", "minimize"))
 SPACE = (

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from noop import answer, figures_of, make_desk, make_spec
 from optuna.trial import TrialState
 
-from compressbench.search.loop import StoppedError, run_one, settle, work
 from compressbench.search.result import Result, load
+from compressbench.search.worker_loop import StoppedError, run_one, settle, work
 from compressbench.store.processes import process_token
+from tests.search.noop import answer, figures_of, make_desk, make_spec
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 OTHER = "another-machine"  # no token of this machine
 DONE = Result("complete", {"val/accuracy": 0.5, "size/download_bytes": 9.0}).dump()
 
@@ -188,9 +188,9 @@ def test_a_trial_without_a_lease_is_taken_over_after_the_time_of_one(spec):
 
 def start(spec, seconds):
     return subprocess.Popen(
-        [sys.executable, str(HERE / "noop.py"), spec.folder, str(seconds), str(spec.n_trials),
+        [sys.executable, "-m", "tests.search.noop", spec.folder, str(seconds), str(spec.n_trials),
          str(spec.lease_seconds)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
 
 

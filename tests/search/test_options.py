@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from compressbench.errors import UserError
-from compressbench.groups import config_folder
+from compressbench.config.groups import config_folder
+from compressbench.core.errors import UserError
+from compressbench.results.sweep import Constraint, Objective
 from compressbench.search.options import read_constraints, read_objectives, read_options
-from compressbench.trials import Constraint, Objective
 
 
 def section(**changes):

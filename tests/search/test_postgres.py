@@ -11,13 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from noop import answer, make_desk, make_spec
 from optuna.trial import TrialState
 
-from compressbench.errors import UserError
-from compressbench.search.loop import run_one, settle, work
+from compressbench.core.errors import UserError
 from compressbench.search.result import Result
+from compressbench.search.worker_loop import run_one, settle, work
 from compressbench.store.processes import process_token
+from tests.search.noop import answer, make_desk, make_spec
 
 pytestmark = pytest.mark.long
 

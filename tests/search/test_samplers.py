@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from noop import answer, make_desk, make_spec
 
-from compressbench.errors import UserError
-from compressbench.groups import config_folder
-from compressbench.search.loop import work
+from compressbench.config.groups import config_folder
+from compressbench.config.instantiate import build
+from compressbench.core.errors import UserError
+from compressbench.results.sweep import Constraint
 from compressbench.search.worker import use_sampler
-from compressbench.targets import build
-from compressbench.trials import Constraint
+from compressbench.search.worker_loop import work
+from tests.search.noop import answer, make_desk, make_spec
 
 SLOW = ("gp", "nsgaiii", "qmc")
 FILES = [

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from compressbench.errors import UserError
-from compressbench.groups import config_folder
+from compressbench.config.groups import config_folder
+from compressbench.core.errors import UserError
+from compressbench.search.initial_trials import corners, end, grid, known
 from compressbench.search.space import draw, every, exists, joined, overrides, parse
-from compressbench.search.starts import corners, end, grid, known
 
 CONF = [config_folder()]
 PRUNE, BITS = "recipe.stages.prune.sparsity", "recipe.stages.quantize.bits"

@@ -6,20 +6,20 @@ import json
 import sqlite3
 
 import pytest
-from noop import answer, make_desk, make_spec, settings_of
 from optuna.trial import TrialState
 
-from compressbench.errors import UserError
-from compressbench.search.desk import open_desk
-from compressbench.search.identity import check_same, fingerprint
-from compressbench.search.loop import work
+from compressbench.core.errors import UserError
+from compressbench.results.sweep import Constraint, Objective
+from compressbench.search.fingerprint import check_same, fingerprint
 from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
+from compressbench.search.snapshot import as_sweep, list_sweeps, read_sweep
 from compressbench.search.space import parse
-from compressbench.search.table import as_sweep, list_sweeps, read_sweep
+from compressbench.search.storage import open_desk
 from compressbench.search.trial import failure
 from compressbench.search.worker import _same
-from compressbench.trials import Constraint, Objective
+from compressbench.search.worker_loop import work
+from tests.search.noop import answer, make_desk, make_spec, settings_of
 
 BOUND = Constraint("val/accuracy", True, 0.9)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compressbench.core import Runtime
+from compressbench.config.compose import compose_config
+from compressbench.config.groups import config_folder
+from compressbench.core.types import Runtime
 from compressbench.data.digits import Digits
-from compressbench.groups import config_folder
-from compressbench.plan import make_plan
-from compressbench.search.compose import compose_config
+from compressbench.engine.plan import make_plan
 from compressbench.search.space import every, overrides, parse
 
 CONF = [config_folder()]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store import pins
 from compressbench.store.collect import collect
 from compressbench.store.entries import Store

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from compressbench.cli import guard
-from compressbench.store.command import main, parse_size
+from compressbench.cli.main import guard
+from compressbench.cli.store import main, parse_size
 from compressbench.store.entries import Store
 
 
@@ -111,7 +111,7 @@ def test_no_sizes(text):
 
 def test_the_command_loads_no_torch():
     code = (
-        "import sys; from compressbench.store.command import main; main(['list']); "
+        "import sys; from compressbench.cli.store import main; main(['list']); "
         "assert not {'torch', 'mlflow', 'hydra'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store.entries import Store
 from compressbench.store.keys import content_key
 
@@ -175,7 +175,7 @@ def large(folder):
     (folder / "large.bin").write_bytes(b"m" * 200_000)
     return {}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 try:
     store.get_or_build(PARTS, large)
 except UserError as error:

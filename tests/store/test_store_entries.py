@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compressbench.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.store.entries import Store
 from compressbench.store.keys import content_key
 

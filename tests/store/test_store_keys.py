@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store.keys import canonical, content_key
 
 LEAVES = (

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
 from compressbench.store import sources
 from compressbench.store.sources import source_digest, versions
 
@@ -99,10 +99,12 @@ def test_users_model_depends_on_what_it_imports_from_us(shop, monkeypatch):
     """And not on torch: libraries count by version, elsewhere in the key."""
     import compressbench.store.sources as module
 
-    (shop / "model_of_shop.py").write_text("import torch\nfrom compressbench import errors\n")
+    (shop / "model_of_shop.py").write_text("import torch\nfrom compressbench.core import errors\n")
     finder = module._Finder()
     files = module._follow(["model_of_shop"], finder)
-    assert set(files) == {"model_of_shop", "compressbench", "compressbench.errors"}
+    assert set(files) == {
+        "model_of_shop", "compressbench", "compressbench.core", "compressbench.core.errors",
+    }  # fmt: skip
 
 
 def test_an_installed_library_counts_as_its_record(shop, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from compressbench.core import UserError
+from compressbench.core.errors import UserError
 from compressbench.export.graph import constant, inputs
 from compressbench.export.opsets import NATIVE, OLDEST
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressbench.checks import check_flag, check_integer
+from compressbench.core.validation import check_flag, check_integer
 from compressbench.search.samplers.streams import stream
 
 if TYPE_CHECKING:

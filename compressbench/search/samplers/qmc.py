@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compressbench.checks import check_flag
-from compressbench.errors import UserError
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_flag
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

@@ -1,0 +1,1 @@
+"""What the layers of a model see, and what each of them bears."""

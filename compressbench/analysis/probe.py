@@ -1,0 +1,82 @@
+"""A copy of a model whose layers take other weights for a while."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Context
+from compressbench.data.calibration import training_images
+
+
+def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of `model` on `device`, in eval mode but for BatchNorm, which takes its statistics
+    from each batch: a stage measures them again after rounding, and then a shift or a shrinkage
+    of whole channels costs nothing.
+    """
+    probe = deepcopy(model).eval().to(device)
+    for layer in probe.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.train()
+    return probe.requires_grad_(False)
+
+
+def probe_images(context: Context, images: int, batch_size: int) -> list[Tensor]:
+    """Batches of this rank's training images; one without the two images that a variance takes
+    is left out, CheckFailedError when none remains.
+    """
+    found = [x for x in training_images(context, images, batch_size) if len(x) > 1]
+    if not found:
+        raise CheckFailedError("sensitivity: no batch of two or more training images")
+    return found
+
+
+@contextmanager
+def weight_replaced(probe: nn.Module, layer: str, weight: Tensor) -> Iterator[None]:
+    """`layer` has `weight` inside the block, and its own again afterwards."""
+    parameter = probe.get_parameter(f"{layer}.weight")
+    own = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.copy_(weight)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter.copy_(own)
+
+
+def asked_of(probe: nn.Module, batches: Sequence[Tensor]) -> dict[str, str]:
+    """What figures of a probe on these images depend on, for `Context.recall`."""
+    return {
+        "probe": digest([probe.state_dict()], str(probe)),
+        "inputs": digest({str(number): x} for number, x in enumerate(batches)),
+    }
+
+
+def digest(tensors: Iterable[Mapping[str, Tensor]], text: str = "") -> str:
+    """SHA-256 over a text and groups of named tensors, in their order."""
+    sha = hashlib.sha256(text.encode())
+    for group in tensors:
+        for name, tensor in group.items():
+            sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        sha.update(b"|")
+    return sha.hexdigest()
+
+
+def divergence(answers: Tensor, logits: Tensor) -> Tensor:
+    """Sum over images of KL(p || q) in nats, p and q from `answers` [B, K] (log-probabilities of
+    the float model) and `logits` [B, K].
+
+    It is the cross-entropy against the float model's own answers less their entropy: never
+    negative, zero where nothing changed, and without labels.
+    """
+    return nn.functional.kl_div(logits.log_softmax(1), answers, reduction="sum", log_target=True)

@@ -1,0 +1,1 @@
+"""Estimates of what fewer bits cost a layer; one file for each conf/sensitivity/*.yaml."""

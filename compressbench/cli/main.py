@@ -1,0 +1,194 @@
+"""The command line: a first word picks a command, everything else goes to Hydra."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from compressbench.cli.help import help_page
+from compressbench.config.groups import config_folder
+from compressbench.config.instantiate import ALLOW_VARIABLE, allowed, leave
+from compressbench.config.overrides import explain, refuse
+from compressbench.core.errors import CheckFailedError, UserError
+
+DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
+
+
+class SignalledError(BaseException):
+    """A signal asked us to stop. No Exception, so that nothing on the way swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> None:
+    """Run a command or a recipe; the exit code says how it went."""
+    # Threads that spin while they wait make training several times slower on a shared machine.
+    # Read when torch is loaded, which is why nothing above imports it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = _take_allow(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    code = guard(lambda: _dispatch(arguments))
+    gc.freeze()  # Python would look through torch's objects again and again as it ends: 1.5 s
+    sys.exit(code)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise SignalledError(number)
+
+
+def guard(action: Callable[[], int]) -> int:
+    """Run `action`; turn what it raises into a message and an exit code."""
+    try:
+        return action()
+    except UserError as error:
+        print(f"compressbench: {error}", file=sys.stderr)
+        return USER
+    except CheckFailedError as error:
+        print(f"compressbench: refused: {error}", file=sys.stderr)
+        return REFUSED
+    except SignalledError as error:
+        name = signal.Signals(error.number).name
+        print(f"\ncompressbench: {name}: the same command continues where it stopped",
+              file=sys.stderr)  # fmt: skip
+        return 128 + error.number
+    except Exception:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        import traceback
+
+        traceback.print_exc()
+        return BUG
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
+        raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets checkpoints run code: unset it")
+    first = arguments[0] if arguments else ""
+    if first == "store":
+        from compressbench.cli.store import main as store
+
+        return store(arguments[1:])
+    if first == "front":
+        from compressbench.cli.front import main as front
+
+        return front(arguments[1:])
+    if first == "sync":
+        from compressbench.cli.sync import sync
+
+        return sync(arguments[1:])
+    if first == "replay":
+        return _replay(arguments[1:])
+    if first in ("-h", "--help"):
+        print(help_page(_folders(arguments)))
+        return DONE
+    return _compose(arguments)
+
+
+def _replay(arguments: list[str]) -> int:
+    from compressbench.engine.run import replay
+
+    if len(arguments) != 1:
+        print("usage: compressbench replay RUN/recipe.yaml", file=sys.stderr)
+        return USAGE
+    return replay(Path(arguments[0]))
+
+
+def _take_allow(arguments: list[str]) -> list[str]:
+    """Move `--allow PATTERN` into the environment, where ranks inherit it."""
+    rest: list[str] = []
+    patterns = os.environ.get(ALLOW_VARIABLE, "").split()
+    stream = iter(arguments)
+    for argument in stream:
+        if argument == "--allow":
+            patterns.append(next(stream, ""))
+        elif argument.startswith("--allow="):
+            patterns.append(argument.removeprefix("--allow="))
+        else:
+            rest.append(argument)
+    if patterns:
+        os.environ[ALLOW_VARIABLE] = " ".join(patterns)
+        sys.path.insert(0, str(Path.cwd()))  # the console script does not look there by itself
+    return rest
+
+
+def _folders(arguments: list[str]) -> list[Path]:
+    """The config folders: ours, then the user's."""
+    own = [a.partition("=")[2] for a in arguments if a.startswith("--config-dir=")]
+    for flag in ("--config-dir", "-cd"):
+        if flag in arguments[:-1]:
+            own.append(arguments[arguments.index(flag) + 1])
+    return [config_folder(), *(Path(p).resolve() for p in own)]
+
+
+def _compose(arguments: list[str]) -> int:
+    """Let Hydra compose the config and run the recipe, once or as a sweep."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    refuse(arguments)
+    arguments = _with_sweeper(arguments)
+    codes: list[int] = []
+
+    def task(config: Any) -> None:
+        codes.append(guard(lambda: _run_job(config, arguments)))
+        if codes[-1] != DONE:
+            raise SystemExit(codes[-1])
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to Hydra's printer
+    sys.argv = [sys.argv[0], *arguments]
+    entry = hydra.main(
+        config_path=str(config_folder()),
+        config_name="config",
+        execution_whitelist=allowed(),
+    )(task)
+    try:
+        entry()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
+        raise UserError(explain(error, arguments, _folders(arguments))) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    return max(codes, default=DONE)
+
+
+def _with_sweeper(arguments: list[str]) -> list[str]:
+    """A sweep that names a search, or an interval to search, goes to our sweeper."""
+    from compressbench.config.overrides import is_interval
+
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    chosen = any(a.startswith("hydra/sweeper=") for a in arguments)
+    wanted = any(a.startswith(("search=", "search.")) or is_interval(a) for a in arguments)
+    lost = next((a for a in arguments if a.startswith("~")), None)
+    if lost and not chosen and not wanted:  # Hydra's own sweeper passes it on as ~STAGE=null
+        raise UserError(f"{lost}: a grid cannot leave a stage out; a search can: search.n_trials=N")
+    return [*arguments, "hydra/sweeper=pareto"] if wanted and not chosen else arguments
+
+
+def _run_job(config: Any, arguments: list[str]) -> int:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from compressbench.engine.run import remove_if_empty, run_recipe
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        remove_if_empty(folder)
+        raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
+    plain.pop("search")  # of sweeps
+    command = ["python", "run.py", *leave(), *arguments]
+    return run_recipe(plain, folder, command)

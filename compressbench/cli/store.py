@@ -1,0 +1,144 @@
+"""`compressbench store`: what is stored, why two entries differ, making room."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime
+
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.formatting import bytes_text
+from compressbench.store import pins
+from compressbench.store.collect import collect
+from compressbench.store.entries import Entry, Store
+from compressbench.store.explain import difference
+
+_DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_BINARY = {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
+_PIPE_COLUMNS = 160  # a table that no terminal bounds
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand: 0 done, 2 usage. Raises UserError and CheckFailedError."""
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message or the help
+        return int(stop.code or 0)
+    run = {
+        "list": _list,
+        "explain": _explain,
+        "collect": _collect,
+        "verify": _verify,
+        "pin": _pin,
+        "unpin": _unpin,
+    }
+    run[options.command](Store.default(), options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compressbench store",
+        description="The store of computed stages: .compressbench, or COMPRESSBENCH_STORE.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what is stored, last used last")
+    explain = commands.add_parser("explain", help="in what two entries differ")
+    explain.add_argument("key", help="the first digits of a key")
+    explain.add_argument("other", help="the first digits of another")
+    room = commands.add_parser("collect", help="remove what was used least recently")
+    room.add_argument("--max-size", type=parse_size, help="of all entries together, as 5GB")
+    room.add_argument(
+        "--min-free", type=parse_size, default=0, help="what must be free on the disk, as 1GB"
+    )
+    room.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    commands.add_parser("verify", help="check every digest; damaged entries are set aside")
+    pin = commands.add_parser("pin", help="keep an entry from collection")
+    pin.add_argument("key")
+    pin.add_argument("--reason", default="pinned by hand")
+    commands.add_parser("unpin", help="let an entry be collected again").add_argument("key")
+    return parser
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `1.5 GiB`, `300kB`, `1000`; k, M, G, T are powers of 1000, Ki... of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a size looks like 500MB or 1.5GiB, got {text!r}")
+    number, unit = match[1], (match[2] or "").lower()
+    return int(float(number) * (_DECIMAL | _BINARY)[unit])
+
+
+def _find(store: Store, prefix: str) -> Entry:
+    """The one entry whose key starts with `prefix`."""
+    found = [key for key in store.all_keys() if key.startswith(prefix.lower())]
+    if len(found) != 1:
+        said = "no entry" if not found else f"{len(found)} entries"
+        raise UserError(f"{said} of {store.root} with a key that starts with {prefix!r}")
+    entry = store.peek(found[0])
+    if entry is None:
+        raise UserError(f"entry {found[0][:12]} is damaged: compressbench store verify")
+    return entry
+
+
+def _list(store: Store, options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("key", "kind", "stage", "size", "seconds", "last use", "pinned", box=None)
+    entries = [entry for key in store.all_keys() if (entry := store.peek(key))]
+    for entry in sorted(entries, key=lambda e: e.last_use):
+        table.add_row(
+            entry.key[:12],
+            str(entry.parts.get("kind", "")),
+            str(entry.parts.get("stage", "")),
+            bytes_text(entry.size_bytes),
+            f"{entry.seconds:.1f}",
+            f"{datetime.fromtimestamp(entry.last_use):%Y-%m-%d %H:%M}",
+            ", ".join(pins.reasons(store.root, entry.key)),
+        )
+    total = bytes_text(sum(entry.size_bytes for entry in entries))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
+    if entries:
+        console.print(table)
+    console.print(f"{len(entries)} entries, {total}, in {store.root}", highlight=False)
+
+
+def _explain(store: Store, options: argparse.Namespace) -> None:
+    print(difference(_find(store, options.key), _find(store, options.other).parts))
+
+
+def _collect(store: Store, options: argparse.Namespace) -> None:
+    done = collect(store, options.max_size, options.min_free, options.dry_run)
+    verb = "would remove" if options.dry_run else "removed"
+    print(
+        f"{verb} {len(done.removed)} entries, {bytes_text(done.freed_bytes)} in all; "
+        f"{bytes_text(done.kept_bytes)} stay"
+        + (f"; {done.pinned} that are pinned or in use were passed over" * bool(done.pinned))
+    )
+
+
+def _verify(store: Store, options: argparse.Namespace) -> None:
+    keys = list(store.all_keys())
+    damaged = [key for key in keys if store.read(key) is None]
+    if damaged:
+        raise CheckFailedError(
+            f"{len(damaged)} of {len(keys)} entries were damaged and set aside in "
+            f"{store.root / 'quarantine'}: {', '.join(key[:12] for key in damaged)}"
+        )
+    print(f"{len(keys)} entries, all whole")
+
+
+def _pin(store: Store, options: argparse.Namespace) -> None:
+    entry = _find(store, options.key)
+    store.pin(entry.key, options.reason)
+    print(f"pinned {entry.key[:12]}")
+
+
+def _unpin(store: Store, options: argparse.Namespace) -> None:
+    entry = _find(store, options.key)
+    store.unpin(entry.key)
+    print(f"unpinned {entry.key[:12]}")

@@ -1,0 +1,168 @@
+"""From a `_target_` config to the object: only allowed targets, only known options.
+
+What may be named is this package's plug-ins, torch's optimizers, and what the user adds by
+`--allow mymodule.*` or COMPRESSBENCH_ALLOW; a YAML file cannot widen the list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from compressbench.config.option_types import mistyped
+from compressbench.core.errors import UserError
+
+ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
+_PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
+             "tracking.trackers", "search.samplers")  # fmt: skip
+_HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+def allowed() -> list[str]:
+    """The patterns a `_target_` must match, in Hydra's execution_whitelist syntax."""
+    extra = os.environ.get(ALLOW_VARIABLE, "").replace(",", " ").split()
+    return [f"compressbench.{name}.*" for name in _PACKAGES] + ["torch.optim.*", *extra]
+
+
+def leave() -> list[str]:
+    """The arguments that give leave to the user's own targets once more."""
+    return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
+
+
+def own_targets(tree: Any) -> Iterator[str]:
+    """Every `_target_` in a config whose source is not a versioned library's."""
+    if isinstance(tree, Mapping):
+        target = tree.get("_target_")
+        if target is not None and not str(target).startswith("torch."):
+            yield str(target)
+        for value in tree.values():
+            yield from own_targets(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from own_targets(value)
+
+
+def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
+    """Call the `_target_` of `config` with its options and `keywords`, nested targets first.
+
+    `where` is the config path for error messages. Raises UserError for a target that is not
+    allowed or not there, an unknown or missing option, and a value that the target refuses.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if "_target_" not in config:
+        raise UserError(f"{where}._target_ is required: the class or function to call")
+    check(config, where, set(keywords))
+    try:
+        made = instantiate(
+            dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (InstantiationException, ValueError) as error:
+        _check_types(config, where)
+        raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from error
+    except Exception:
+        _check_types(config, where)
+        raise
+    _check_types(config, where)  # last: what the target says itself is more exact
+    return made
+
+
+def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> None:
+    """Refuse targets outside the list (before importing them) and options they do not take."""
+    target = config.get("_target_")
+    if target is not None:
+        _check_options(config, _locate(str(target), where), where, set(given))
+    for place, nested in _nested(config, where):
+        check(nested, place)
+
+
+def takes_option(config: Mapping[str, Any], name: str, where: str) -> bool | None:
+    """Whether the target of `config` has an option of that name; None: it takes any, or is none."""
+    if "_target_" not in config:
+        return None
+    parameters = inspect.signature(_locate(str(config["_target_"]), where)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return name in parameters
+
+
+def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, config) of the configs right inside another one, in lists as well."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield f"{where}.{name}", value
+        elif isinstance(value, (list, tuple)):
+            for position, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield f"{where}.{name}[{position}]", item
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """Refuse options of another type than the target's signature names."""
+    target = config.get("_target_")
+    if target is not None:
+        plain = {n: v for n, v in config.items() if not _is_config(v)}
+        for problem in mistyped(_locate(str(target), where), plain):
+            raise UserError(f"{where}.{problem}")
+    for place, nested in _nested(config, where):
+        _check_types(nested, place)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def is_allowed(target: str) -> bool:
+    return any(
+        target == pattern or (pattern.endswith(".*") and target.startswith(pattern[:-1]))
+        for pattern in allowed()
+    )
+
+
+def _locate(target: str, where: str) -> Any:
+    if not is_allowed(target):
+        raise UserError(
+            f"{where}._target_={target} is not allowed; to run code of your own, pass "
+            f"--allow={target.rpartition('.')[0]}.* or set {ALLOW_VARIABLE}"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise
+        raise UserError(f"{where}._target_={target}: there is no module {module}") from None
+    if not callable(found) or inspect.ismodule(found):
+        raise UserError(f"{where}._target_={target}: {module} has no class or function {name}")
+    return found
+
+
+def _check_options(config: Mapping[str, Any], target: Any, where: str, given: set[str]) -> None:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    options = {str(name) for name in config} - _HYDRA_KEYS
+    unknown = sorted(options - set(parameters))
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]}: no such option{nearest(unknown[0], parameters)}")
+    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in (
+        p.VAR_POSITIONAL, p.POSITIONAL_ONLY)}  # fmt: skip
+    missing = sorted(required - options - given)
+    if missing and not config.get("_partial_"):
+        raise UserError(f"{where}.{missing[0]} is required by {config['_target_']}")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """What to add to a message about an unknown `name`: the closest choice, or all of them."""
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; choose from {', '.join(known)}" if known else ""

@@ -1,0 +1,104 @@
+"""What Hydra would accept or explain badly on the command line, said in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressbench.config.groups import options
+from compressbench.config.instantiate import nearest
+from compressbench.core.errors import UserError
+
+COMMANDS = ("replay", "store", "sync")
+_STAGE = re.compile(r"~recipe\.stages\.[\w-]+")
+
+
+def refuse(arguments: Sequence[str]) -> None:
+    """Raise UserError for a key given twice, for anything but a stage taken away, and for a word
+    that is no command.
+    """
+    word = arguments[0] if arguments else "-"
+    if "=" not in word and not word.startswith(("-", "~")):
+        raise UserError(f"{word}: no command, nor NAME=VALUE{nearest(word, COMMANDS)}")
+    seen: dict[str, str] = {}
+    gone = [a[1:] for a in arguments if a.startswith("~")]
+    for argument in arguments:
+        if argument.startswith("~") and not _STAGE.fullmatch(argument):
+            raise UserError(
+                f"{argument}: only stages can be taken away (~recipe.stages.NAME); "
+                "choose another option"
+            )
+        key, equals, _ = argument.partition("=")
+        if argument.startswith("-") or not (equals or argument.startswith("~")):
+            continue
+        name = key.lstrip("+~")
+        for stage in gone:
+            if name.startswith(f"{stage}.") or f"@{stage}." in name:
+                raise UserError(f"{argument}: ~{stage} takes that stage away")
+        if name in seen:
+            raise UserError(f"{name} is given twice: {seen[name]} and {argument}")
+        seen[name] = argument
+
+
+def is_interval(argument: str) -> bool:
+    """Whether an override has values that can be drawn, but not listed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "interval" not in argument:
+        return False
+    try:
+        return bool(OverridesParser.create().parse_override(argument).is_interval_sweep())
+    except HydraException:
+        return False
+
+
+def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path]) -> str:
+    """One line for what Hydra or OmegaConf said while composing."""
+    text = str(error)
+    group = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
+    if group:
+        name, option = group.groups()
+        return f"{name}={option}: no such option{nearest(option, options(name, folders))}"
+    key = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
+    if key:
+        return _unknown_key(key.group(1), arguments, folders)
+    cause = error.__cause__
+    lines = [line.strip() for line in (text or repr(error)).splitlines() if line.strip()]
+    if cause is not None and str(cause) not in text:
+        lines.append(str(cause).splitlines()[0])
+    return " ".join(lines[:3])
+
+
+def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
+    """Name the key nearest to an unknown one, from the config composed without it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    rest = [a for a in arguments if "=" in a and not a.startswith("-")]
+    rest = [a for a in rest if a.partition("=")[0].lstrip("+") != key and "," not in a]
+    search = [f"hydra.searchpath=[{','.join('file://' + str(f) for f in folders[1:])}]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folders[0])):
+        config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
+    known = set(_keys(OmegaConf.to_container(config, resolve=False)))
+    if key in known:  # something in its value is new
+        return f"{key}: only keys that it has can be set; +{key}.NAME=VALUE adds one"
+    return f"{key}: no such key{nearest_key(key, known)}"
+
+
+def nearest_key(key: str, known: set[str]) -> str:
+    """The nearest of the keys under the same parent, else of all."""
+    parent = key.rpartition(".")[0]
+    siblings = {k for k in known if k.rpartition(".")[0] == parent}
+    return nearest(key, siblings or known)
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield f"{prefix}{name}"
+            yield from _keys(value, f"{prefix}{name}.")

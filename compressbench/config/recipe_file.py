@@ -1,0 +1,46 @@
+"""`recipe.yaml` of a run folder, read with limits: it may come from a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from compressbench.config.moved_targets import with_current_targets
+from compressbench.core.errors import UserError
+
+MAX_RECIPE_BYTES = 200_000  # YAML is parsed at about 100 kB/s
+MAX_RECIPE_DEPTH = 40
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A resolved config from a file; raises UserError for anything but plain YAML of our size."""
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so no recipe of ours")
+    text = path.read_text(encoding="utf-8")
+    try:
+        _refuse_bombs(yaml.parse(text), path)
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: no recipe: a mapping is expected")
+    return dict(with_current_targets(config))
+
+
+def _refuse_bombs(events: Iterable[Any], path: Path) -> None:
+    """Aliases grow exponentially, the parser's time with the square of the depth."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{path}: YAML aliases are not allowed in a recipe")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_RECIPE_DEPTH:
+            raise UserError(f"{path}: nested deeper than {MAX_RECIPE_DEPTH} levels")

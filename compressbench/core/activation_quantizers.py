@@ -1,0 +1,207 @@
+"""Fake quantization of activations at the sites where an integer runtime rounds.
+
+Static sites are outputs of torch functions, with ranges from calibration. Dynamic ones are the
+first arguments of convolutions and linear functions, with the range of each tensor as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from compressbench.core.calls import function_name, takes_floats
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Edit
+
+CHILD = "activation_quantizers"  # the name under which the quantizers hang in a model
+_INPUT = ("input", 0)  # the site of the model's input
+
+
+@torch.library.custom_op("compressbench::fake_quantize", mutates_args=())
+def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Round `values` to the grid `scale * (q - zero_point)`, q in [0, 2**bits - 1].
+
+    `scale` float32 and `zero_point` uint8 are scalars. The exporter turns this operator into
+    QuantizeLinear and DequantizeLinear.
+    """
+    return torch.fake_quantize_per_tensor_affine(
+        values, scale, zero_point.to(torch.int32), 0, 2**bits - 1
+    )
+
+
+@fake_quantize.register_fake
+def _(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@torch.library.custom_op("compressbench::dynamic_fake_quantize", mutates_args=())
+def dynamic_fake_quantize(values: Tensor) -> Tensor:
+    """Round `values` to the 256 numbers from min(0, smallest) to max(0, largest) of this tensor.
+
+    The formulas are those of ONNX DynamicQuantizeLinear, and one range holds for the whole batch.
+    """
+    low, high = (bound.float() for bound in values.aminmax())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero_point = torch.round(-low / scale).clamp(0, 255)
+    codes = (torch.round(values / scale) + zero_point).clamp_(0, 255)
+    return (codes - zero_point) * scale
+
+
+@dynamic_fake_quantize.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
+class DynamicQuantizer(nn.Module):
+    """The grid of one site whose range is that of each tensor; it holds nothing."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = dynamic_fake_quantize(values)
+        return result
+
+
+class SiteQuantizer(nn.Module):
+    """The grid of one site: `scale` float32 [], `zero_point` uint8 []."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
+
+    def set_range_(self, low: float, high: float, power_of_two: bool = False) -> None:
+        """Asymmetric grid over [low, high], widened to hold zero exactly, and to the next power of
+        two of the scale.
+
+        A site that was always zero gets [0, 1]: a tiny scale would overflow the integer biases.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        if high - low < torch.finfo(torch.float32).tiny * 2**self.bits:
+            low, high = 0.0, 1.0
+        levels = 2**self.bits - 1
+        scale = (high - low) / levels
+        if power_of_two:
+            scale = 2.0 ** math.ceil(math.log2(scale))
+        self.scale.fill_(scale)
+        self.zero_point.fill_(max(0, min(levels, round(-low / scale))))
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = fake_quantize(values, self.scale, self.zero_point, self.bits)
+        return result
+
+
+class _AtSites(TorchFunctionMode):
+    """Applies `act(site number, value)` at every site while a model runs: to what its function
+    returns, or `before` it to the first argument.
+    """
+
+    def __init__(
+        self,
+        numbers: Mapping[tuple[str, int], int],
+        act: Callable[[int, Tensor], Tensor],
+        before: bool,
+    ) -> None:
+        super().__init__()
+        self.numbers, self.act, self.before = numbers, act, before
+        self.functions = {function for function, _ in numbers}
+        self.counts: dict[str, int] = {}
+        self.visited = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        number = self._number(func, args, kwargs or {})
+        if number is not None and self.before:
+            args, kwargs = self._act_on_first(number, args, kwargs or {})
+        output = func(*args, **(kwargs or {}))
+        return output if number is None or self.before else self.act(number, output)
+
+    def _number(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> int | None:
+        """The number of the site that this call is, None where it is none."""
+        name = function_name(func)
+        if name not in self.functions or not takes_floats(args, kwargs):
+            return None
+        index = self.counts.get(name, 0)
+        self.counts[name] = index + 1
+        number = self.numbers.get((name, index))
+        self.visited += number is not None
+        return number
+
+    def _act_on_first(self, number: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if args:
+            return (self.act(number, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.act(number, kwargs["input"])}
+
+
+class ActivationQuantizers(nn.ModuleList):
+    """The site quantizers of a model; hooks of the model put them to work while it runs."""
+
+    def __init__(self, sites: list[dict[str, Any]], bits: int, dynamic: bool = False) -> None:
+        super().__init__(DynamicQuantizer() if dynamic else SiteQuantizer(bits) for _ in sites)
+        self.numbers = {(s["function"], s["index"]): n for n, s in enumerate(sites)}
+        self.dynamic = dynamic
+        self.observe: Callable[[int, Tensor], None] | None = None  # set while calibrating
+        self._active: list[_AtSites] = []
+
+    def act(self, number: int, values: Tensor) -> Tensor:
+        if self.observe is not None:
+            self.observe(number, values)
+            return values
+        result: Tensor = self[number](values)
+        return result
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The identity: a model that calls all its children in turn (nn.Sequential) calls us."""
+        return values
+
+    def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        number = self.numbers.get(_INPUT)
+        first = args[0] if number is None else self.act(number, args[0])
+        mode = _AtSites(self.numbers, self.act, before=self.dynamic)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+        self._active.append(mode)
+        return (first, *args[1:])
+
+    def leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        mode = self._active.pop()
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        expected = len(self.numbers) - (_INPUT in self.numbers)  # which is no call
+        if output is not None and mode.visited != expected:
+            raise CheckFailedError(
+                f"{mode.visited} of {expected} activation quantizers were reached: "
+                "the model does not make the same calls as when it was calibrated"
+            )
+
+
+def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:
+    """Hang the quantizers of an `activation_grid` edit into `model`."""
+    quantizers = ActivationQuantizers(edit["sites"], edit["bits"], edit.get("dynamic", False))
+    model.add_module(CHILD, quantizers)
+    model.register_forward_pre_hook(quantizers.enter)
+    model.register_forward_hook(quantizers.leave, always_call=True)
+    return quantizers
+
+
+@contextmanager
+def activations_in_float(model: nn.Module) -> Iterator[None]:
+    """Let activations pass the quantizers of `model`, if it has any, unchanged."""
+    quantizers = dict(model.named_children()).get(CHILD)
+    if not isinstance(quantizers, ActivationQuantizers):
+        yield
+        return
+    quantizers.observe = lambda number, values: None
+    try:
+        yield
+    finally:
+        quantizers.observe = None

@@ -1,0 +1,188 @@
+"""The run loop: for each stage, take it from the store or run it; then export and measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressbench.core import artifact as artifacts
+from compressbench.core.types import (
+    Artifact,
+    Coverage,
+    Measurement,
+    Step,
+)
+from compressbench.engine.context import EXPORT_LIBRARIES, RunContext, parts_of, tracer
+from compressbench.engine.plan import Planned
+from compressbench.engine.stage_job import OUTCOME, build_model, execute
+from compressbench.results.run_report import shrink_warning
+from compressbench.store.entries import Entry
+from compressbench.store.sources import versions
+
+_BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
+
+
+def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
+    """Yield a Step after each stage. The first stage is the float baseline.
+
+    Test data are read for the baseline and for the last stage only, or not at all.
+    """
+    done: dict[str, Step] = {}
+    for index, planned in enumerate(plan):
+        started = time.monotonic()
+        entry, hit = _stored_or_built(planned, done, run_context)
+        artifact = artifacts.load(entry.folder, build_model, planned.key)
+        outcome = json.loads((entry.folder / OUTCOME).read_text())
+        baseline = next(iter(done.values()), None)
+        files, measurement = _measured(
+            artifact,
+            baseline,
+            run_context,
+            planned.timed,
+            test=run_context.test and index in (0, len(plan) - 1),
+        )
+        previous = next(reversed(done.values()), None)
+        step = Step(
+            index, planned.name, planned.kind, planned.key, hit, time.monotonic() - started,
+            artifact, measurement,
+            tuple(Coverage(**row) for row in outcome["coverage"]),
+            outcome["history"],
+            tuple(outcome["warnings"]) + measurement.warnings,
+            files, baseline is None, index == len(plan) - 1, outcome["tables"],
+            tuple(outcome["notes"]),
+        )  # fmt: skip
+        warning = shrink_warning(previous, step) if previous else None
+        done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))
+        yield done[planned.name]
+
+
+def _stored_or_built(
+    planned: Planned, done: Mapping[str, Step], run_context: RunContext
+) -> tuple[Entry, bool]:
+    """The entry of a stage, and whether it was there.
+
+    What depends on measured times may come out otherwise when it is computed again under its key:
+    then what was made from the one before is no hit.
+    """
+
+    def stored() -> tuple[Entry, bool]:
+        return run_context.store.get_or_build(
+            planned.parts,
+            lambda folder: _build(planned, done, run_context, folder),
+            on_wait=lambda: run_context.progress(0, 1, "waiting for another process"),
+        )
+
+    entry, hit = stored()
+    if hit and planned.timed and entry.meta["parents"] != _parents(planned, done):
+        run_context.store.set_aside(entry, "was made from another result of the stage before")
+        return stored()
+    return entry, hit
+
+
+def _parents(planned: Planned, done: Mapping[str, Step]) -> dict[str, str]:
+    """Role -> digest of what a stage starts from, where its key does not say that."""
+    if not planned.timed:
+        return {}
+    return {r: artifacts.digest(done[name].artifact) for r, name in planned.parents.items()}
+
+
+def _build(
+    planned: Planned, done: Mapping[str, Step], run_context: RunContext, folder: Path
+) -> dict[str, Any]:
+    """Run one stage into `folder`, in this process or on several ranks."""
+    scratch = run_context.store.scratch(planned.key)
+    parents = {role: done[name].artifact for role, name in planned.parents.items()}
+    if run_context.runtime.devices > 1:
+        from compressbench.engine.launcher import run_on_ranks
+
+        keys = {role: artifact.key for role, artifact in parents.items()}
+        run_on_ranks(planned.job, keys, run_context, folder, scratch)
+    else:
+        context = run_context.context(planned.job, scratch)
+        context = replace(context, recall=partial(_recalled, planned, run_context))
+        execute(planned.job, parents, context, folder)
+    return {"name": planned.name, "parents": _parents(planned, done)}
+
+
+def _recalled(
+    planned: Planned, run_context: RunContext, parts: Mapping[str, Any], compute: Callable[[], Any]
+) -> Any:
+    """A result on the way of a stage, shared by stages that begin alike, whatever their options."""
+    begun = {name: planned.parts[name] for name in _BEGINNING}
+    key = {**begun, **parts, "kind": "costs"}
+    return run_context.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
+
+
+def _measured(
+    artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, test: bool
+) -> tuple[Path, Measurement]:
+    """Export, measure the file beside the float baseline's, and read test data where allowed."""
+    from compressbench.export.onnx import export_onnx
+    from compressbench.measure.figures import measure_model, test_figures
+
+    data, store, threads = run_context.data, run_context.store, run_context.runtime.threads
+    torch.set_num_threads(threads)
+    exported = _export(artifact, run_context, timed, export_onnx)
+    file = exported.folder / "model.onnx"
+    reference = baseline.files / "model.onnx" if baseline else file
+    shared = {
+        "parents": {"export": exported.key},
+        "data": data.manifest(),
+        "runtime": asdict(run_context.runtime),
+        "environment": {**versions(["torch", "onnx", "onnxruntime", "zstandard"]), **_machine()},
+    }
+
+    def measure(folder: Path) -> dict[str, Any]:
+        run_context.progress(0, 1, "measuring the exported file")
+        return asdict(measure_model(artifact, file, reference, data, threads=threads))
+
+    parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
+    parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
+    entry, _ = store.get_or_build(parts, measure)
+    figures = dict(entry.meta["figures"])
+    if test:
+        parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        tested, _ = store.get_or_build(
+            parts, lambda folder: test_figures(file, data, threads=threads)
+        )
+        figures |= tested.meta
+    return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
+
+
+def _export(
+    artifact: Artifact, run_context: RunContext, timed: bool, export_onnx: Callable[..., Any]
+) -> Entry:
+    def export(folder: Path) -> dict[str, Any]:
+        run_context.progress(0, 1, "exporting to ONNX")
+        file = folder / "model.onnx"
+        report: dict[str, Any] = export_onnx(
+            artifact, run_context.data, file, run_context.opset, tracer(artifact, run_context)
+        )
+        (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
+        return {}
+
+    shared = {
+        "parents": {
+            "model": artifact.key,
+            **({"digest": artifacts.digest(artifact)} if timed else {}),  # the key is not enough
+        },
+        "data": asdict(run_context.data.spec),
+        "opset": run_context.opset,
+        "environment": versions(EXPORT_LIBRARIES),
+    }
+    parts = parts_of("export", shared, "compressbench.export.onnx.export_onnx")
+    return run_context.store.get_or_build(parts, export)[0]
+
+
+def _machine() -> dict[str, str]:
+    """A latency holds for the machine it was taken on."""
+    return {"machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"}

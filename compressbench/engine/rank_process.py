@@ -1,0 +1,87 @@
+"""One of several processes of a stage: join the group, load the parents, run the stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from compressbench.config.instantiate import build
+from compressbench.core import artifact as artifacts
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.types import Runtime
+from compressbench.engine.context import Progress, RunContext
+from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
+from compressbench.engine.stage_job import Job, build_model, execute
+from compressbench.store.entries import Store
+
+
+def _run(path: Path) -> None:
+    description = json.loads(path.read_text())
+    runtime = Runtime(**description["runtime"])
+    torch.set_num_threads(runtime.threads)
+    if runtime.accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if runtime.accelerator == "gpu" else "gloo")
+    store = Store(Path(description["store"]))
+    data = build(description["dataset"], "dataset")
+    scratch = Path(description["scratch"])
+    run_context = RunContext(store, data, description["dataset"], runtime,
+                        description["checkpoint_seconds"], _progress_file(scratch),
+                        description["opset"])  # fmt: skip
+    job = Job(**description["job"])
+    parents = {
+        role: artifacts.load(_entry_folder(store, key), build_model, key)
+        for role, key in description["parents"].items()
+    }
+    execute(job, parents, run_context.context(job, scratch), Path(description["folder"]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _entry_folder(store: Store, key: str) -> Path:
+    entry = store.read(key)
+    if entry is None:
+        raise CheckFailedError(f"the store lost entry {key[:12]} while the recipe ran")
+    return entry.folder
+
+
+def _progress_file(scratch: Path) -> Progress:
+    def progress(done: int, total: int, text: str) -> None:
+        if os.environ["RANK"] == "0":
+            temporary = scratch / "progress.tmp"
+            temporary.write_text(json.dumps([done, total, text]))
+            temporary.replace(scratch / "progress.json")
+
+    return progress
+
+
+def _die_with_parent() -> None:
+    """A killed run leaves no ranks behind: they would write beside those of the next run."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(EXIT_BUG)
+
+
+def main() -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _run(Path(sys.argv[1]))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_USER)  # the other ranks may wait in a collective: do not join them
+    except CheckFailedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_CHECK)
+    except Exception:  # noqa: BLE001 - shown in full by the parent
+        traceback.print_exc()
+        os._exit(EXIT_BUG)
+
+
+if __name__ == "__main__":
+    main()

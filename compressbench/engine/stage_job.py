@@ -1,0 +1,98 @@
+"""One stage, run: from its parents to a checked artifact on disk, in each of its processes.
+
+What is imported here counts in the content key of every stage, so it is as little as can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressbench.config.instantiate import build
+from compressbench.core import artifact as artifacts
+from compressbench.core.distributed import assert_same_on_ranks, rank
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import TRAINED, Artifact, Context, Outcome, Stage
+
+OUTCOME = "outcome.json"
+
+
+def build_model(config: Mapping[str, Any]) -> Any:
+    """A fresh architecture, on the CPU, in eval mode."""
+    return build(config, "model").eval()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to know to run one stage; plain JSON.
+
+    `model` is the architecture to start from, None for a stage that goes on from its parent;
+    `checkpoint` a file with its weights, whose digest was `checkpoint_sha256` at planning.
+    """
+
+    name: str
+    config: dict[str, Any]
+    model: dict[str, Any] | None
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+    seed: int
+    key: str
+
+
+def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder: Path) -> None:
+    """Run one stage, check that earlier work survived, and write the result into `folder`.
+
+    On several ranks every rank comes here; all must arrive at the same tensors, and the first
+    one writes.
+    """
+    torch.set_num_threads(context.runtime.threads)
+    stage: Stage = build(job.config, f"recipe.stages.{job.name}")
+    inputs = dict(parents)
+    if job.model is not None:
+        inputs["model"] = _fresh(job.model, job, context)
+    before = inputs["model"].properties
+    outcome = stage.run(inputs, context)
+    result = replace(outcome.artifact, properties=before | stage.adds, key=job.key)
+    artifacts.check(result)
+    assert_same_on_ranks(artifacts.digest(result), f"the model after {job.name}")
+    context.data.verify()
+    if rank() == 0:
+        artifacts.save(result, folder)
+        (folder / OUTCOME).write_text(json.dumps(_plain(outcome)) + "\n")
+
+
+def _fresh(config: Mapping[str, Any], job: Job, context: Context) -> Artifact:
+    """The initial model of a stage: seeded weights, or those of its checkpoint."""
+    with torch.random.fork_rng():
+        torch.manual_seed(context.seed)
+        model = build_model(config)
+    if job.checkpoint is None:
+        return Artifact(model, config, (), frozenset())
+    from compressbench.models.checkpoint import load_checkpoint_
+
+    path = Path(job.checkpoint)
+    load_checkpoint_(model, path)
+    if sha256_of(path) != job.checkpoint_sha256:
+        raise CheckFailedError(f"{path} changed while the recipe ran")
+    return Artifact(model, config, (), frozenset({TRAINED}))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "coverage": [asdict(row) for row in outcome.coverage],
+        "history": dict(outcome.history),
+        "warnings": list(outcome.warnings),
+        "notes": list(outcome.notes),
+        "tables": {name: list(rows) for name, rows in outcome.tables.items()},
+    }

@@ -1,0 +1,110 @@
+"""An exported file -> its figures. All but `val/<metric>_torch` are taken from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.types import Artifact, Data, Measurement
+from compressbench.measure import accuracy, agreement, kernels, latency, macs, size
+
+NOTABLY_SLOWER = 0.95  # of the float model's speed; less is within the noise of a shared machine
+
+
+def measure_model(
+    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
+) -> Measurement:
+    """Size, computation, latency, and quality on the validation split, of the file `onnx`.
+
+    `threads` are those of the validation run; latency is taken with one. Raise CheckFailedError
+    when the file and `artifact.model` disagree (`agreement.check_agreement`).
+    """
+    counts = kernels.integer_kernels(onnx)
+    figures = _sizes(artifact, onnx) | {
+        "compute/macs": float(macs.macs(onnx)),
+        "compute/integer_kernels": float(sum(counts.get(name, 0) for name in kernels.INTEGER)),
+    }
+    timed = latency.measure_latency(onnx, baseline_onnx, latency.first_sample(data))
+    figures |= {
+        "latency/p50_ms": timed.p50_ms,
+        "latency/p95_ms": timed.p95_ms,
+        "latency/speedup": timed.speedup,
+    }
+    quality, logits = _quality(artifact, onnx, data, threads)
+    warnings = [*_chance(logits, data), *_slower(timed), *_not_integer(artifact, counts)]
+    return Measurement(figures | quality, tuple(warnings))
+
+
+def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
+    """The metric on the test split: for the float baseline and the last artifact only."""
+    metric = data.spec.metric
+    logits = accuracy.predict(onnx, data, "test", threads=threads)
+    return {f"test/{metric}": accuracy.score(metric, logits, data.split("test").targets)}
+
+
+def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
+    return {
+        "size/onnx_bytes": float(size.onnx_bytes(onnx)),
+        "size/download_bytes": float(size.download_bytes(onnx)),
+        "size/params": float(parameters(artifact.model)),
+        "size/nonzero": float(size.nonzero(artifact.model)),
+        "size/theoretical_bits": float(size.theoretical_bits(artifact, onnx)),
+    }
+
+
+def _quality(
+    artifact: Artifact, onnx: Path, data: Data, threads: int
+) -> tuple[dict[str, float], Tensor]:
+    metric, targets = data.spec.metric, data.split("validation").targets
+    accuracy.check_metric(metric)
+    of_file = accuracy.predict(onnx, data, "validation", threads=threads)
+    of_model = accuracy.predict_torch(artifact.model, data, "validation")
+    quantized = activation_grid(artifact.edits) is not None
+    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data))
+    figures = {
+        f"val/{metric}": accuracy.score(metric, of_file, targets),
+        f"val/{metric}_torch": accuracy.score(metric, of_model, targets),
+        "val/agreement": agreement.agreement(of_file, of_model),
+    }
+    return figures, of_file
+
+
+def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
+    """Computes the validation logits of the model with its activations left in float."""
+    if activation_grid(artifact.edits) is None:
+        return None
+
+    def logits() -> Tensor:
+        with activations_in_float(artifact.model):
+            return accuracy.predict_torch(artifact.model, data, "validation")
+
+    return logits
+
+
+def _chance(logits: Tensor, data: Data) -> list[str]:
+    targets = data.split("validation").targets
+    right = float((logits.argmax(1) == targets).double().mean())
+    majority = float(torch.bincount(targets).max()) / len(targets)
+    chance = max(1.1 / data.spec.num_classes, majority)
+    if right > chance:
+        return []
+    return [f"validation accuracy {right:.4f} is no better than guessing ({chance:.4f})"]
+
+
+def _slower(timed: latency.Latency) -> list[str]:
+    if timed.speedup >= NOTABLY_SLOWER:
+        return []
+    return [f"slower than the float model: {timed.speedup:.2f} of its speed"]
+
+
+def _not_integer(artifact: Artifact, counts: dict[str, int]) -> list[str]:
+    left = {name: counts[name] for name in kernels.FLOAT if name in counts}
+    if activation_grid(artifact.edits) is None or not left:
+        return []
+    named = ", ".join(f"{count} {name}" for name, count in left.items())
+    return [f"ONNX Runtime computes in float: {named}"]

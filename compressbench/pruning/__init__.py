@@ -1,0 +1,1 @@
+"""The pruning stages; subfolders hold how they work."""

@@ -1,0 +1,1 @@
+"""Channels that are really removed, with everything that depends on them."""

@@ -1,0 +1,50 @@
+"""Attention heads: the channels of a layer that belong to one, and how many a module has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.calls import Call, trace
+
+_SPLITS = {"view", "reshape", "unflatten"}
+_COUNTS = ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads")  # names of attributes
+
+
+def head_widths(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Linear layer -> channels of a head, where its output [.., h * d] is split into [.., h, d]."""
+    with torch.no_grad():
+        calls, _ = trace(model, example)
+    layers = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    found = {}
+    for call in calls:
+        if call.function in _SPLITS and len(call.sources) == 1:
+            source = calls[call.sources[0]]
+            names = [layers[p] for p in source.parameters if p in layers]
+            width = _split(source, call)
+            if source.function == "linear" and names and width:
+                found[names[0]] = width
+    return found
+
+
+def _split(before: Call, after: Call) -> int:
+    """d, where the last axis of h * d has become two, (h, d); else 0."""
+    if not (isinstance(before.output, Tensor) and isinstance(after.output, Tensor)):
+        return 0
+    old, new = before.output.shape, after.output.shape
+    if len(new) != len(old) + 1 or new[:-2] != old[:-1]:
+        return 0
+    return int(new[-1])
+
+
+def set_counts_(small: nn.Module, original: nn.Module, widths: Mapping[str, int]) -> None:
+    """Tell modules that count their heads how many are left: `heads`, `num_heads` and the like."""
+    for name, width in widths.items():
+        old = original.get_submodule(name).get_parameter("weight").shape[0] // width
+        new = small.get_submodule(name).get_parameter("weight").shape[0] // width
+        owner = small.get_submodule(name.rpartition(".")[0])
+        for attribute in _COUNTS:
+            if vars(owner).get(attribute) == old:
+                setattr(owner, attribute, new)

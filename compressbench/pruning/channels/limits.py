@@ -1,0 +1,176 @@
+"""Limits on a pruned model (parameters, products, bytes, time), kept by the least pruning."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from compressbench.core.calls import function_name, tensors_in
+from compressbench.core.edits import parameters
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.validation import is_number
+
+Limit = int | float | str  # absolute; a share in (0, 1) of what it was; "2x": half of it
+Figures = Mapping[str, float]
+Trial = TypeVar("Trial")
+
+LATENCY = "latency"  # time over that of the uncut model
+_STEPS = 14  # of bisection: shares to 1 / 16,384
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_PRODUCTS = {"matmul", "rmatmul", "bmm", "mm"}
+
+
+def check_limit(name: str, value: Any) -> None:
+    """UserError unless `value` is an integer above 0, a share in (0, 1) or text such as "2x"; for
+    `latency`, of which only ratios are measured, one of the last two.
+    """
+    number = "" if name == LATENCY else "an integer above 0, "
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0 and number:
+        return
+    if isinstance(value, float) and is_number(value) and 0 < value < 1:
+        return
+    if isinstance(value, str) and _times(value) > 1:
+        return
+    raise UserError(
+        f'{name} must be {number}a share in (0, 1) or a factor such as "2x", got {value!r}'
+    )
+
+
+def most(value: Limit, before: float) -> float:
+    """What a limit allows of a figure that was `before`."""
+    if isinstance(value, str):
+        return before / _times(value)
+    return value * before if isinstance(value, float) else float(value)
+
+
+def _times(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)x", text)
+    return float(match[1]) if match else 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """The least share that keeps all limits, what it gave, and its figures."""
+
+    trial: Any
+    figures: Figures
+
+
+def least(
+    trial: Callable[[float], Trial],
+    figures: Callable[[Trial], Figures],
+    allowed: Figures,
+    highest: float,
+) -> Found:
+    """Bisect for the smallest share in (0, `highest`] whose `figures` are all within `allowed`.
+
+    The figures must not rise with the share, or it is not the smallest. UserError names the least
+    that `highest` gives where that is over a limit.
+    """
+
+    def fits(found: Figures) -> bool:
+        return all(found[name] <= allowed[name] for name in allowed)
+
+    high = trial(highest)
+    best = Found(high, figures(high))
+    if not fits(best.figures):
+        name = next(n for n in allowed if best.figures[n] > allowed[n])
+        raise UserError(
+            f"{name}={_text(name, allowed[name])} cannot be reached: the floors of the layers "
+            f"leave at least {_text(name, best.figures[name])} (what holds channels back: "
+            "min_channels, max_layer_sparsity, round_to, skip, coupled=false)"
+        )
+    low, top = 0.0, highest
+    for _ in range(_STEPS):
+        middle = (low + top) / 2
+        found = trial(middle)
+        measured = figures(found)
+        if fits(measured):
+            best, top = Found(found, measured), middle
+        else:
+            low = middle
+    return best
+
+
+def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
+    """A warning where every limit is undercut by more than `tolerance` of it, or one is exceeded
+    by more: a time that was measured again.
+    """
+    over = {name: figures[name] / allowed[name] - 1 for name in allowed}
+    worst = max(over, key=lambda n: over[n])
+    if over[worst] > tolerance:
+        return (
+            f"{worst} is {_text(worst, figures[worst])} when measured again, {over[worst]:.1%} "
+            f"over its limit of {_text(worst, allowed[worst])}"
+        )
+    shortest = {name: 1 - figures[name] / allowed[name] for name in allowed}
+    if min(shortest.values()) <= tolerance:
+        return None
+    name = min(shortest, key=lambda n: shortest[n])
+    return (
+        f"{name} is {_text(name, figures[name])}, {shortest[name]:.1%} below its limit of "
+        f"{_text(name, allowed[name])}: channels go in larger steps (round_to, coupled layers, "
+        "scope)"
+    )
+
+
+def already(figures: Figures) -> str:
+    """What to say where all `figures` are within their limits before anything goes."""
+    return ", ".join(f"{name} is {_text(name, value)} already" for name, value in figures.items())
+
+
+def _text(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == LATENCY else f"{value:,.0f}"
+
+
+def count(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """`params`, and `macs` of one sample of `example` [B, ...]."""
+    return {"params": float(parameters(model)), "macs": float(macs(model, example))}
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one sample in convolutions, linear layers and matrix products."""
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        model(example[:1])
+    return counter.total
+
+
+class _Counter(TorchFunctionMode):
+    total = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        inputs = tensors_in([*args, *(kwargs or {}).values()])
+        if len(inputs) > 1 and isinstance(output, Tensor):
+            self.total += _macs_of(function_name(func), inputs, output)
+        return output
+
+
+def _macs_of(function: str, inputs: list[Tensor], output: Tensor) -> int:
+    first, second = inputs[:2]
+    if function in _CONVOLUTIONS:
+        return output.numel() * math.prod(second.shape[1:])
+    if function in _TRANSPOSED:
+        return first.numel() * math.prod(second.shape[1:])
+    if function == "linear" or function in _PRODUCTS:
+        return output.numel() * first.shape[-1]
+    if function == "scaled_dot_product_attention":  # query key^T, then weights value
+        pairs = first.numel() // first.shape[-1] * second.shape[-2]
+        return pairs * (first.shape[-1] + output.shape[-1])
+    return 0
+
+
+def check_measurable(name: str, exporter: object) -> None:
+    if exporter is None:
+        raise CheckFailedError(f"{name} needs an exporter, and there is none here")

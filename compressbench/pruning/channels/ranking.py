@@ -1,0 +1,132 @@
+"""Which channels go: importance per channel, and the choice of the least important blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compressbench.pruning.channels.coupling import Unit
+from compressbench.pruning.channels.removal import Cuts
+from compressbench.pruning.criteria.scores import of_channels, over_mean
+
+Atom = tuple[int, ...]
+Worth = Callable[[Unit, Atom], float]
+
+
+def channel_scores(
+    scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module], normalize: bool = True
+) -> dict[str, Tensor]:
+    """Layer -> importance of its output channels (over their mean), float64 [out channels]."""
+    found = {name: of_channels(layers[name], score) for name, score in scores.items()}
+    return {name: over_mean(score) for name, score in found.items()} if normalize else found
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The atoms of a unit, the least important first, in blocks to be removed one after the other.
+
+    After each block the channels left are a multiple of `round_to` (of the atom's size, too), and
+    never fewer than the floor. `scores` holds the mean importance of each block, ascending.
+    """
+
+    unit: Unit
+    blocks: tuple[tuple[Atom, ...], ...]
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, unit: Unit, worth: Worth, round_to: int, floor: int) -> Ranked:
+        ranked = sorted(
+            (worth(unit, atom), atom) for atom in unit.atoms
+        )  # of equal importance, the lower channels first
+        step = math.lcm(round_to, unit.size) // unit.size
+        kept, start = len(ranked), 0
+        blocks: list[tuple[Atom, ...]] = []
+        means = [-math.inf]
+        while True:
+            count = kept % step or step
+            if (kept - count) * unit.size < max(floor, 1):
+                return cls(unit, tuple(blocks), tuple(means[1:]))
+            block = ranked[start : start + count]
+            blocks.append(tuple(atom for _, atom in block))
+            mean = sum(value for value, _ in block) / count
+            means.append(max(mean, means[-1]))  # rounding must not change the order of blocks
+            kept, start = kept - count, start + count
+
+
+def mean_worth(unit: Unit, atom: Atom, scores: Mapping[str, Tensor]) -> float:
+    """The mean importance of an atom's channels over the layers they come from."""
+    values: list[float] = []
+    for name in unit.layers:
+        coupled = unit.family.coupled[name, "out"]
+        values.extend(float(scores[name][channel]) for root in atom for channel in coupled[root])
+    return sum(values) / len(values)
+
+
+def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom]]]:
+    """The atoms of each of `pool` to remove: the least important blocks of all, as long as each
+    brings the removed channels nearer to `share` of all channels.
+    """
+    target = share * sum(one.unit.width for one in pool)
+    order = sorted(
+        (score, number, position)
+        for number, one in enumerate(pool)
+        for position, score in enumerate(one.scores)
+    )
+    chosen: list[list[Atom]] = [[] for _ in pool]
+    removed = 0
+    for _, number, position in order:
+        block = pool[number].blocks[position]
+        count = len(block) * pool[number].unit.size
+        if not abs(removed + count - target) < abs(removed - target):
+            break
+        chosen[number].extend(block)
+        removed += count
+    return list(zip(pool, chosen, strict=True))
+
+
+def by_root(chosen: Iterable[tuple[Ranked, list[Atom]]]) -> Cuts:
+    """Root of a family -> its channels to remove."""
+    cuts: dict[str, list[int]] = {}
+    for one, atoms in chosen:
+        channels = [channel for atom in atoms for channel in atom]
+        if channels:
+            cuts.setdefault(one.unit.family.root, []).extend(channels)
+    return {root: sorted(channels) for root, channels in cuts.items()}
+
+
+def without_one(ranked: Sequence[Ranked], cuts: Cuts) -> Iterator[Cuts]:
+    """`cuts` without the last block of one unit, the most important such block first."""
+    gone = {root: set(channels) for root, channels in cuts.items()}
+    last = []
+    for number, one in enumerate(ranked):
+        root = one.unit.family.root
+        taken = [b for b in one.blocks if gone.get(root, set()).issuperset(c for a in b for c in a)]
+        if taken:
+            last.append((one.scores[len(taken) - 1], number, root, taken[-1]))
+    for _, _, root, block in sorted(last, reverse=True):
+        left = gone[root] - {channel for atom in block for channel in atom}
+        yield {**cuts, root: sorted(left)} if left else {r: c for r, c in cuts.items() if r != root}
+
+
+def choose_below(pool: Sequence[Ranked]) -> list[tuple[Ranked, list[Atom]]]:
+    """The atoms of the blocks that are worth nothing by `below`, as far as they fill blocks."""
+    return [
+        (one, [a for block, s in zip(one.blocks, one.scores, strict=True) if s <= 0 for a in block])
+        for one in pool
+    ]
+
+
+def below(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> Worth:
+    """Worth 0 of an atom whose mean importance is less than the threshold in one of `parts`, pairs
+    of scores and threshold; above 1 of all others.
+    """
+
+    def worth(unit: Unit, atom: Atom) -> float:
+        values = [mean_worth(unit, atom, scores) for scores, _ in parts]
+        low = any(v < least for v, (_, least) in zip(values, parts, strict=True))
+        return 0.0 if low else 1.0 + max(values[0], 0.0)
+
+    return worth

@@ -1,0 +1,171 @@
+"""Removing channels from a model, and proving that nothing else changed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from compressbench.core.edits import apply_edit_, masked_layers
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Edit
+from compressbench.pruning.channels.attention_heads import set_counts_
+from compressbench.pruning.channels.coupling import (
+    REFUSALS,
+    Family,
+    Side,
+    dependency_graph,
+    is_depthwise,
+)
+
+TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by far less
+
+Cuts = Mapping[str, Sequence[int]]  # root of a family -> its channels to remove
+Removed = dict[str, dict[Side, list[int]]]
+
+
+def removed_channels(families: Iterable[Family], cuts: Cuts) -> Removed:
+    """Module -> side -> the channels that the cuts remove, counted before the removal."""
+    removed: defaultdict[str, dict[Side, list[int]]] = defaultdict(dict)
+    for family in families:
+        chosen = cuts.get(family.root, ())
+        for (name, side), channels in family.coupled.items():
+            gone = {channel for root in chosen for channel in channels.get(root, ())}
+            if gone:
+                removed[name][side] = sorted(gone | set(removed[name].get(side, ())))
+    return dict(removed)
+
+
+def remove_channels(
+    model: nn.Module, families: Sequence[Family], cuts: Cuts, example: Tensor
+) -> nn.Module:
+    """A copy of `model` without the channels of `cuts`, proven to compute the same.
+
+    The proof: its outputs on `example` [B, ...] equal those of the model in which every layer
+    ignores the removed channels. CheckFailedError with the reason where they do not.
+    """
+    small = deepcopy(model)
+    try:
+        with dependency_graph(small, example) as graph:
+            for root, channels in cuts.items():
+                layer = small.get_submodule(root)
+                prune = graph.get_pruner_of_module(layer).prune_out_channels
+                graph.get_pruning_group(layer, prune, list(channels)).prune(record_history=False)
+        for family in families:
+            if family.root in cuts:
+                set_counts_(small, model, family.heads)
+        _restore_flags_(small, model)
+        _slice_masks_(small)
+        outputs = run(small, example)
+    except REFUSALS as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckFailedError(f"the model does not run without its channels: {reason}") from error
+    ignoring = ignore_channels(model, removed_channels(families, cuts))
+    expected = run(ignoring, example)
+    bound = TOLERANCE * float(expected.abs().max())
+    if outputs.shape != expected.shape or not float((outputs - expected).abs().max()) <= bound:
+        raise CheckFailedError("its channels take part in something other than layers")
+    return small
+
+
+def run(model: nn.Module, example: Tensor) -> Tensor:
+    """The model's output in eval mode; models that draw random numbers draw the same ones."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        output: Tensor = model.eval()(example)
+    return output
+
+
+def ignore_channels(model: nn.Module, removed: Removed) -> nn.Module:
+    """A copy of `model` whose convolutions and linear layers have zero weights for the removed
+    inputs.
+    """
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for name, weight in ignoring_weights(model, removed).items():
+            copy.get_parameter(f"{name}.weight").copy_(weight)
+    return copy
+
+
+def ignoring_weights(model: nn.Module, removed: Removed) -> dict[str, Tensor]:
+    """Layer -> its weight with zeros for the removed inputs, of all that have some."""
+    found = {}
+    for name, sides in removed.items():
+        layer = model.get_submodule(name)
+        if "in" in sides and isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer):
+            found[name] = layer.weight.detach().clone()
+            for channel in sides["in"]:
+                _input_weights(layer, found[name], channel).zero_()
+    return found
+
+
+def _input_weights(layer: _ConvNd | nn.Linear, weight: Tensor, channel: int) -> Tensor:
+    """The view of a layer's `weight` that one input channel meets."""
+    if isinstance(layer, _ConvNd) and layer.transposed:
+        return weight[channel]
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    outputs, inputs = weight.shape[:2]
+    rows, group = outputs // groups, channel // inputs
+    return weight[group * rows : (group + 1) * rows, channel % inputs]
+
+
+def _restore_flags_(small: nn.Module, model: nn.Module) -> None:
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(flags[name])
+        parameter.grad = None
+
+
+def _slice_masks_(model: nn.Module) -> None:
+    """Masks of an earlier stage follow their weights: what is zero stays zero."""
+    for layer in masked_layers(model).values():
+        weight = layer.get_parameter("weight").detach()
+        if layer.get_buffer("weight_mask").shape != weight.shape:
+            layer.register_buffer("weight_mask", weight != 0)
+
+
+def resize_edit(before: nn.Module, after: nn.Module, removed: Removed) -> Edit:
+    """The edit that gives `before` the shapes and attributes of `after`, plain JSON."""
+    shapes = _shapes(before)
+    tensors = {n: list(s) for n, s in _shapes(after).items() if s != shapes[n]}
+    attributes = {}
+    old = dict(before.named_modules())
+    for name, module in after.named_modules():
+        changed = {
+            attribute: list(value) if isinstance(value, tuple) else value
+            for attribute, value in vars(module).items()
+            if _is_size(value) and value != vars(old[name]).get(attribute, value)
+        }
+        if changed:
+            attributes[name] = changed
+    return {"kind": "resize", "tensors": tensors, "attributes": attributes, "removed": removed}
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_size(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_replay(before: nn.Module, after: nn.Module, edit: Edit, example: Tensor) -> None:
+    """CheckFailedError unless `edit` and the tensors of `after` make the same model of `before`."""
+    replayed = deepcopy(before)
+    try:
+        apply_edit_(replayed, json.loads(json.dumps(edit)))
+        replayed.load_state_dict(after.state_dict())
+        same = torch.equal(run(replayed, example), run(after, example))
+    except (AttributeError, RuntimeError) as error:
+        raise CheckFailedError(f"channel removal cannot be replayed: {error}") from error
+    if not same:
+        raise CheckFailedError("channel removal, replayed, gives a model with other outputs")

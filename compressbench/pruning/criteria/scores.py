@@ -1,0 +1,69 @@
+"""Scores of any criterion, checked; scores of channels and of weights turned into one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.layers import is_transposed, output_channels
+from compressbench.core.types import Context
+
+
+def is_criterion(value: Any) -> bool:
+    return callable(value) or callable(getattr(value, "of_model", None))
+
+
+def scores_of(
+    criterion: Any, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+) -> dict[str, Tensor]:
+    """The criterion's scores on the CPU, float32, in the shape of the weight or [out channels].
+
+    CheckFailedError where shape or values cannot be used.
+    """
+    if callable(getattr(criterion, "of_model", None)):
+        scores = criterion.of_model(model, layers, context)
+    else:
+        scores = criterion(layers, context)
+    for name, layer in layers.items():
+        weight = layer.get_parameter("weight")
+        shapes = (weight.shape, torch.Size([output_channels(layer)]))
+        if name not in scores or scores[name].shape not in shapes:
+            got = tuple(scores[name].shape) if name in scores else "nothing"
+            raise CheckFailedError(f"importance of {name}: {got} for {tuple(weight.shape)} weights")
+        if not bool(torch.isfinite(scores[name]).all()):
+            raise CheckFailedError(f"importance of {name}: NaN or infinity")
+    return {name: scores[name].detach().float().cpu() for name in layers}
+
+
+def of_weights(layer: nn.Module, score: Tensor) -> Tensor:
+    """A score for each weight; one [out channels] gives each weight that of its channel."""
+    weight = layer.get_parameter("weight")
+    if score.ndim > 1:
+        return score
+    if is_transposed(layer):  # weight [in, out / groups, ...]; a group has its own outputs
+        groups = int(getattr(layer, "groups", 1))
+        per_group = score.view(groups, 1, -1)
+        rows = per_group.expand(groups, len(weight) // groups, -1).reshape(len(weight), -1)
+        return rows.view(*weight.shape[:2], *[1] * (weight.ndim - 2)).expand(weight.shape)
+    return score.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
+
+
+def of_channels(layer: nn.Module, score: Tensor) -> Tensor:
+    """A score for each output channel, float64: the sum over its weights where there are those."""
+    if score.ndim == 1:
+        return score.double()
+    if not is_transposed(layer):
+        return score.double().flatten(1).sum(1)
+    groups = int(getattr(layer, "groups", 1))
+    grouped = score.double().view(groups, -1, *score.shape[1:])
+    return grouped.transpose(1, 2).flatten(2).sum(2).flatten()
+
+
+def over_mean(score: Tensor) -> Tensor:
+    """`score` over its mean size, which makes layers comparable whose scores have other units."""
+    size = score.double().abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return score / size.to(score.dtype)

@@ -1,0 +1,52 @@
+"""Importance by what the loss would change without a weight, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.types import Context
+from compressbench.core.validation import check_integer
+from compressbench.pruning.criteria.gradients import batch_gradients
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Mean over batches of (w g)², g the gradient of the batch's mean cross-entropy; a channel has
+    the sum over its weights.
+
+    `images` training images with their labels, not augmented, in batches of `batch_size`.
+    Molchanov et al. 2019 (arXiv:1906.10771, equations 7 and 8).
+    """
+
+    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one step of training an image
+
+    images: int = 1024
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_integer("images", self.images, 1)
+        check_integer("batch_size", self.batch_size, 1)
+
+    def of_model(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+    ) -> dict[str, Tensor]:
+        device = context.runtime.device
+        weights = [m.get_parameter("weight").detach().double() for m in layers.values()]
+        weights = [weight.to(device) for weight in weights]
+        totals = [torch.zeros_like(weight) for weight in weights]
+        batches = 0
+        for gradients, _ in batch_gradients(model, layers, context, self.images, self.batch_size):
+            batches += 1
+            for total, weight, gradient in zip(totals, weights, gradients, strict=True):
+                total += (weight * gradient.double()).square()
+        count = sum_over_ranks(torch.tensor(float(batches), dtype=torch.float64, device=device))
+        return {
+            name: (sum_over_ranks(total) / count).float()
+            for name, total in zip(layers, totals, strict=True)
+        }

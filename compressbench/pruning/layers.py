@@ -1,0 +1,70 @@
+"""What the pruning stages share: the layers, their names, checks of options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from compressbench.core.errors import UserError
+from compressbench.core.layers import layers_with_weights, prunable_layers
+from compressbench.core.protocols import LearntCriterion
+from compressbench.pruning.criteria.scores import is_criterion
+
+
+def skipped(patterns: Iterable[str], names: Iterable[str], option: str = "skip") -> set[str]:
+    """The names that match one of `patterns` (fnmatch). UserError for a pattern without match."""
+    known, found = list(names), set()
+    for pattern in patterns:
+        matches = {name for name in known if fnmatchcase(name, pattern)}
+        if not matches:
+            close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
+            advice = f"; the nearest name is {close[0]}" if close else ""
+            raise UserError(
+                f"{option}: no convolution or linear layer is named {pattern!r}{advice}"
+            )
+        found |= matches
+    return found
+
+
+def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None) -> dict[str, str]:
+    """Name -> reason, of the modules with weights that the options leave alone."""
+    layers = prunable_layers(model)
+    named = skipped(skip, layers)
+    chosen = set(layers) if wanted is None else skipped(wanted, layers, "layers")
+    kept = {id(layers[name].weight) for name in named}
+    left = {}
+    for name, layer in layers.items():
+        if name in named:
+            left[name] = "named in skip"
+        elif id(layer.weight) in kept:
+            left[name] = "its weight is that of a layer named in skip"
+        elif name not in chosen:
+            left[name] = "not named in layers"
+    others = layers_with_weights(model).keys() - layers.keys()
+    return left | dict.fromkeys(others, "only convolutions and linear layers are pruned")
+
+
+def check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, LearntCriterion):
+        name = type(criterion).__name__.lower()
+        raise UserError(f"criterion {name} is learnt in training: it is for prune_gradual alone")
+    if not is_criterion(criterion):
+        raise UserError(f"criterion must be a pruning criterion, got {criterion!r}")
+
+
+def check_names(option: str, names: Any) -> None:
+    """UserError unless `names` is a list of names or patterns."""
+    if isinstance(names, str) or not all(isinstance(pattern, str) for pattern in names):
+        raise UserError(f"{option} must be a list of layer names, got {names!r}")
+
+
+def criterion_passes(criterion: Any, train_images: int) -> tuple[int, int]:
+    """(images trained on, images only run forward) that take as long as the criterion does."""
+    images = getattr(criterion, "images", 0)
+    used = min(images, train_images) if isinstance(images, int) else 0
+    trained, forwarded = getattr(criterion, "work", (0.0, 1.0))
+    return round(trained * used), round(forwarded * used)

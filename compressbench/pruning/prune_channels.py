@@ -1,0 +1,298 @@
+"""Structured pruning: whole channels are removed, with everything that depends on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.distributed import assert_same_on_ranks
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.layers import prunable_layers
+from compressbench.core.protocols import Criterion, ModelCriterion
+from compressbench.core.types import (
+    ACTIVATION_QUANTIZED,
+    CHANNEL_PRUNED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    DataSpec,
+    Outcome,
+    TimeShare,
+)
+from compressbench.core.validation import (
+    check_flag,
+    check_integer,
+    check_positive,
+    check_share,
+)
+from compressbench.pruning.channels.coupling import Family, Unit, families, is_shared, units
+from compressbench.pruning.channels.cutter import Cutter, cut_to_limits, narrowed, reasons_of
+from compressbench.pruning.channels.limits import check_limit
+from compressbench.pruning.channels.measured_widths import IMAGES, TYPICAL_BLOCKS, by_damage
+from compressbench.pruning.channels.ranking import (
+    Ranked,
+    Worth,
+    below,
+    by_root,
+    channel_scores,
+    choose,
+    choose_below,
+    mean_worth,
+    without_one,
+)
+from compressbench.pruning.channels.removal import Cuts, check_replay
+from compressbench.pruning.criteria.mean_activation import MeanActivation
+from compressbench.pruning.criteria.scores import scores_of
+from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, skipped
+from compressbench.training.batchnorm import reestimate_batchnorm_
+
+EXAMPLES = 4  # samples of the proofs
+Scope = Literal["global", "layer", "sensitivity"]
+TABLE = "limits"  # its name among the tables of the stage
+FLOOR = 0.1  # of a layer's channels, which stay by default
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Remove the output channels of least importance, with all that depends on them.
+
+    How many: about the share `sparsity` of the channels; or all that are less important than
+    `threshold`, and with `activation_threshold` also those of less mean absolute activation; or
+    just as many as the limits ask for, all that are given together: `params`, `macs` (of one
+    sample), `onnx_bytes`, each a number, a share in (0, 1) of what it was, or "2x" for half; and
+    `latency`, a share or a factor of the time that the uncut model's file takes, measured in
+    interleaved pairs. They are found by bisection over the share, on the real smaller models and
+    files: never over a limit (a time within `tolerance`), and with a warning where the nearest is
+    undercut by more than `tolerance` of it. The table `limits` has what was tried. Channels chosen
+    by time hold for this machine, and may be others when the stage is computed again.
+
+    A channel's importance is the criterion's, or the sum over its weights, over the mean of its
+    layer (`normalize`; a threshold is compared with it as it is); the mean over the layers that
+    are coupled (added, concatenated, depthwise, ...), whose channels go together. `scope` "layer"
+    takes the share from each set of coupled layers, "global" from all channels by one ranking,
+    sets of coupled layers counting once, "sensitivity" by one ranking of blocks by what each is
+    measured to cost over what it saves (see `by_damage`). The channels that stay in a layer are a
+    multiple of `round_to`, as near to the share as that allows, and never less than `min_channels`,
+    nor than 1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's
+    outputs stay, and so do the channels of layers that match `skip` (names or fnmatch patterns),
+    with `coupled` false those that several layers share (residual additions, attention heads),
+    layers no wider than `round_to`, and layers for which it cannot be proven that the rest computes
+    the same; the coverage says why. BatchNorm statistics come from `batchnorm_images` images.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset({CHANNEL_PRUNED})
+    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+
+    criterion: Criterion | ModelCriterion
+    sparsity: float | None = None
+    threshold: float | None = None
+    activation_threshold: float | None = None
+    params: int | float | str | None = None
+    macs: int | float | str | None = None
+    onnx_bytes: int | float | str | None = None
+    latency: float | str | None = None
+    tolerance: float = 0.05
+    scope: Scope = "layer"
+    normalize: bool = True
+    round_to: int = 8
+    min_channels: int | None = None
+    max_layer_sparsity: float | None = None
+    skip: Sequence[str] = ()
+    coupled: bool = True
+    batchnorm_images: int = 1024
+
+    def __post_init__(self) -> None:
+        check_criterion(self.criterion)
+        check_names("skip", self.skip)
+        if self.scope not in get_args(Scope):
+            raise UserError(f'scope must be "layer", "global" or "sensitivity", got {self.scope!r}')
+        check_share("tolerance", self.tolerance)
+        check_flag("normalize", self.normalize)
+        check_flag("coupled", self.coupled)
+        check_integer("round_to", self.round_to, 1)
+        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        if self.min_channels is not None:
+            check_integer("min_channels", self.min_channels, 1)
+        if self.max_layer_sparsity is not None:
+            check_share("max_layer_sparsity", self.max_layer_sparsity)
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.sparsity is not None:
+            check_share("sparsity", self.sparsity)
+        for name in ("threshold", "activation_threshold"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        for name, value in self.limits().items():
+            check_limit(name, value)
+        given = [n for n in ("sparsity", "threshold") if getattr(self, n) is not None]
+        given += [", ".join(self.limits())] if self.limits() else []
+        if len(given) != 1:
+            raise UserError(
+                "exactly one target must be set: sparsity, threshold, or limits (params, macs, "
+                f"onnx_bytes, latency), got {' and '.join(given) or 'none'}"
+            )
+        if self.scope == "sensitivity" and self.threshold is not None:
+            raise UserError("scope=sensitivity ranks, and goes with no threshold: set a limit")
+        if self.activation_threshold is not None and self.threshold is None:
+            raise UserError("activation_threshold goes with a threshold: set both")
+
+    def limits(self) -> dict[str, int | float | str]:
+        """The limits that are given, by name."""
+        names = ("params", "macs", "onnx_bytes", "latency")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def weighs_files(self) -> bool:
+        return self.onnx_bytes is not None
+
+    @property
+    def times_files(self) -> bool:
+        return self.latency is not None
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name to skip that no layer has."""
+        skipped(self.skip, prunable_layers(model))
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        trained, forwarded = criterion_passes(self.criterion, train_images)
+        forwarded += min(self.batchnorm_images, train_images)
+        if self.scope == "sensitivity":
+            forwarded += min(IMAGES, train_images) * TYPICAL_BLOCKS
+        return trained, forwarded
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        original = deepcopy(start.model).cpu().eval()
+        example = example_inputs(context.data.spec)
+        found = families(deepcopy(original), example)
+        candidates, left = self._candidates(original, found)
+        cutter = Cutter(start, original, found, example, self._timer(start, context))
+        ranked = self._ranked(cutter, candidates, context)
+        warnings: tuple[str, ...] = ()
+        tables: dict[str, list[dict[str, Any]]] = {}
+        if self.limits():
+            cut, warning, tables[TABLE] = cut_to_limits(
+                cutter, partial(self._cuts, ranked), self.limits(), self.tolerance, context,
+                lambda cuts: [] if self.scope == "layer" else without_one(ranked, cuts),
+            )  # fmt: skip
+            warnings = (warning,) if warning else ()
+        else:
+            cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
+        left |= reasons_of(found, cutter.failed)
+        assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
+        coverage = narrowed(original, cut.model, left)
+        if not cut.removed:
+            raise CheckFailedError(self._nothing([] if cutter.failed else candidates, left))
+        check_replay(original, cut.model, cut.edit, example)
+        reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
+        artifact = replace(
+            start,
+            model=cut.model.eval(),
+            edits=(*start.edits, cut.edit),
+            properties=start.properties | self.adds,
+            key="",
+            early={},  # of other shapes
+        )
+        warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
+        return Outcome(artifact, coverage, warnings=warnings, tables=tables)
+
+    def _timer(self, start: Artifact, context: Context) -> TimeShare | None:
+        if self.latency is None or context.timed_against is None:
+            return None
+        return context.timed_against(start)
+
+    def _candidates(
+        self, model: nn.Module, found: Sequence[Family]
+    ) -> tuple[list[Unit], dict[str, str]]:
+        """The units to choose from; layer -> reason, of the others."""
+        names = skipped(self.skip, prunable_layers(model))
+        left = dict.fromkeys(prunable_layers(model), "autograd finds no way from the output to it")
+        candidates: list[Unit] = []
+        for family in found:
+            held = [name for name in family.layers() if name in names]
+            parts, reason = ([], f"coupled with {held[0]}") if held else units(family, model)
+            if family.reason or reason:
+                left |= dict.fromkeys(family.layers(), family.reason or reason)
+            else:
+                left = {name: why for name, why in left.items() if name not in family.layers()}
+                reasons = [self._stays(unit, model) for unit in parts]
+                pairs = list(zip(parts, reasons, strict=True))
+                left |= {name: why for unit, why in pairs if why for name in unit.layers}
+                candidates.extend(unit for unit, why in pairs if not why)
+        return candidates, left | dict.fromkeys(names, "named in skip")
+
+    def _stays(self, unit: Unit, model: nn.Module) -> str:
+        """Why a unit is no candidate, or ""."""
+        if unit.width <= self.round_to:
+            return f"no more than {self.round_to} channels"
+        if not self.coupled and is_shared(unit, model):
+            return "other layers share its channels (coupled=false)"
+        return ""
+
+    def _ranked(self, cutter: Cutter, candidates: list[Unit], context: Context) -> list[Ranked]:
+        model = cutter.model
+        chosen = {name for unit in candidates for name in unit.layers}
+        layers = {name: m for name, m in prunable_layers(model).items() if name in chosen}
+        worth = self._worth(model, layers, context)
+        ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
+        if self.scope == "sensitivity":
+            return by_damage(ranked, cutter, list(self.limits()), context)
+        return ranked
+
+    def _cuts(self, ranked: list[Ranked], share: float) -> Cuts:
+        """Root of a family -> the channels of the root to remove."""
+        if self.threshold is not None:
+            return by_root(choose_below(ranked))
+        pools = [[one] for one in ranked] if self.scope == "layer" else [ranked]
+        return by_root(pair for pool in pools for pair in choose(pool, share))
+
+    def _worth(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> Worth:
+        def scores_by(criterion: Criterion | ModelCriterion) -> dict[str, Tensor]:
+            scores = scores_of(criterion, model, layers, context)
+            relative = self.normalize and self.threshold is None
+            return channel_scores(scores, layers, relative)
+
+        if self.threshold is None:
+            return partial(mean_worth, scores=scores_by(self.criterion))
+        parts = [(scores_by(self.criterion), self.threshold)]
+        if self.activation_threshold is not None:
+            parts.append((scores_by(MeanActivation()), self.activation_threshold))
+        return below(parts)
+
+    def _floor(self, width: int) -> int:
+        if self.min_channels is None and self.max_layer_sparsity is None:
+            return max(self.round_to, math.ceil(FLOOR * width))
+        share = 1.0 if self.max_layer_sparsity is None else self.max_layer_sparsity
+        return max(self.min_channels or 1, math.ceil((1.0 - share) * width - 1e-9))
+
+    def _nothing(self, candidates: list[Unit], left: Mapping[str, str]) -> str:
+        if not candidates:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            return f"prune_channels touched nothing: no layer can be pruned ({reasons})"
+        widest = max(unit.width for unit in candidates)
+        named = "sparsity" if self.threshold is None else "threshold"
+        return (
+            f"prune_channels touched nothing: {named}={getattr(self, named)} with round_to="
+            f"{self.round_to} and at most {widest} channels in a layer removes none"
+        )
+
+
+def example_inputs(spec: DataSpec) -> Tensor:
+    """A few random samples, the same in every process."""
+    return spec.noise(EXAMPLES, torch.Generator().manual_seed(0))
+
+
+def _digest(removed: object) -> str:
+    return hashlib.sha256(json.dumps(removed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,214 @@
+"""Pruning while a model is trained: a little more of it every few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
+from compressbench.core.errors import UserError
+from compressbench.core.layers import prunable_layers
+from compressbench.core.protocols import Criterion, LearntCriterion, ModelCriterion
+from compressbench.core.types import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.core.validation import check_integer, check_share
+from compressbench.pruning.layers import criterion_passes
+from compressbench.pruning.prune import Prune
+from compressbench.pruning.weights.apply import mask_, zeroed
+from compressbench.pruning.weights.learned_scores import Given, LearntScores
+from compressbench.pruning.weights.selection import WeightScope
+from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.training.teaching import objective
+from compressbench.training.train import GRIDS
+
+
+@dataclass(frozen=True)
+class PruneGradually:
+    """Train on, while the share of zeros rises to `sparsity`.
+
+    At `updates` steps, evenly spread over the first share `until` of all steps, the least
+    important weights go, so that the share of zeros is
+
+        s(t) = sparsity + (start - sparsity) (1 - t)^3,  t from 0 to 1,
+
+    fast at first and slowly in the end (Zhu and Gupta 2017, arXiv:1710.01878). `start` is the
+    share that is zero before. What is zero stays so, but for a criterion that is learnt meanwhile
+    (`movement`), by which what this stage took may come back until then. Other criteria see the
+    weights of that moment. `scope`, `normalize`, `pattern` (blocks), `layers` and `skip` are those
+    of `Prune`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`; with a
+    distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
+    `label_smoothing`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset({MASKED})
+    destroys: ClassVar[frozenset[str]] = GRIDS
+
+    criterion: Criterion | ModelCriterion | LearntCriterion
+    sparsity: float
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    loss: Any = None
+    updates: int = 20
+    until: float = 0.75
+    scope: WeightScope = "global"
+    normalize: bool | None = None
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        self.prune(self.sparsity)
+        objective.check_choice(self.loss, self.label_smoothing)
+        check_integer("updates", self.updates, 1)
+        check_share("until", self.until)
+        if self.scope == "sensitivity":
+            raise UserError("scope=sensitivity measures anew at each update: choose another")
+        if hasattr(self.criterion, "update"):
+            raise UserError("a criterion that moves weights has no use where they are trained")
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def prune(self, sparsity: float, learnt: Mapping[str, Tensor] | None = None) -> Prune:
+        """What happens at one update, by the scores `learnt` so far where that is the criterion."""
+        return Prune(
+            Given(learnt or {}) if isinstance(self.criterion, LearntCriterion) else self.criterion,
+            sparsity,
+            scope=self.scope,
+            normalize=self.normalize,
+            pattern=self.pattern,
+            layers=self.layers,
+            skip=self.skip,
+        )
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        self.prune(self.sparsity).left(model)
+
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
+        """Refuse before anything runs features that cannot be compared."""
+        objective.check_teachers(self.loss, model, teachers, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        trained = round(self.epochs * train_images)
+        backward, forward = criterion_passes(self.criterion, train_images)
+        return trained + self.updates * backward, self.updates * forward
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
+
+        start = inputs["model"]
+        model = deepcopy(start.model)
+        left = self.prune(self.sparsity).left(model)
+        layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
+        if not layers:
+            raise UserError("prune_gradual: no convolution or linear layer is left to prune")
+        before = {n: int(_weight(layer).count_nonzero()) for n, layer in layers.items()}
+        masked = set(masked_layers(model))
+        for layer in layers.values():
+            set_mask_(layer, _weight(layer) != 0)
+        rising = _Rising(self, model, list(layers), context)
+        loss_for = objective.loss_for(
+            model, inputs, self.loss, self.label_smoothing, self.schedule(), context
+        )
+        with loss_for as loss:
+            history = fit_(model, loss, self.schedule(), context, companion=rising)
+            notes = objective.notes_of(loss)
+        masks = {n: layer.get_buffer("weight_mask") for n, layer in layers.items()}
+        for name, layer in layers.items():
+            if name not in masked:
+                del layer.weight_mask
+        edits = mask_(layers, masks)
+        artifact = replace(
+            start,
+            model=model.eval(),
+            edits=(*start.edits, *edits),
+            properties=start.properties | self.adds,
+            key="",
+        )
+        coverage = zeroed(model, masks, before, left)
+        history = {**history, "prune/sparsity": rising.reached}
+        return Outcome(artifact, coverage, history, notes=notes)
+
+    def sparsity_at(self, t: float, start: float) -> float:
+        """The share of zeros at `t` in [0, 1] of the rise."""
+        return self.sparsity + (start - self.sparsity) * (1.0 - t) ** 3
+
+
+class _Rising:
+    """Tightens the masks of a model that is trained. `reached` is one sparsity an epoch."""
+
+    def __init__(
+        self, stage: PruneGradually, model: nn.Module, names: Sequence[str], context: Context
+    ) -> None:
+        self.stage, self.names, self.context = stage, names, context
+        self.start = self.current = _share_zero({name: model.get_submodule(name) for name in names})
+        self.reached: list[float] = []
+        criterion = stage.criterion
+        self.learnt = (
+            LearntScores(criterion, model, names)
+            if isinstance(criterion, LearntCriterion)
+            else None
+        )
+
+    def before_step(self, model: nn.Module, rate: float) -> None:
+        if self.learnt is not None:
+            self.learnt.add_(model, rate)
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        last = max(1, round(self.stage.until * steps))
+        due = {max(1, round(last * n / self.stage.updates)) for n in range(1, self.stage.updates)}
+        if step in due | {last}:
+            self.tighten_(model, self.stage.sparsity_at(min(1.0, step / last), self.start))
+
+    def tighten_(self, model: nn.Module, sparsity: float) -> None:
+        """Zero what is least important now, up to `sparsity`."""
+        probe = deepcopy(model).cpu().eval().requires_grad_(True)
+        scores = None
+        if self.learnt is not None:
+            scores = self.learnt.scores
+            self.learnt.restore_(probe)
+        layers = {name: probe.get_submodule(name) for name in self.names}
+        stage = self.stage.prune(min(sparsity, self.stage.sparsity), scores)
+        masks = stage.masks(probe, layers, self.context)
+        if self.learnt is not None:
+            self.learnt.restore_(model, masks)
+        for name, mask in masks.items():
+            layer = model.get_submodule(name)
+            layer.get_buffer("weight_mask").copy_(mask)
+            apply_mask_(layer)
+        self.current = sparsity
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        self.reached.append(self.current)
+
+    def state(self) -> dict[str, Any]:
+        learnt = self.learnt.state() if self.learnt is not None else {}
+        return {"start": self.start, "current": self.current, "reached": list(self.reached),
+                "learnt": learnt}  # fmt: skip
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.start, self.current = state["start"], state["current"]
+        self.reached = state["reached"]
+        if self.learnt is not None:
+            self.learnt.resume(state["learnt"])
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return layer.get_parameter("weight").detach()
+
+
+def _share_zero(layers: Mapping[str, nn.Module]) -> float:
+    unique = {id(layer.weight): _weight(layer) for layer in layers.values()}
+    zeros = sum(int((weight == 0).sum()) for weight in unique.values())
+    return zeros / sum(weight.numel() for weight in unique.values())

@@ -1,0 +1,197 @@
+"""Pruning in rounds, with training in between: from where the weights stand, or rewound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from compressbench.core.distributed import rank
+from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
+from compressbench.core.errors import UserError
+from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.protocols import Criterion, ModelCriterion
+from compressbench.core.types import (
+    CHANNEL_PRUNED,
+    MASKED,
+    TRAINED,
+    Artifact,
+    Context,
+    Coverage,
+    DataSpec,
+    Edit,
+    Outcome,
+    Stage,
+)
+from compressbench.core.validation import check_flag, check_integer
+from compressbench.pruning.prune import Prune
+from compressbench.pruning.weights.selection import WeightScope
+from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
+from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.training.teaching import objective
+from compressbench.training.train import GRIDS, Train
+
+ROUNDS = "rounds.ckpt"
+NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of the train stage before it"
+
+
+@dataclass(frozen=True)
+class PruneIteratively:
+    """`rounds` times: zero the least important weights, then train for `epochs`.
+
+    After round r of R the share 1 - (1 - sparsity)^(r / R) is zero: every round takes the same
+    share of what is left (Han et al. 2015, arXiv:1506.02626). With `rewind` the weights that stay
+    go back to those of the epoch that the train stage has kept before each training: lottery
+    tickets (Frankle and Carbin 2019, arXiv:1803.03635, from epoch 0; Frankle et al. 2020,
+    arXiv:1912.05671, from a later one). `scope`, `normalize`, `pattern` (blocks), `layers`, `skip`
+    and `batchnorm_images` are those of `Prune`; the rest those of `PruneGradually`.
+
+    What a round has done is kept in the stage's folder: a stopped run goes on there.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset({MASKED})
+    destroys: ClassVar[frozenset[str]] = GRIDS
+
+    criterion: Criterion | ModelCriterion
+    sparsity: float
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    loss: Any = None
+    rounds: int = 3
+    rewind: bool = False
+    scope: WeightScope = "global"
+    normalize: bool | None = None
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+    batchnorm_images: int = 1024
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        self.prune(self.sparsity)
+        objective.check_choice(self.loss, self.label_smoothing)
+        check_integer("rounds", self.rounds, 1)
+        check_flag("rewind", self.rewind)
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def prune(self, sparsity: float) -> Prune:
+        """What happens in one round."""
+        return Prune(
+            self.criterion,
+            sparsity,
+            scope=self.scope,
+            normalize=self.normalize,
+            pattern=self.pattern,
+            layers=self.layers,
+            skip=self.skip,
+            batchnorm_images=self.batchnorm_images,
+        )
+
+    def sparsity_after(self, done: int) -> float:
+        """The share of zeros after `done` rounds."""
+        return float(1.0 - (1.0 - self.sparsity) ** (done / self.rounds))
+
+    def check_line(self, earlier: Sequence[Stage]) -> None:
+        """Refuse rewinding before anything runs where there is nothing to go back to."""
+        if not self.rewind:
+            return
+        kept = any(isinstance(s, Train) and s.keep_epoch is not None for s in earlier)
+        if not kept or any(CHANNEL_PRUNED in stage.adds for stage in earlier):
+            raise UserError(NO_EARLY)
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        self.prune(self.sparsity).left(model)
+
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
+        """Refuse before anything runs features that cannot be compared."""
+        objective.check_teachers(self.loss, model, teachers, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        trained = round(self.epochs * train_images) * self.rounds
+        backward, forward = self.prune(self.sparsity).passes(train_images)
+        return trained + self.rounds * backward, self.rounds * forward
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        if self.rewind and not start.early:
+            raise UserError(NO_EARLY)
+        context.folder.mkdir(parents=True, exist_ok=True)
+        notes: tuple[str, ...] = ()
+        current, first, history = _resume(start, context.folder / ROUNDS)
+        for done in range(first, self.rounds):
+            place = replace(context, folder=context.folder / f"round{done}")
+            stage = self.prune(self.sparsity_after(done + 1))
+            pruned = stage.run({"model": current}, place).artifact
+            if self.rewind:
+                pruned = replace(pruned, model=_rewound(pruned))
+            outcome = objective.learn(
+                pruned, inputs, self.loss, self.label_smoothing, self.schedule(), place
+            )
+            current, notes = outcome.artifact, outcome.notes
+            for name, values in outcome.history.items():
+                history[name] = [*history.get(name, []), *values]
+            if rank() == 0:
+                _save(current, done + 1, history, context.folder / ROUNDS)
+        left = self.prune(self.sparsity).left(current.model)
+        coverage = _coverage(start.model, current.model, left)
+        return Outcome(current, coverage, history, notes=notes)
+
+
+def _rewound(artifact: Artifact) -> nn.Module:
+    """The model with its early weights where they are not masked."""
+    model = deepcopy(artifact.model)
+    model.load_state_dict(dict(artifact.early), strict=False)
+    for layer in masked_layers(model).values():
+        apply_mask_(layer)
+    return model
+
+
+def _save(current: Artifact, done: int, history: Mapping[str, list[float]], path: Path) -> None:
+    state = {"round": done, "model": current.model.state_dict(), "history": dict(history)}
+    save_checkpoint({**state, "edits": list(current.edits)}, path)
+
+
+def _resume(start: Artifact, path: Path) -> tuple[Artifact, int, dict[str, list[float]]]:
+    """Where an earlier run got to: the artifact, its rounds, its history."""
+    state = load_checkpoint(path)
+    if state is None:
+        return start, 0, {}
+    model = deepcopy(start.model)
+    edits: list[Edit] = state["edits"]
+    for edit in edits[len(start.edits) :]:
+        for name in edit["layers"]:
+            set_mask_(model.get_submodule(name))
+    model.load_state_dict(state["model"])
+    current = replace(
+        start, model=model.eval(), edits=tuple(edits), properties=start.properties | {MASKED}
+    )
+    return current, state["round"], state["history"]
+
+
+def _coverage(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
+    """One row a module with weights; `touched` counts those that have become zero."""
+    rows, counted = [], set[int]()
+    for name, layer in layers_with_weights(after).items():
+        detail, touched = f"left: {left.get(name, '')}", 0
+        if name not in left:
+            weight = layer.get_parameter("weight").detach()
+            old = before.get_submodule(name).get_parameter("weight").detach()
+            if id(layer.weight) not in counted:
+                touched = int(((weight == 0) & (old != 0)).sum())
+            counted.add(id(layer.weight))
+            detail = f"sparsity {float((weight == 0).double().mean()):.2f}"
+        rows.append(Coverage(name, type(layer).__name__, weights(layer), touched, detail))
+    return tuple(rows)

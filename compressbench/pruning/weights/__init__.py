@@ -1,0 +1,1 @@
+"""Single weights: which ones go, and how many of each layer."""

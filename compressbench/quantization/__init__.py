@@ -1,0 +1,1 @@
+"""The quantization stages; subfolders hold how they work."""

@@ -1,0 +1,121 @@
+"""Weights that share a few values, looked up in a codebook of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from compressbench.core.edits import set_codebook_
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.grid import Grid
+from compressbench.core.types import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    Coverage,
+    DataSpec,
+    Edit,
+    Outcome,
+)
+from compressbench.core.validation import check_integer
+from compressbench.quantization.grids.scheme import Scheme
+from compressbench.quantization.rounding.codebook import codes_of, fit_codebook
+from compressbench.training.batchnorm import reestimate_batchnorm_
+
+_RULE = {"layers", "type", "bits"}
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Replace every weight by the nearest of the 2**bits values of its layer (Han et al. 2016,
+    arXiv:1510.00149, without their finetuning of the values).
+
+    The values are those of k-means, so they crowd where weights do; no integer kernel can compute
+    with them, and the activations stay float. `bits` in [2, 8]; `rules` and `widths` change them
+    for some layers, as of `Scheme`. Weights that are zero stay zero. BatchNorm statistics are then
+    measured on `batchnorm_images` training images.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+
+    bits: int = 4
+    rules: Sequence[Mapping[str, Any]] | None = None
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    batchnorm_images: int = 1024
+
+    def __post_init__(self) -> None:
+        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        Scheme(Grid(self.bits), self.rules, self.widths)
+        for number, rule in enumerate(self.rules or ()):
+            other = sorted(set(rule) - _RULE)
+            if other:
+                raise UserError(f"rules[{number}]: {other[0]} has no meaning for a codebook")
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a rule or a width without a layer."""
+        self._bits(model, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        return 0, min(self.batchnorm_images, train_images)
+
+    def _bits(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, int], dict[str, str]]:
+        grids, reasons = Scheme(Grid(self.bits), self.rules, self.widths).grids(model, spec)
+        return {name: grid.bits for name, grid in grids.items()}, reasons
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        model = deepcopy(start.model).cpu().eval()
+        bits, reasons = self._bits(model, context.data.spec)
+        if not bits:
+            raise UserError("codebook found no convolution or linear layer")
+        edit = share_weights_(model, bits)
+        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        artifact = replace(
+            start,
+            model=model.eval(),
+            edits=(*start.edits, edit),
+            properties=start.properties | self.adds,
+            key="",
+        )
+        return Outcome(artifact, _coverage(model, bits, reasons))
+
+
+def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:
+    """Put the weights of the layers in `bits` on codebooks of their own; a tied weight once."""
+    books: dict[int, torch.Tensor] = {}
+    for name, width in bits.items():
+        layer = model.get_submodule(name)
+        weight = layer.get_parameter("weight")
+        if not bool(torch.isfinite(weight).all()):
+            raise CheckFailedError(f"{name}.weight holds NaN or infinity before its codebook")
+        book = books.setdefault(id(weight), fit_codebook(weight, width))
+        if len(book) != 1 << width:
+            raise UserError(f"{name}: {width} bits, but another layer with the same weight has "
+                            f"{len(book).bit_length() - 1}")  # fmt: skip
+        with torch.no_grad():
+            weight.copy_(book[codes_of(weight, book)])
+        set_codebook_(layer, book.clone())
+    return {"kind": "codebook", "layers": dict(bits)}
+
+
+def _coverage(
+    model: nn.Module, bits: Mapping[str, int], reasons: Mapping[str, str]
+) -> tuple[Coverage, ...]:
+    rows = []
+    for name, reason in reasons.items():
+        layer = model.get_submodule(name)
+        total = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
+        shared = name in bits
+        detail = f"codebook of {1 << bits[name]}" if shared else f"left float: {reason}"
+        kind = type(layer).__name__
+        rows.append(Coverage(name or "model", kind, total, total if shared else 0, detail))
+    return tuple(rows)

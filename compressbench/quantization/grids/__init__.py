@@ -1,0 +1,1 @@
+"""Which layer and activation gets which grid, and putting it there."""

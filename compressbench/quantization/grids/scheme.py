@@ -1,0 +1,227 @@
+"""Which layers are quantized and how: one grid for all, rules for some, widths for single ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from compressbench.core.errors import UserError
+from compressbench.core.grid import Grid
+from compressbench.core.types import DataSpec
+from compressbench.core.validation import check_integer
+from compressbench.quantization.grids.weight_uses import weight_uses
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+FUNCTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
+TABLES = nn.Embedding  # whose rows are looked up
+LOOKUP = {"embedding"}
+ENDS_BELOW_BITS = 4  # under so many, the first and the last layer get 8 bits unless a rule says
+ENDS = {"layers": ["first", "last"], "bits": 8}
+_GRID_OPTIONS = {f.name for f in fields(Grid)}
+_SELECTORS = {"layers", "type"}
+
+Rule = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The grid of each layer: `grid`, changed by every rule that matches, in order, then `widths`.
+
+    A rule selects by `layers` (a name or fnmatch pattern, or a list of them; "first" and "last"
+    in the order of the forward pass, embeddings not counted) or by `type` ("Conv2d", "Linear", ...,
+    "depthwise"), and sets options of `Grid`; `bits: null` leaves a layer in float. None stands for
+    `ENDS` where the grid has less than 4 bits, else for no rule. `widths` are bits by layer name,
+    nested at the dots.
+    """
+
+    grid: Grid
+    rules: Sequence[Rule] | None = None
+    widths: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rules is not None and not isinstance(self.rules, (list, tuple)):
+            raise UserError(f"rules must be a list or null, got {self.rules!r}")
+        if self.widths is not None and not isinstance(self.widths, Mapping):
+            raise UserError(f"widths must map layer names to bits, got {self.widths!r}")
+        for number, rule in enumerate(self.rules or ()):
+            try:
+                _check_rule(rule)
+                apply_rule(self.grid, rule)
+            except UserError as error:
+                raise UserError(f"rules[{number}]: {error}") from None
+        for name, bits in self.flat_widths().items():
+            check_integer(f"widths.{name}", bits, 2, 8)
+
+    def effective_rules(self) -> Sequence[Rule]:
+        if self.rules is None:
+            whole = {"granularity": "channel"} if self.grid.granularity == "group" else {}
+            return ({**ENDS, **whole},) if self.grid.bits < ENDS_BELOW_BITS else ()
+        return self.rules
+
+    def all_bits(self) -> set[int]:
+        """Every width that some layer may get."""
+        found = [self.grid.bits, *(rule.get("bits") for rule in self.effective_rules())]
+        return {bits for bits in (*found, *self.flat_widths().values()) if bits is not None}
+
+    def flat_widths(self) -> dict[str, Any]:
+        return dict(_flatten(self.widths or {}))
+
+    def grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
+        """The grid of every layer to quantize, in forward order, and for every module with weights
+        (two axes or more) why it stays in float, or "".
+
+        Raises UserError for a rule or a width that matches no layer, and for a group size that
+        does not divide a layer's input channels.
+        """
+        order, reasons = quantizable(model, spec)
+        chosen: dict[str, Grid | None] = dict.fromkeys(order, self.grid)
+        for number, rule in enumerate(self.effective_rules()):
+            for name in _matches(rule, f"rules[{number}]", order, model):
+                known = chosen[name]
+                chosen[name] = apply_rule(self.grid if known is None else known, rule)
+        for name, bits in self.flat_widths().items():
+            if name not in chosen:
+                raise UserError(f"widths.{name}: no such layer{_nearest(name, order)}")
+            chosen[name] = replace(chosen[name] or self.grid, bits=bits)
+        for name, grid in chosen.items():
+            if grid is None:
+                reasons[name] = "a rule leaves it in float"
+        grids = {name: grid for name, grid in chosen.items() if grid is not None}
+        _check_groups(grids, model)
+        return grids, reasons
+
+
+def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
+    """The layers that can be quantized, in forward order; and for every module that holds weights
+    (two axes or more) why it stays in float, or "".
+
+    A layer is quantized when the model hands its very weight to a convolution or linear function
+    (an embedding: to the lookup of rows), and to nothing else: only then is the grid in the module
+    the grid that an export sees.
+    """
+    uses = weight_uses(model, spec.blank(2))
+    reasons = {}
+    for name, layer in model.named_modules():
+        own = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+        if not own:
+            continue
+        if not isinstance(layer, (*LAYERS, TABLES)):
+            reasons[name] = "only convolutions, linear layers and embeddings are quantized"
+            continue
+        functions = uses.get(id(layer.weight), set())
+        other = sorted(functions - (LOOKUP if isinstance(layer, TABLES) else FUNCTIONS))
+        reasons[name] = (
+            f"its weight also goes through {', '.join(other)}"
+            if other
+            else ("" if functions else "not used in the forward pass")
+        )
+    position = {identity: number for number, identity in enumerate(uses)}
+    fit = [name for name, reason in reasons.items() if not reason]
+    return sorted(fit, key=lambda n: position[id(model.get_submodule(n).weight)]), reasons
+
+
+def grid_text(grid: Grid) -> str:
+    """A grid as people read it: "4-bit per channel"."""
+    size = "" if grid.group_size is None else f" of {grid.group_size}"
+    kind = "" if grid.symmetric else ", asymmetric"
+    return f"{grid.bits}-bit per {grid.granularity}{size}{kind}"
+
+
+def grid_options(grid: Grid) -> dict[str, Any]:
+    """The options of a grid for an edit."""
+    return asdict(grid)
+
+
+def apply_rule(grid: Grid, rule: Rule) -> Grid | None:
+    """`grid` with the options of a rule, None where it says float."""
+    options = {k: v for k, v in rule.items() if k in _GRID_OPTIONS}
+    if "bits" in options and options["bits"] is None:
+        return None
+    if options.get("granularity", "group") != "group":
+        options.setdefault("group_size", None)
+    elif options.get("group_size") is not None:
+        options.setdefault("granularity", "group")
+    return replace(grid, **options)
+
+
+def _check_rule(rule: Any) -> None:
+    if not isinstance(rule, Mapping):
+        raise UserError(f"a rule is a mapping such as {{layers: fc, bits: 8}}, got {rule!r}")
+    unknown = sorted(str(k) for k in set(rule) - _GRID_OPTIONS - _SELECTORS)
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such option{_nearest(unknown[0], _allowed())}")
+    if len(set(rule) & _SELECTORS) != 1:
+        raise UserError(f"exactly one of layers and type must be given, got {dict(rule)}")
+    if not set(rule) & _GRID_OPTIONS:
+        raise UserError(f"it sets nothing: give it bits or another option, got {dict(rule)}")
+    for key in _SELECTORS & set(rule):
+        if not _names(rule[key]) or not all(isinstance(n, str) for n in _names(rule[key])):
+            raise UserError(f"{key} must be a name or a list of names, got {rule[key]!r}")
+
+
+def _allowed() -> list[str]:
+    return sorted(_GRID_OPTIONS | _SELECTORS)
+
+
+def _names(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _matches(rule: Rule, where: str, order: Sequence[str], model: nn.Module) -> Iterator[str]:
+    """The layers that a rule selects; UserError for a selector that selects none."""
+    key = next(iter(_SELECTORS & set(rule)))
+    for selector in _names(rule[key]):
+        found = (
+            [n for n in order if selector in _types(model.get_submodule(n))]
+            if key == "type"
+            else _named(selector, order, model)
+        )
+        if not found:
+            kinds = sorted({t for n in order for t in _types(model.get_submodule(n))})
+            advice = f"; there are {', '.join(kinds)}" if key == "type" else ""
+            advice = advice or _nearest(selector, order)
+            raise UserError(f"{where}.{key}={selector} matches no layer to quantize{advice}")
+        yield from found
+
+
+def _named(selector: str, order: Sequence[str], model: nn.Module) -> list[str]:
+    computing = [n for n in order if not isinstance(model.get_submodule(n), TABLES)] or order
+    if selector in ("first", "last") and selector not in order and order:
+        return [computing[0 if selector == "first" else -1]]
+    return [name for name in order if fnmatchcase(name, selector)]
+
+
+def _types(layer: nn.Module) -> set[str]:
+    groups = getattr(layer, "groups", 1)
+    depthwise = groups > 1 and groups == getattr(layer, "in_channels", 0)
+    return {type(layer).__name__, *(["depthwise"] if depthwise else [])}
+
+
+def _check_groups(grids: Mapping[str, Grid], model: nn.Module) -> None:
+    """Name every layer that a group size does not fit, and the rule that helps."""
+    channels = {n: model.get_parameter(f"{n}.weight").shape[1] for n in grids}
+    bad = [n for n, g in grids.items() if g.group_size and channels[n] % g.group_size]
+    if bad:
+        size, listed = grids[bad[0]].group_size, ", ".join(f"{n} ({channels[n]})" for n in bad)
+        raise UserError(
+            f"group_size={size} does not divide the input channels of {listed}; a rule helps: "
+            f"{{layers: [{', '.join(bad)}], granularity: channel}}"
+        )
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; the nearest name is {close[0]}" if close else ""

@@ -1,0 +1,1 @@
+"""Ranges of activations and weights; one file for each such conf/quantizer/*.yaml."""

@@ -1,0 +1,1 @@
+"""What is done to a float model before its weights are rounded."""

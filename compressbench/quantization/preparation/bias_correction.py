@@ -1,0 +1,135 @@
+"""Empirical bias correction: what quantized weights shift in the mean goes into the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.edits import add_bias_
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import Context, Edit
+from compressbench.data.calibration import training_images
+from compressbench.quantization.preparation.folding import norm_after, single_calls
+
+Change = Callable[[str, Tensor], Tensor | None]
+
+
+def correct_bias_(
+    model: nn.Module,
+    reference: nn.Module,
+    layers: Sequence[str],
+    context: Context,
+    images: int,
+    batch_size: int = 64,
+) -> Edit | None:
+    """Add E[float pre-activation] - E[quantized pre-activation], per output channel, to biases.
+
+    `model` has its weights on their grids, `reference` is the same model before that; both are in
+    eval mode on the CPU. The means are over `images` training images (all ranks together). On each
+    batch both models run once; every layer of `model` gets its shift before the next one sees its
+    output, and the bias gets the mean of the batches' shifts: exact for one batch, up to the spread
+    of the shifts between batches for several, in one pass and the memory of one batch.
+
+    `layers` are the quantized layers. One with a BatchNorm of its own behind it gets no bias: the
+    statistics, measured again afterwards, absorb the shift. Nor does one that is called more than
+    once or shares its parameters. Returns the edit {"kind": "bias", "layers": [...]} for those that
+    had no bias, None if all had. CheckFailedError when a shift is not finite.
+
+    Nagel et al. 2019 (arXiv:1906.04721, section 4.2 and appendix D).
+    """
+    calls, _, places = single_calls(model, context.data.spec.blank(2))
+    measured = [n for n in places if n in set(layers) and _has_channels(model, n, calls[places[n]])]
+    shifted = [name for name in measured if norm_after(calls, places[name]) is None]
+    if not shifted:
+        return None
+    shifts = _shifts(model, reference, measured, context, images, batch_size)
+    bare = [name for name in shifted if model.get_submodule(name).bias is None]
+    with torch.no_grad():
+        for name in shifted:
+            if not bool(torch.isfinite(shifts[name]).all()):
+                raise CheckFailedError(f"bias correction of {name}: the shift is not finite")
+            add_bias_(model.get_submodule(name))
+            model.get_parameter(f"{name}.bias").add_(shifts[name])
+    return {"kind": "bias", "layers": bare} if bare else None
+
+
+def _has_channels(model: nn.Module, name: str, call: Any) -> bool:
+    """Not so for an image without its batch axis."""
+    layer = model.get_submodule(name)
+    return isinstance(layer, nn.Linear) or call.output.ndim == layer.get_parameter("weight").ndim
+
+
+def _shifts(
+    model: nn.Module,
+    reference: nn.Module,
+    layers: Sequence[str],
+    context: Context,
+    images: int,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Layer -> mean over the batches of all ranks of what its bias lacks, float64 [O]."""
+    sizes = [len(model.get_parameter(f"{name}.weight")) for name in layers]
+    total = torch.zeros(sum(sizes) + 1, dtype=torch.float64)
+    for each in (model, reference):
+        each.eval().to(context.runtime.device)
+    try:
+        with torch.no_grad():
+            for inputs in training_images(context, images, batch_size):
+                found = _align(model, _means(reference, layers, inputs), inputs)
+                parts = [found[name].double().cpu() for name in layers]
+                total += len(inputs) * torch.cat([*parts, torch.ones(1, dtype=torch.float64)])
+        total = sum_over_ranks(total.to(context.runtime.device)).cpu()
+    finally:
+        for each in (model, reference):
+            each.cpu()
+    means = torch.split(total[:-1] / total[-1], sizes)
+    return dict(zip(layers, means, strict=True))
+
+
+def _means(model: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str, Tensor]:
+    """Layer -> mean of its outputs, per channel."""
+    means: dict[str, Tensor] = {}
+
+    def note(name: str, output: Tensor) -> None:
+        means[name] = _channel_means(model.get_submodule(name), output)
+
+    _run(model, layers, inputs, note)
+    return means
+
+
+def _align(model: nn.Module, targets: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+    """Layer -> the shift that gives its outputs the mean in `targets`, earlier ones shifted."""
+    shifts: dict[str, Tensor] = {}
+
+    def shift(name: str, output: Tensor) -> Tensor:
+        layer = model.get_submodule(name)
+        shifts[name] = targets[name] - _channel_means(layer, output)
+        after = () if isinstance(layer, nn.Linear) else (1,) * (output.ndim - 2)
+        return output + shifts[name].reshape(-1, *after)
+
+    _run(model, targets, inputs, shift)
+    return shifts
+
+
+def _run(model: nn.Module, layers: Iterable[str], inputs: Tensor, change: Change) -> None:
+    """Run `model`; `change(name, output)` sees each output of `layers` and may replace it."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: change(name, output)
+        )
+        for name in layers
+    ]
+    try:
+        model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _channel_means(layer: nn.Module, output: Tensor) -> Tensor:
+    axis = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    return output.mean([a for a in range(output.ndim) if a != axis])

@@ -1,0 +1,223 @@
+"""Post-training quantization of weights, and of activations where an observer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import nn
+
+from compressbench.core import activation_quantizers
+from compressbench.core.errors import UserError
+from compressbench.core.grid import Granularity, Grid, WeightQuantizer
+from compressbench.core.protocols import Observer
+from compressbench.core.types import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    DataSpec,
+    Edit,
+    Outcome,
+)
+from compressbench.core.validation import check_flag, check_integer
+from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
+from compressbench.quantization.grids.scheme import Scheme
+from compressbench.quantization.grids.weights import coverage, quantize_weights_
+from compressbench.quantization.mixed_precision import TABLE, Allocation
+from compressbench.quantization.observers.dynamic import Dynamic
+from compressbench.quantization.preparation.bias_correction import correct_bias_
+from compressbench.quantization.preparation.folding import check_scales_survive
+from compressbench.quantization.preparation.prepare import check_preparation, prepare_
+from compressbench.training.batchnorm import reestimate_batchnorm_
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights of convolutions and linear layers on integer grids, activations on unsigned ones.
+
+    The order: BatchNorm into the layers before it if `fold_batchnorm`; ranges of neighbours made
+    alike if `equalize`; weights by the method `weight`; their mean error on `calibration_images`
+    into the biases if `correct_bias`; statistics of what BatchNorm is left on `batchnorm_images`
+    training images; ranges of the activations by the observer `activation` on
+    `calibration_images` of them (None leaves activations in float, `Dynamic` takes ranges while
+    the model runs), on grids of `activation_bits` in [4, 8], around zero if
+    `activation_symmetric`. `bits`, `granularity`, `group_size`, `symmetric`, `narrow` and
+    `power_of_two` are those of `Grid`, with 7 bits for 8 if `reduce_range`: no pair of products
+    then leaves the 16 bits that x86 CPUs without VNNI add in; `rules` and `widths` change them for
+    some layers (`Scheme`). `allocation` chooses the bits of the layers whose bits neither rules nor
+    widths set, and then `bits` has no meaning. Weights that are zero stay zero. Layers that are not
+    quantized are in the coverage, with the reason.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+
+    weight: WeightQuantizer
+    activation: Observer | Dynamic | None = None
+    bits: int = 8
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    narrow: bool = True
+    power_of_two: bool = False
+    reduce_range: bool = False
+    fold_batchnorm: bool = False
+    equalize: bool = False
+    correct_bias: bool = False
+    rules: Sequence[Mapping[str, Any]] | None = None
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    activation_bits: int = 8
+    activation_symmetric: bool = False
+    batchnorm_images: int = 1024
+    calibration_images: int = 512
+    batch_size: int = 64
+    allocation: Allocation | None = None
+
+    def __post_init__(self) -> None:
+        self.scheme()
+        check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
+        check_integer("activation_bits", self.activation_bits, 4, 8)
+        check_flag("activation_symmetric", self.activation_symmetric)
+        check_flag("reduce_range", self.reduce_range)
+        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        check_integer("calibration_images", self.calibration_images, 1)
+        check_integer("batch_size", self.batch_size, 1)
+        if not callable(self.weight):
+            raise UserError(f"weight must be a weight quantizer, got {self.weight!r}")
+        if self.allocation is not None and not isinstance(self.allocation, Allocation):
+            raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
+        if self.allocation is not None and self.reduce_range:
+            raise UserError("reduce_range=true with an allocation: put 7 for 8 into its widths")
+        if isinstance(self.activation, Dynamic):
+            self._check_dynamic()
+        elif self.activation is not None and not is_observer(self.activation):
+            raise UserError(f"activation must be an observer or null, got {self.activation!r}")
+
+    def _check_dynamic(self) -> None:
+        if self.activation_bits != 8:
+            raise UserError(
+                f"activation_bits must be 8 for activation=dynamic, got {self.activation_bits}"
+            )
+        if self.activation_symmetric:
+            raise UserError("activation_symmetric must be false for activation=dynamic, got true")
+
+    @property
+    def adds(self) -> frozenset[str]:
+        extra = () if self.activation is None else (ACTIVATION_QUANTIZED,)
+        return frozenset({WEIGHT_QUANTIZED, *extra})
+
+    @property
+    def weighs_files(self) -> bool:
+        return self.allocation is not None
+
+    def scheme(self) -> Scheme:
+        grid = Grid(
+            self.bits, self.granularity, self.group_size, self.symmetric, self.narrow,
+            self.power_of_two,
+        )  # fmt: skip
+        return Scheme(grid, self.rules, self.widths)
+
+    def _grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
+        grids, reasons = self.scheme().grids(model, spec)
+        if self.reduce_range:
+            grids = {n: replace(g, bits=7) if g.bits == 8 else g for n, g in grids.items()}
+        return grids, reasons
+
+    def check_model(self, model: nn.Module, spec: DataSpec) -> None:
+        """Refuse before anything runs a rule without a layer, a group size that does not fit."""
+        grids, _ = self._grids(model, spec)
+        if not self.fold_batchnorm:
+            check_scales_survive(model, grids, spec.blank(2))
+        if self.allocation is not None:
+            self._free(model, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        calibrated = self.activation is not None and not isinstance(self.activation, Dynamic)
+        runs = (1 if calibrated else 0) + (2 if self.correct_bias else 0)
+        calibration = runs * min(self.calibration_images, train_images)
+        return 0, min(self.batchnorm_images, train_images) + calibration
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        model = deepcopy(start.model).cpu().eval()
+        grids, reasons = self._grids(model, context.data.spec)
+        if not grids:
+            raise UserError(
+                "quantize found no layer it can quantize: "
+                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+            )
+        edits, warnings = prepare_(
+            model, grids, context.data.spec.blank(2), self.fold_batchnorm, self.equalize
+        )
+        start = replace(start, edits=(*start.edits, *edits))
+        finish = partial(self._finish, start, model, context)
+        if self.allocation is None:
+            rows = coverage(model, grids, reasons)
+            return Outcome(finish(grids, self.weight), rows, warnings=warnings)
+        free = self._free(model, context.data.spec)
+        made = self.allocation(model, grids, free, self.weight, finish, context)
+        rows = coverage(model, made.grids, reasons)
+        return Outcome(made.artifact, rows, warnings=warnings, tables={TABLE: made.rows})
+
+    def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
+        """The layers whose bits are set by no rule and no width."""
+        scheme = self.scheme()
+        eight, four = (
+            replace(scheme, grid=replace(scheme.grid, bits=bits)).grids(model, spec)[0]
+            for bits in (8, 4)
+        )
+        free = [name for name, grid in eight.items() if grid.bits != four[name].bits]
+        if not free:
+            raise UserError("allocation: rules and widths set the bits of every layer")
+        return free
+
+    def _finish(
+        self,
+        start: Artifact,
+        prepared: nn.Module,
+        context: Context,
+        grids: Mapping[str, Grid],
+        method: WeightQuantizer,
+    ) -> Artifact:
+        """The artifact made of the float model `prepared`, which is not changed."""
+        model = deepcopy(prepared)
+        edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
+        if self.correct_bias:
+            edit = correct_bias_(
+                model, prepared, list(grids), context, self.calibration_images, self.batch_size
+            )
+            edits += [] if edit is None else [edit]
+        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        if self.activation is not None:
+            edits.append(self._quantize_activations_(model, grids, context))
+        return replace(
+            start,
+            model=model.eval(),
+            edits=(*start.edits, *edits),
+            properties=start.properties | self.adds,
+            key="",
+        )
+
+    def _quantize_activations_(
+        self, model: nn.Module, grids: Mapping[str, Grid], context: Context
+    ) -> Edit:
+        assert self.activation is not None
+        if isinstance(self.activation, Dynamic):
+            dynamic = self.activation.edit(model, context.data.spec.blank(2), grids)
+            activation_quantizers.attach_(model, dynamic)
+            return dynamic
+        return quantize_activations_(
+            model,
+            self.activation,
+            context,
+            bits=self.activation_bits,
+            symmetric=self.activation_symmetric,
+            power_of_two=self.power_of_two,
+            images=self.calibration_images,
+            batch_size=self.batch_size,
+        )

@@ -1,0 +1,1 @@
+"""Rounding of weights; one file for each such conf/quantizer/*.yaml."""

@@ -1,0 +1,154 @@
+"""GPTQ: round one input after the other, and let the weights that follow make up for the error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.analysis.input_moments import Moments
+from compressbench.analysis.layer_inputs import layer_moments, working_copies
+from compressbench.analysis.obs import columns, compensated, damped
+from compressbench.core.errors import UserError
+from compressbench.core.grid import (
+    Grid,
+    GridWeight,
+    choose_scale,
+    expand,
+    on_cpu,
+    round_to_grid,
+    step_limits,
+)
+from compressbench.core.protocols import Observer
+from compressbench.core.types import Context
+from compressbench.core.validation import check_flag, check_integer, check_positive
+
+Order = Literal["activation", "natural"]
+ORDERS = ("activation", "natural")
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """argmin over W' on the grid of |W x - W' x'|^2, greedily: one column of W after the other.
+
+    Once column j is rounded, with error e, the columns k > j move by -e U_jk / U_jj, where
+    U^T U = (sum of x' x'^T + d I)^-1: of all moves they undo most of e. d is `damping` times the
+    mean of the diagonal. x' are the layer's inputs in the model whose earlier layers are quantized
+    already, on `images` training images; x are the same or, with `drift`, those of the float
+    model, so that a layer makes up for the earlier ones, too (Li et al. 2025, arXiv:2504.02692).
+    `order` "activation" begins with the inputs of largest mean square, "natural" with the first.
+    Then every weight is rounded anew, given the others, in `sweeps` over all columns.
+
+    The scales come from the observer `ranges`. Weights that are zero stay zero: what would have
+    moved them is an error like any other. A channel that ends worse than rounded to nearest is
+    rounded to nearest. Memory: 16 K^2 bytes for K weights of an output, whatever `images` is.
+
+    Frantar et al. 2022 (arXiv:2210.17323); Frantar and Alistarh 2022 (arXiv:2208.11580).
+    """
+
+    ranges: Observer
+    images: int = 256
+    damping: float = 0.01
+    order: Order = "activation"
+    drift: bool = True
+    sweeps: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("images", self.images, 2)
+        check_positive("damping", self.damping)
+        if self.order not in ORDERS:
+            raise UserError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
+        check_flag("drift", self.drift)
+        check_integer("sweeps", self.sweeps, 0)
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, grids: Mapping[str, Grid], context: Context
+    ) -> dict[str, GridWeight]:
+        reference, quantized = working_copies(model, context.runtime.device)
+        models = (reference if self.drift else quantized, quantized)
+        found = {}
+        for number, (name, grid) in enumerate(grids.items()):
+            context.progress(number, len(grids), f"rounding {name}")
+            moments = layer_moments(name, models, context, self.images)
+            found[name] = self.round(moments, grid)
+            quantized.get_parameter(f"{name}.weight").copy_(found[name].weight)
+        context.progress(len(grids), len(grids), "rounding")
+        return {name: on_cpu(result) for name, result in found.items()}
+
+    def round(self, moments: Moments, grid: Grid) -> GridWeight:
+        """The weight on `grid` whose outputs are nearest to the targets of `moments`."""
+        weight = moments.weight
+        scale, zero_point = choose_scale(weight, grid, self.ranges)
+        nearest = round_to_grid(weight, scale, grid, zero_point)
+        hessian = damped(moments.second.double(), self.damping)
+        target = moments.rows(weight).double()
+        target += torch.linalg.solve(hessian, moments.shift.double().mT).mT
+        order = self._order(hessian)
+        back = order.argsort(dim=1)
+        rounding = Rounding.of(moments, nearest, grid).permuted(order)
+        target, hessian = columns(target, order), columns(columns(hessian, order).mT, order)
+        steps = torch.round(compensated(target, hessian, rounding.place) / rounding.scale)
+        for _ in range(self.sweeps):
+            sweep_(steps, target, hessian, rounding)
+        found = columns(steps, back).reshape(weight.shape).to(torch.int16)
+        result = replace(nearest, steps=found)
+        better = moments.error(result.weight) < moments.error(nearest.weight)
+        kept = better.reshape(-1, *[1] * (weight.ndim - 1))
+        return replace(nearest, steps=torch.where(kept, found, nearest.steps))
+
+    def _order(self, hessian: Tensor) -> Tensor:
+        """[G, K]: the columns of each group as they are taken."""
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        if self.order == "activation":
+            return diagonal.argsort(dim=1, descending=True, stable=True)
+        return torch.arange(diagonal.shape[1], device=diagonal.device).expand(diagonal.shape)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The grid of every weight of a layer, and which stay zero: all [G, O / G, K]."""
+
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    zero: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, nearest: GridWeight, grid: Grid) -> Rounding:
+        weight = moments.weight
+
+        def full(values: Tensor) -> Tensor:
+            values = expand(values, weight) if values.ndim else values.to(weight.device)
+            return moments.rows(values.expand(weight.shape))
+
+        low, high = step_limits(grid, nearest.zero_point)
+        return cls(full(nearest.scale), full(low), full(high), moments.rows(weight) == 0)
+
+    def permuted(self, order: Tensor) -> Rounding:
+        return Rounding(*(columns(v, order) for v in (self.scale, self.low, self.high, self.zero)))
+
+    def __call__(self, values: Tensor, column: int) -> Tensor:
+        """The steps float32 [G, O / G] nearest to `values` of one column."""
+        steps = torch.round(values.float() / self.scale[..., column])
+        steps = steps.clamp(self.low[..., column], self.high[..., column])
+        return steps.masked_fill(self.zero[..., column], 0.0)
+
+    def place(self, values: Tensor, column: int) -> Tensor:
+        """The values float64 on the grid nearest to `values` of one column."""
+        return self(values, column).double() * self.scale[..., column]
+
+
+def sweep_(steps: Tensor, target: Tensor, hessian: Tensor, rounding: Rounding) -> None:
+    """Give every weight in turn its best step, the others as they are; the error only falls."""
+    slope = (steps * rounding.scale - target) @ hessian
+    for column in range(steps.shape[2]):
+        scale = rounding.scale[..., column]
+        now = steps[..., column] * scale
+        best = now - slope[..., column] / hessian[:, None, column, column]
+        found = rounding(best, column).double()
+        slope += (found * scale - now)[..., None] * hessian[:, None, column]
+        steps[..., column] = found

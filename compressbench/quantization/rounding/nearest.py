@@ -1,0 +1,32 @@
+"""Round every weight to the nearest number of its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from compressbench.core.grid import Grid, GridWeight, choose_scale, round_to_grid
+from compressbench.core.protocols import Observer
+from compressbench.core.types import Context
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """w -> s * clip(round(w / s)), the scale s from the range that the observer `ranges` finds.
+
+    The baseline of post-training quantization (Nagel et al. 2021, arXiv:2106.08295, section 2.2).
+    """
+
+    ranges: Observer
+
+    def __call__(
+        self, model: nn.Module, grids: Mapping[str, Grid], context: Context
+    ) -> dict[str, GridWeight]:
+        found = {}
+        for name, grid in grids.items():
+            weight = model.get_parameter(f"{name}.weight")
+            scale, zero_point = choose_scale(weight, grid, self.ranges)
+            found[name] = round_to_grid(weight, scale, grid, zero_point)
+        return found

@@ -1,0 +1,176 @@
+"""Learned rounding: steps between floor and ceil, fitted so that outputs stay what they were.
+
+Shared by the methods that fit one layer at a time and those that fit a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressbench.analysis.input_moments import Moments
+from compressbench.core.distributed import mean_over_ranks, world_size
+from compressbench.core.grid import (
+    Grid,
+    GridWeight,
+    choose_scale,
+    expand,
+    round_to_grid,
+    step_limits,
+)
+from compressbench.core.protocols import Observer
+from compressbench.core.validation import check_integer, check_positive, check_share
+
+ZETA, GAMMA = 1.1, -0.1  # the stretch of the sigmoid: h reaches 0 and 1 at finite V
+FIRST_BETA, LAST_BETA = 20.0, 2.0
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), Nagel et al. 2020, equation 23."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """The V with h(V) = h, for h in [0, 1]; finite at both ends."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+
+
+def rounding_penalty(h: Tensor, beta: float) -> Tensor:
+    """1 - |2 h - 1|**beta for each h: zero where h is 0 or 1, Nagel et al. 2020, equation 24."""
+    return 1.0 - (2.0 * h - 1.0).abs() ** beta
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How rounding is fitted: Adam on relative error + `regularization` * mean penalty.
+
+    The penalty starts after the share `warmup` of the iterations; from there beta falls linearly
+    from 20 to 2, which lets most weights move freely at first and decides all of them at last.
+    """
+
+    iterations: int
+    learning_rate: float
+    regularization: float
+    warmup: float
+
+    def __post_init__(self) -> None:
+        check_integer("iterations", self.iterations, 1)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("regularization", self.regularization)
+        check_share("warmup", self.warmup)
+
+    def beta(self, step: int) -> float | None:
+        """The exponent of the penalty at one step, None while there is none."""
+        done = step / self.iterations
+        if done < self.warmup:
+            return None
+        left = 1.0 - (done - self.warmup) / (1.0 - self.warmup)
+        return LAST_BETA + (FIRST_BETA - LAST_BETA) * left
+
+
+class SoftSteps:
+    """A weight [O, I, ..] whose steps are floor(weight / scale) + h(V), clipped to its grid.
+
+    `gain` multiplies each scale, the same way up and down (exp of a learned number); floor and
+    ceil stay those of the first scale. Weights that are zero stay step 0.
+    """
+
+    def __init__(
+        self, weight: Tensor, grid: Grid, scale: Tensor, zero_point: Tensor | None
+    ) -> None:
+        self.power_of_two = grid.power_of_two
+        self.scale, self.zero_point = scale, zero_point
+        exact = weight / expand(scale, weight)
+        self.floor = torch.floor(exact)
+        low, high = step_limits(grid, zero_point)
+        self.low = expand(low, weight) if low.ndim else low.to(weight.device)
+        self.high = expand(high, weight) if high.ndim else high.to(weight.device)
+        self.zero = weight == 0
+        self.v = inverse_rectified_sigmoid(exact - self.floor).requires_grad_()
+        self.log_gain = torch.zeros_like(scale).requires_grad_()
+        self.free = (self.floor >= self.low) & (self.floor < self.high) & ~self.zero
+
+    def weight(self) -> Tensor:
+        """The soft weight, differentiable in `v` and `log_gain`."""
+        return expand(self._scale(), self.floor) * self._clipped(rectified_sigmoid(self.v))
+
+    def penalty(self, beta: float) -> Tensor:
+        """The sum over the weights that have a choice."""
+        return (rounding_penalty(rectified_sigmoid(self.v), beta) * self.free).sum()
+
+    @torch.no_grad()
+    def rounded(self) -> GridWeight:
+        """Every step at the nearer end: ceil where h(V) is at least 1/2."""
+        steps = self._clipped((self.v >= 0).float())  # h(0) = 1/2
+        return GridWeight(self._scale(), steps.to(torch.int16), self.zero_point)
+
+    def _scale(self) -> Tensor:
+        return self.scale * torch.exp(self.log_gain)
+
+    def _clipped(self, up: Tensor) -> Tensor:
+        steps = torch.clamp(self.floor + up, self.low, self.high)
+        return steps.masked_fill(self.zero, 0.0)
+
+
+def fit_(
+    parts: Sequence[SoftSteps],
+    error: Callable[[], Tensor],
+    fit: Fit,
+    scale_learning_rate: float = 0.0,
+) -> None:
+    """Minimise `error()`, a scalar near 1 for rounding to nearest, over the rounding of `parts`.
+
+    The gradients are averaged over the ranks, so that all of them take the same steps. A
+    `scale_learning_rate` above 0 learns the scales, too, other than powers of two.
+    """
+    steps = [part.v for part in parts]
+    groups: list[dict[str, Any]] = [{"params": steps, "lr": fit.learning_rate}]
+    gains = [part.log_gain for part in parts if not part.power_of_two]
+    if scale_learning_rate > 0 and gains:
+        groups.append({"params": gains, "lr": scale_learning_rate})
+    optimizer = torch.optim.Adam(groups)
+    learned = [*steps, *gains]
+    choices = max(1, sum(int(part.free.sum()) for part in parts))
+    for step in range(fit.iterations):
+        total, beta = error(), fit.beta(step)
+        if beta is not None:
+            penalty = torch.stack([part.penalty(beta) for part in parts]).sum()
+            total = total + fit.regularization / choices * penalty
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        _average_gradients_(learned)
+        optimizer.step()
+
+
+def fit_layer(
+    moments: Moments, grid: Grid, ranges: Observer, fit: Fit, scale_learning_rate: float = 0.0
+) -> GridWeight:
+    """The weight of one layer whose outputs are nearest to the targets of `moments`.
+
+    Outputs have their errors relative to those of rounding to nearest, and one that ends worse
+    is rounded to nearest.
+    """
+    weight = moments.weight
+    scale, zero_point = choose_scale(weight, grid, ranges)
+    nearest = round_to_grid(weight, scale, grid, zero_point)
+    usual = moments.error(nearest.weight)
+    unit = torch.where(usual > 0, usual, torch.ones_like(usual))
+    soft = SoftSteps(weight, grid, scale, zero_point)
+    fit_([soft], lambda: (moments.error(soft.weight()) / unit).mean(), fit, scale_learning_rate)
+    fitted = soft.rounded()
+    if scale_learning_rate > 0:  # a scale may be shared by several outputs: all or none
+        return fitted if bool(moments.error(fitted.weight).sum() < usual.sum()) else nearest
+    better = moments.error(fitted.weight) < usual
+    kept = better.reshape(-1, *[1] * (weight.ndim - 1))
+    return GridWeight(scale, torch.where(kept, fitted.steps, nearest.steps), zero_point)
+
+
+def _average_gradients_(learned: Sequence[Tensor]) -> None:
+    if world_size() > 1:
+        for parameter in learned:
+            if parameter.grad is not None:
+                parameter.grad = mean_over_ranks(parameter.grad)

@@ -1,0 +1,187 @@
+"""The front of a sweep: its members, their noise, its hypervolume, and the member to ship.
+
+Of equal trials (the same figures in every objective) the one with the lowest number is a member.
+Trials that are infeasible, unfinished, or lack a figure of an objective are none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compressbench.results import pareto
+from compressbench.results.sweep import FINISHED, Objective, Sweep, Trial
+
+SIZES = {"onnx": "size/onnx_bytes", "download": "size/download_bytes"}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is drawn over what: the metric (or the first objective) over bytes (or the next)."""
+
+    x: Objective
+    y: Objective
+
+
+def axes(sweep: Sweep) -> Axes:
+    """Of the objectives; where there is one alone, over bytes, or bytes under the metric."""
+    named = {o.name: o for o in sweep.objectives}
+    first = sweep.objectives[0]
+    if len(named) == 1 and first.name in SIZES.values():
+        return Axes(first, Objective(metric_name(sweep), "maximize"))
+    y = named.get(metric_name(sweep), first)
+    others = [o for o in sweep.objectives if o is not y] or [
+        Objective(size_name(sweep), "minimize")
+    ]
+    return Axes(next((o for o in others if o.name in SIZES.values()), others[0]), y)
+
+
+def metric_name(sweep: Sweep) -> str:
+    return f"val/{sweep.metric}"
+
+
+def size_name(sweep: Sweep) -> str:
+    """The size that the sweep is about: of its objectives, else that of the download."""
+    return next((o.name for o in sweep.objectives if o.name in SIZES.values()), SIZES["download"])
+
+
+def with_size(sweep: Sweep, size: str) -> Sweep:
+    """The same trials with `size` (onnx, download) in place of the size among the objectives."""
+    wanted = SIZES[size]
+    objectives = tuple(
+        replace(o, name=wanted) if o.name in SIZES.values() else o for o in sweep.objectives
+    )
+    unique = {o.name: o for o in objectives}
+    return replace(sweep, objectives=tuple(unique.values()))
+
+
+def candidates(sweep: Sweep) -> list[Trial]:
+    """The trials that may be in the front, by number."""
+    return [t for t in sorted(sweep.trials, key=lambda t: t.number) if _counts(t, sweep.objectives)]
+
+
+def _counts(trial: Trial, objectives: Iterable[Objective]) -> bool:
+    return (
+        trial.state == "complete"
+        and trial.feasible
+        and all(math.isfinite(trial.figures.get(o.name, math.nan)) for o in objectives)
+    )
+
+
+def losses(trials: Sequence[Trial], objectives: Sequence[Objective]) -> pareto.Losses:
+    """(trials, objectives), lower is better."""
+    return signed([[t.figures[o.name] for o in objectives] for t in trials], objectives)
+
+
+def signed(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> pareto.Losses:
+    """(rows, objectives) of the objectives' values, lower is better."""
+    signs = np.array([-1.0 if o.direction == "maximize" else 1.0 for o in objectives])
+    return signs * np.array(values, dtype=np.float64).reshape(len(values), len(objectives))
+
+
+def members(sweep: Sweep) -> list[Trial]:
+    """The front, from the largest file (the worst of the axis drawn across) to the smallest."""
+    trials = candidates(sweep)
+    values = losses(trials, sweep.objectives)
+    mask = pareto.front_mask(values) & pareto.distinct(values)
+    across = axes(sweep).x
+    sign = -1 if across.direction == "minimize" else 1
+    found = [t for t, inside in zip(trials, mask, strict=True) if inside]
+    return sorted(found, key=lambda t: (sign * t.figures.get(across.name, math.inf), t.number))
+
+
+def standard_error(trial: Trial, name: str, sweep: Sweep) -> float:
+    """Of one figure of a trial; 0 where nothing is known.
+
+    The larger of the spread over seeds and, for accuracy, the binomial error of the validation
+    rows.
+    """
+    repeated = [r[name] for r in trial.repeats if name in r]
+    errors = [pareto.spread([trial.figures[name], *repeated])] if repeated else []
+    if name == "val/accuracy" and sweep.validation_rows:
+        errors.append(pareto.binomial_error(trial.figures[name], sweep.validation_rows))
+    return max(errors, default=0.0)
+
+
+def within_noise(sweep: Sweep, front: Sequence[Trial]) -> set[int]:
+    """Numbers of members that another member would dominate, were it not for noise."""
+    if not front:
+        return set()
+    errors = [[standard_error(t, o.name, sweep) for o in sweep.objectives] for t in front]
+    marked = pareto.dominated_within_noise(losses(front, sweep.objectives), np.array(errors))
+    return {t.number for t, mark in zip(front, marked, strict=True) if mark}
+
+
+def floor_of(sweep: Sweep) -> float | None:
+    """Below it, no accuracy counts; None without a baseline."""
+    if sweep.floor is not None:
+        return sweep.floor
+    base = sweep.baseline.get(metric_name(sweep))
+    return None if base is None else base - pareto.FLOOR_BELOW_BASELINE
+
+
+def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | None:
+    """`front/hypervolume` of `trials` (all when None); None where there is no baseline."""
+    floor, reference = floor_of(sweep), sweep.baseline.get(SIZES["onnx"])
+    if floor is None or not reference:
+        return None
+    wanted = _volume_objectives(sweep)
+    metric, size = (o.name for o in wanted)
+    taken = [t for t in (sweep.trials if trials is None else trials) if _counts(t, wanted)]
+    return pareto.front_hypervolume(
+        [t.figures[metric] for t in taken], [t.figures[size] for t in taken], reference, floor
+    )
+
+
+def finished(sweep: Sweep) -> list[Trial]:
+    """Complete, pruned and failed trials, in the order in which they ended."""
+    return sorted(
+        (t for t in sweep.trials if t.state in FINISHED), key=lambda t: (t.ended, t.number)
+    )
+
+
+def history(sweep: Sweep) -> list[float]:
+    """The hypervolume after each finished trial; empty where there is no baseline."""
+    if hypervolume(sweep, []) is None:
+        return []
+    wanted = _volume_objectives(sweep)
+    metric, size = (o.name for o in wanted)
+    front: list[Trial] = []
+    values: list[float] = []
+    volume = 0.0
+    for trial in finished(sweep):
+        figures = trial.figures
+        if _counts(trial, wanted) and not any(
+            t.figures[metric] >= figures[metric] and t.figures[size] <= figures[size] for t in front
+        ):
+            points = [*front, trial]
+            inside = pareto.front_mask(losses(points, wanted))
+            front = [t for t, kept in zip(points, inside, strict=True) if kept]
+            volume = hypervolume(sweep, front) or 0.0
+        values.append(volume)
+    return values
+
+
+def _volume_objectives(sweep: Sweep) -> tuple[Objective, Objective]:
+    """What the hypervolume is about, whatever was searched for."""
+    metric, size = metric_name(sweep), size_name(sweep)
+    return Objective(metric, "maximize"), Objective(size, "minimize")
+
+
+def knee(sweep: Sweep, front: Sequence[Trial]) -> Trial | None:
+    """The knee (`pareto.knee`, bytes as halvings) of the members above the floor.
+
+    Below the floor a front goes on to useless models, which would pull the knee along.
+    """
+    floor, metric = floor_of(sweep), metric_name(sweep)
+    kept = [t for t in front if floor is None or t.figures.get(metric, floor) >= floor]
+    if not kept:
+        return None
+    values = losses(kept, sweep.objectives)
+    for column, objective in enumerate(sweep.objectives):
+        if objective.name in SIZES.values():
+            values[:, column] = np.log2(values[:, column])
+    return kept[pareto.knee(values)]

@@ -1,0 +1,187 @@
+"""The front as rows: raw for CSV and JSON, as text for the terminal, as Markdown for MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from compressbench.core.formatting import (
+    MISSING,
+    bytes_text,
+    metric_text,
+    milliseconds_text,
+    times_text,
+)
+from compressbench.results.front import (
+    hypervolume,
+    knee,
+    members,
+    metric_name,
+    size_name,
+    standard_error,
+    within_noise,
+)
+from compressbench.results.sweep import Objective, Sweep, Trial
+
+_PREFIX = "recipe.stages."
+_NOTE_ROWS = 30
+_MARKS = {
+    "knee": "the best compromise: larger files gain little, smaller ones lose much",
+    "≈": "within noise: a smaller member is as good, as far as the validation rows can tell",
+}
+
+
+def short_name(setting: str) -> str:
+    """`recipe.stages.prune.sparsity` as `prune.sparsity`, `quantizer@recipe.stages.quantize.weight`
+    as `quantize.weight`.
+    """
+    before, found, after = setting.partition(_PREFIX)
+    return after if found and (not before or before.endswith("@")) else setting
+
+
+def setting_text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def settings_text(trial: Trial) -> list[str]:
+    """The settings of a trial, as `prune.sparsity = 0.5`."""
+    return [f"{short_name(name)} = {setting_text(v)}" for name, v in trial.settings.items()]
+
+
+def figure_text(name: str, value: float | None, metric: str) -> str:
+    """A figure of the measurement in its unit."""
+    kind, _, last = name.partition("/")
+    if last == metric:
+        return metric_text(value, metric)
+    if name.endswith("_bytes"):
+        return bytes_text(value)
+    if name.endswith("_ms"):
+        return milliseconds_text(value)
+    if name == "latency/speedup":
+        return times_text(value)
+    if value is None:
+        return MISSING
+    return metric_text(value, last) if kind in ("val", "test") else f"{value:.4g}"
+
+
+def _settings_names(trials: Iterable[Trial]) -> list[str]:
+    return list(dict.fromkeys(name for trial in trials for name in trial.settings))
+
+
+def raw_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row a member, figures as they were taken, None where one was not."""
+    front, metric = members(sweep), metric_name(sweep)
+    noisy, best = within_noise(sweep, front), knee(sweep, front)
+    names = list(dict.fromkeys(name for trial in front for name in trial.figures))
+    return [
+        {
+            "sweep": sweep.name,
+            "trial": trial.number,
+            "knee": best is not None and trial.number == best.number,
+            "within_noise": trial.number in noisy,
+            "standard_error": standard_error(trial, metric, sweep)
+            if metric in trial.figures
+            else None,
+            **{name: trial.figures.get(name) for name in names},
+            **{name: trial.settings.get(name) for name in _settings_names(front)},
+            "repeats": len(trial.repeats),
+            "folder": trial.folder,
+        }
+        for trial in front
+    ]
+
+
+def text_rows(sweep: Sweep) -> list[dict[str, str]]:
+    """The baseline and the members: heading -> text."""
+    front = members(sweep)
+    noisy, best = within_noise(sweep, front), knee(sweep, front)
+    first = {"trial": "baseline", **_figures(sweep, None, front)}
+    rows = [first | dict.fromkeys(map(short_name, _settings_names(front)), "") | {"": ""}]
+    for trial in front:
+        marks = ["knee"] * (best is not None and trial.number == best.number)
+        marks += ["≈"] * (trial.number in noisy)
+        settings = {
+            short_name(n): setting_text(trial.settings[n]) if n in trial.settings else ""
+            for n in _settings_names(front)
+        }
+        figures = _figures(sweep, trial, front)
+        rows.append({"trial": str(trial.number), **figures, **settings, "": " ".join(marks)})
+    return rows
+
+
+def _figures(sweep: Sweep, trial: Trial | None, front: Sequence[Trial]) -> dict[str, str]:
+    """The metric, the sizes, and further objectives of a trial, or of the baseline."""
+    taken = sweep.baseline if trial is None else trial.figures
+    metric, size = metric_name(sweep), size_name(sweep)
+    error = 0.0 if trial is None or metric not in taken else standard_error(trial, metric, sweep)
+    name = size.removeprefix("size/").removesuffix("_bytes")
+    row = {f"val {sweep.metric}": _with_error(taken.get(metric), error, sweep.metric)}
+    if any(f"test/{sweep.metric}" in t.figures for t in front):
+        row[f"test {sweep.metric}"] = metric_text(taken.get(f"test/{sweep.metric}"), sweep.metric)
+    row |= {name: bytes_text(taken.get(size)), f"{name} smaller": _smaller(sweep, taken, size)}
+    for objective in _others(sweep):
+        row[objective.name] = figure_text(objective.name, taken.get(objective.name), sweep.metric)
+    return row
+
+
+def _others(sweep: Sweep) -> list[Objective]:
+    shown = {metric_name(sweep), size_name(sweep)}
+    return [o for o in sweep.objectives if o.name not in shown]
+
+
+def _smaller(sweep: Sweep, figures: Mapping[str, float], size: str) -> str:
+    before, after = sweep.baseline.get(size), figures.get(size)
+    return times_text(before / after) if before and after else MISSING
+
+
+def _with_error(value: float | None, error: float, metric: str) -> str:
+    text = metric_text(value, metric)
+    if not error:
+        return text
+    return f"{text} ± {100 * error:.2f}" if metric == "accuracy" else f"{text} ± {error:.4f}"
+
+
+def headline(sweep: Sweep) -> str:
+    """One line: how large the front is, and what it covers."""
+    front, volume = members(sweep), hypervolume(sweep)
+    done = sum(t.state == "complete" for t in sweep.trials)
+    covered = "" if volume is None else f", hypervolume {volume:.1f} (points × halvings)"
+    return f"{sweep.name}: {len(front)} of {done} complete trials are in the front{covered}"
+
+
+def legend(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """What the marks in the last column mean; only those that occur."""
+    used = {mark for row in rows for mark in row[""].split()}
+    return [f"{mark}: {text}" for mark, text in _MARKS.items() if mark in used]
+
+
+def markdown(sweep: Sweep, links: Mapping[int, str], picture: str) -> str:
+    """The note of a sweep: the front as a table, and the link of its picture.
+
+    `links` lead from a trial's number to its run.
+    """
+    rows = text_rows(sweep)
+    lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow folds the rest
+    if len(rows) > 1:
+        lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
+        lines += [_cells(_linked(row, links).values()) for row in rows[: _NOTE_ROWS + 1]]
+    if len(rows) > _NOTE_ROWS + 1:
+        lines += ["", f"and {len(rows) - 1 - _NOTE_ROWS} more members, all in `front.html`"]
+    lines += [
+        "",
+        f"No other trial is as small and as good as a member ({size_name(sweep)} against "
+        f"{metric_name(sweep)} of the exported file). The members are the runs with the tag "
+        "`pareto = true`; the picture and all trials are under *Artifacts*.",
+    ]
+    return "\n".join([*lines, *(f"- {text}" for text in legend(rows))]) + "\n"
+
+
+def _linked(row: Mapping[str, str], links: Mapping[int, str]) -> dict[str, str]:
+    number = row["trial"]
+    link = links.get(int(number)) if number.isdigit() else None
+    return dict(row) if link is None else {**row, "trial": f"[{number}]({link})"}
+
+
+def _cells(cells: Iterable[str]) -> str:
+    unbroken = (c.replace("|", "\\|").replace(" ", "\N{NO-BREAK SPACE}") for c in cells)
+    return f"| {' | '.join(unbroken)} |"

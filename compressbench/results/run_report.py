@@ -1,0 +1,269 @@
+"""`report.json`: what a run did and what each stage's file is worth; and the tables made from it.
+
+A figure that could not be taken is absent. Accuracy and other metrics are in [0, 1], sizes in
+bytes, latency in milliseconds, MACs for one sample.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compressbench.core.formatting import (
+    MISSING,
+    bytes_text,
+    count_text,
+    metric_text,
+    milliseconds_text,
+    seconds_text,
+    times_text,
+)
+from compressbench.core.redact import redact
+from compressbench.core.types import Step
+
+SCHEMA_VERSION = 1
+NOT_SHRUNK = "download did not shrink"
+CHANCE = "no better than guessing"
+SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "recipe.yaml")
+_SHRINKS = ("prune", "quantize")  # how the kinds of such stages begin
+_DOWNLOAD = "size/download_bytes"
+
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run before it starts. `config` is resolved and plain."""
+
+    name: str
+    recipe: str
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    command: Sequence[str]
+    started: str  # ISO 8601
+    metric: str = "accuracy"
+
+
+def shrink_warning(previous: Step, step: Step) -> str | None:
+    """A loud word when pruning or quantizing did not make the file that ships smaller."""
+    if not step.kind.startswith(_SHRINKS):
+        return None
+    before, after = (s.measurement.figures.get(_DOWNLOAD) for s in (previous, step))
+    if before is None or after is None or after < before:
+        return None
+    return (
+        f"{step.name}: the {NOT_SHRUNK}: {before:,.0f} bytes after {previous.name}, "
+        f"{after:,.0f} after {step.name}"
+    )
+
+
+def build_report(info: RunInfo, steps: Sequence[Step], status: str) -> Report:
+    """The report of a run that got as far as `steps`; `status` is finished, failed or killed."""
+    baseline = next((s for s in steps if s.is_baseline), None)
+    final = next((s for s in steps if s.is_last), None)
+    warnings = [w for s in steps for w in s.warnings]
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "status": status,
+        "name": info.name,
+        "recipe": info.recipe,
+        "metric": info.metric,
+        "started": info.started,
+        "command": list(info.command),
+        "baseline": baseline.name if baseline else None,
+        "final": final.name if final else None,
+        "in_front": final is not None and not any(map(_keeps_out, warnings)),
+        "stages": [_stage(step, info) for step in steps],
+        "files": _files(info.folder),
+        "config": info.config,
+        "environment": info.environment,
+    }
+    clean: Report = redact(_finite(report))
+    return clean
+
+
+def _keeps_out(warning: str) -> bool:
+    return NOT_SHRUNK in warning or CHANCE in warning
+
+
+def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
+    return {
+        "index": step.index,
+        "name": step.name,
+        "kind": step.kind,
+        "key": step.key,
+        "hit": step.hit,
+        "seconds": round(step.seconds, 3),
+        "settings": info.config["recipe"]["stages"][step.name],
+        "figures": dict(step.measurement.figures),
+        "coverage": [asdict(row) for row in step.coverage],
+        "history": {name: list(values) for name, values in step.history.items()},
+        "warnings": list(step.warnings),
+        "notes": list(step.notes),
+        "tables": {name: list(rows) for name, rows in step.tables.items()},
+        "layers": _layers(step.files),
+    }
+
+
+def _layers(files: Path) -> list[dict[str, Any]]:
+    """What the export made of each layer: bits, storage, granularity, kernel, reason."""
+    path = files / "export.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["layers"] if path.is_file() else []
+    return rows
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of the files that ship, and of those that build the model again."""
+    artifact = sorted(f"artifact/{p.name}" for p in folder.glob("artifact/*") if p.is_file())
+    found: dict[str, dict[str, Any]] = {}
+    for name in (*SHIPPED, *artifact):
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: a figure that is not a number was not taken."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds the old text or the whole new one, never a part."""
+    _write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def comparison_rows(report: Report) -> list[Row]:
+    """One row a stage, raw figures; None where a figure was not taken.
+
+    `*_smaller` is the baseline's bytes over this stage's, `faster` the baseline's latency over
+    this stage's (measured in interleaved pairs). `test` is read of the baseline and the last.
+    """
+    stages = report["stages"]
+    baseline = [s["figures"] for s in stages if s["name"] == report["baseline"]]
+    first = baseline[0] if baseline else {}
+    return [_row(stage, first, report) for stage in stages]
+
+
+def _row(stage: Mapping[str, Any], first: Mapping[str, Any], report: Report) -> Row:
+    figures, metric = stage["figures"], report["metric"]
+    tested = stage["name"] in (report["baseline"], report["final"])
+    return {
+        "stage": stage["name"],
+        "val": figures.get(f"val/{metric}"),
+        "test": figures.get(f"test/{metric}") if tested else None,
+        "onnx_bytes": figures.get("size/onnx_bytes"),
+        "onnx_smaller": _ratio(first, figures, "size/onnx_bytes"),
+        "download_bytes": figures.get(_DOWNLOAD),
+        "download_smaller": _ratio(first, figures, _DOWNLOAD),
+        "macs": figures.get("compute/macs"),
+        "latency_p50_ms": figures.get("latency/p50_ms"),
+        "faster": figures.get("latency/speedup"),
+        "seconds": stage["seconds"],
+        "store": "hit" if stage["hit"] else "miss",
+    }
+
+
+def _ratio(first: Mapping[str, Any], figures: Mapping[str, Any], name: str) -> float | None:
+    before, after = first.get(name), figures.get(name)
+    return before / after if before and after else None
+
+
+def table(report: Report) -> list[dict[str, str]]:
+    """The comparison as people read it: heading -> text, one dict a stage."""
+    metric = report["metric"]
+    return [
+        {
+            "stage": row["stage"],
+            f"val {metric}": metric_text(row["val"], metric),
+            f"test {metric}": metric_text(row["test"], metric),
+            "onnx": bytes_text(row["onnx_bytes"]),
+            "onnx smaller": times_text(row["onnx_smaller"]),
+            "download": bytes_text(row["download_bytes"]),
+            "download smaller": times_text(row["download_smaller"]),
+            "MACs": count_text(row["macs"]),
+            "latency p50": milliseconds_text(row["latency_p50_ms"]),
+            "times faster": times_text(row["faster"]),
+            "time": seconds_text(row["seconds"]),
+            "store": row["store"],
+        }
+        for row in comparison_rows(report)
+    ]
+
+
+def headline(report: Report) -> str:
+    """One line: what the last stage's file is worth against the baseline's."""
+    rows = {row["stage"]: row for row in table(report)}
+    if report["final"] is None or report["baseline"] is None:
+        return f"{report['recipe']}: {report['status']} after {len(rows)} stages"
+    first, last = rows[report["baseline"]], rows[report["final"]]
+    metric = report["metric"]
+    return (
+        f"{report['recipe']}: download {last['download']} ({last['download smaller']} smaller), "
+        f"onnx {last['onnx']} ({last['onnx smaller']} smaller), {last['times faster']} as fast, "
+        f"test {metric} {last[f'test {metric}']} (baseline {first[f'test {metric}']})"
+    )
+
+
+def markdown(report: Report) -> str:
+    """The note of a run: the table, its words explained, and the warnings."""
+    rows = table(report)
+    lines = [headline(report), ""]  # the first lines are what MLflow shows unfolded
+    if rows:
+        lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
+        lines += [_cells(row.values()) for row in rows]
+    lines += [
+        "",
+        "*onnx*: the file that ONNX Runtime loads; *download*: the same, zstd 19. *smaller*, "
+        f"*faster*: against {report['baseline']}. Metrics are of the exported file; test data are "
+        f"read for the first and the last stage only ({MISSING}: not taken). The picture and the "
+        "files are under *Artifacts*.",
+    ]
+    lines += [f"- ⚠ {w}" for stage in report["stages"] for w in stage["warnings"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(cells: Iterable[str]) -> str:
+    unbroken = (cell.replace("|", "\\|").replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
+    return f"| {' | '.join(unbroken)} |"
+
+
+def write_tables(report: Report, folder: Path) -> list[Path]:
+    """Write `stages.csv`, `stages.json` (raw figures), and stages' tables as STAGE_TABLE.csv."""
+    rows = comparison_rows(report)
+    write_json_atomic(folder / "stages.json", rows)
+    own = {f"{s['name']}_{name}": t for s in report["stages"] for name, t in s["tables"].items()}
+    paths = [_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in own.items()]
+    return [_csv(folder / "stages.csv", rows), folder / "stages.json", *paths]
+
+
+def _csv(path: Path, rows: Sequence[Row]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["stage"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

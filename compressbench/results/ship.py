@@ -1,0 +1,96 @@
+"""Which file of a front to ship."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compressbench.core.errors import UserError
+from compressbench.core.formatting import bytes_text
+from compressbench.results import front as fronts
+from compressbench.results.front_table import (
+    figure_text,
+)
+from compressbench.results.sweep import Sweep, Trial
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the file to ship must be."""
+
+    budget_bytes: float | None = None
+    minimum: float | None = None
+    knee: bool = False
+
+    @property
+    def asked(self) -> bool:
+        return self.budget_bytes is not None or self.minimum is not None or self.knee
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trial of a front, with the sweep that it belongs to."""
+
+    sweep: Sweep
+    trial: Trial
+
+    @property
+    def size_bytes(self) -> float:
+        return self.trial.figures.get(fronts.size_name(self.sweep), math.inf)
+
+    @property
+    def metric(self) -> float:
+        return self.trial.figures.get(fronts.metric_name(self.sweep), -math.inf)
+
+    @property
+    def text(self) -> str:
+        metric = self.sweep.metric
+        return (
+            f"trial {self.trial.number} of {self.sweep.name} "
+            f"({bytes_text(self.size_bytes)}, {metric} "
+            f"{figure_text(fronts.metric_name(self.sweep), self.metric, metric)})"
+        )
+
+
+def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
+    """The member to ship. Raises UserError that names the nearest when there is none.
+
+    Within a budget the best metric (then the smallest file); with a minimum alone the smallest file
+    (then the best metric); with `knee` the knee of those that are left.
+    """
+    all_members = [Member(s, t) for s in sweeps for t in fronts.members(s)]
+    fit = [m for m in all_members if wanted.budget_bytes is None
+           or m.size_bytes <= wanted.budget_bytes]  # fmt: skip
+    if not fit:
+        smallest = min(all_members, key=lambda m: m.size_bytes)
+        raise UserError(
+            f"--budget {bytes_text(wanted.budget_bytes)}: no file of the front is so small; the "
+            f"smallest is {smallest.text}"
+        )
+    good = [m for m in fit if wanted.minimum is None or m.metric >= wanted.minimum]
+    if not good:
+        best, metric = max(fit, key=lambda m: m.metric), sweeps[0].metric
+        within = "" if wanted.budget_bytes is None else " within the budget"
+        least = figure_text(fronts.metric_name(sweeps[0]), wanted.minimum, metric)
+        raise UserError(
+            f"--min-accuracy {least}: no file of the front{within} is so good; the best is "
+            f"{best.text}"
+        )
+    if wanted.knee:
+        return _knee(good)
+    if wanted.budget_bytes is None:
+        return min(good, key=lambda m: (m.size_bytes, -m.metric))
+    return min(good, key=lambda m: (-m.metric, m.size_bytes))
+
+
+def _knee(kept: Sequence[Member]) -> Member:
+    """The knee of members of one or more sweeps, taken together."""
+    numbered = {i: replace(m.trial, number=i) for i, m in enumerate(kept)}
+    joined = replace(kept[0].sweep, trials=tuple(numbered.values()))
+    front = fronts.members(joined)
+    knee = fronts.knee(joined, front)
+    if knee is None:
+        floor = fronts.floor_of(joined)
+        raise UserError(f"--knee: no member of the front is above the floor of {floor:.4g}")
+    return kept[knee.number]

@@ -1,0 +1,73 @@
+"""The settings that are tried first: known ones, and the two ends of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from compressbench.config.instantiate import nearest
+from compressbench.core.errors import UserError
+from compressbench.search.space import Parameter, Settings, draw, every
+
+Configs = Callable[[tuple[str, ...]], Mapping[str, Any]]
+_LESS_IS_SMALLER = ("bits", "activation_bits", "budget", "width", "depth")
+MOST_GRID = 100_000
+
+
+def known(enqueue: Sequence[Mapping[str, Any]], space: Sequence[Parameter]) -> list[Settings]:
+    """The `search.enqueue` settings, checked against the space."""
+    by_key = {p.key: p for p in space}
+    for position, settings in enumerate(enqueue):
+        where = f"search.enqueue[{position}]"
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{where} must be settings such as {{KEY: VALUE}}, got {settings!r}")
+        for key, value in settings.items():
+            if key not in by_key:
+                raise UserError(f"{where}.{key} is not in the space{nearest(str(key), by_key)}")
+            if not by_key[key].holds(value):
+                raise UserError(f"{where}.{key}={value!r} is not in {by_key[key].text}")
+    return [dict(s) for s in enqueue]
+
+
+def corners(space: Sequence[Parameter], configs: Configs) -> list[Settings]:
+    """The least and the most compressed settings, for every recipe of the space."""
+    recipes = [p for p in space if p.place == "recipe" and p.choices]
+    options = recipes[0].choices if recipes else (None,)
+    found = []
+    for most in (False, True):
+        for recipe in options:
+
+            def choose(p: Parameter, recipe: Any = recipe, most: bool = most) -> Any:
+                return recipe if p.place == "recipe" else end(p, most)
+
+            found.append(draw(space, configs, choose))
+    return found
+
+
+def unique(settings: Sequence[Settings]) -> list[Settings]:
+    return [s for i, s in enumerate(settings) if s not in settings[:i]]
+
+
+def end(parameter: Parameter, most: bool) -> Any:
+    """The value that compresses most, or least; the first choice where there is no such order."""
+    name = parameter.place.rpartition(".")[2]
+    down = name in _LESS_IS_SMALLER
+    if not parameter.choices:
+        return parameter.low if most == down else parameter.high
+    if not all(isinstance(c, (int, float)) for c in parameter.choices):
+        return parameter.choices[0]
+    return min(parameter.choices) if most == down else max(parameter.choices)
+
+
+def grid(space: Sequence[Parameter], configs: Configs, seed: int) -> list[Settings]:
+    """Every combination, in an order that the seed gives, so that a part of them covers all."""
+    for parameter in space:
+        parameter.values()
+    found = []
+    for settings in every(space, configs):
+        found.append(settings)
+        if len(found) > MOST_GRID:
+            raise UserError(f"search.sampler: a grid of more than {MOST_GRID:,} trials")
+    Random(seed).shuffle(found)
+    return found

@@ -1,0 +1,37 @@
+"""The end of a sweep on the terminal: the front, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from compressbench.results import front as fronts
+from compressbench.results.sweep import Sweep
+from compressbench.results.sweep_terminal import show
+from compressbench.results.terminal import make_console
+from compressbench.tracking.sweep_session import Tracked
+
+
+def show_end(sweep: Sweep, tracked: Tracked) -> None:
+    """The front as a table, then the next commands and links."""
+    say = []
+    if fronts.members(sweep):
+        show([sweep])
+        folder = Path(sweep.folder)
+        say.append(f"the files: {folder / 'trials'}/TRIAL/model.onnx")
+        front = ["compressbench", "front", str(folder), "--knee", "--html", "front.html"]
+        say.append(f"which one to ship: {shlex.join(front)}")
+    else:
+        states = [trial.state for trial in sweep.trials]
+        say.append(f"no front: {states.count('complete')} of {len(states)} trials are complete")
+    if tracked.command:
+        say.append(f"see it in MLflow: {tracked.command}")
+    say += [f"then open: {tracked.link}"] * bool(tracked.link)
+    say += [f"all trials as charts: {tracked.charts}"] * bool(tracked.charts)
+    more = [a for a in sweep.command if not a.startswith("search.n_trials=")]
+    say.append(f"more trials: {shlex.join([*more, f'search.n_trials={2 * sweep.n_trials}'])}")
+    console = make_console()
+    for text in say:
+        console.print(text, markup=False, soft_wrap=True)
+    if tracked.problem:
+        console.print(f"WARNING: {tracked.problem}", markup=False, soft_wrap=True)

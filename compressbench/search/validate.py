@@ -1,0 +1,86 @@
+"""A space is checked before anything runs: its places in the config, and its extreme values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from compressbench.config.instantiate import build
+from compressbench.core.errors import UserError
+from compressbench.search.initial_trials import Configs, unique
+from compressbench.search.space import Parameter, Settings, draw, exists, overrides
+
+MOST_CHECKS = 24  # each takes about half a second
+
+
+def check_places(space: Sequence[Parameter], configs: Configs) -> dict[str, Mapping[str, Any]]:
+    """The configs of all options of the space, each option on top of the others' first one.
+
+    Raises UserError for an option or a key that does not exist in any of them.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for settings in _options_in_turn(space, configs):
+        chosen = overrides(space, settings)
+        found[" ".join(chosen)] = configs(tuple(chosen))
+    for parameter in space:
+        if not any(exists(parameter, config) for config in found.values()):
+            value = parameter.choices[0] if parameter.choices else parameter.low
+            configs((parameter.override(value),))  # says which key is the nearest
+            raise UserError(f"{parameter.key}: no such key")
+    return found
+
+
+def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[Settings]:
+    groups = [p for p in space if p.group]
+    yield draw(groups, configs, lambda p: p.choices[0])
+    for one in groups:
+        for value in one.choices[1:]:
+            yield draw(groups, configs, lambda p, k=one.key, v=value: v if p.key == k  # type: ignore[misc]
+                       else p.choices[0])  # fmt: skip
+
+
+def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
+    """The metric that a dataset's figures are in, such as accuracy, and its validation rows."""
+    data = build(dataset, "dataset")
+    if not hasattr(data, "spec"):
+        raise UserError(f"dataset._target_={dataset['_target_']} is no dataset")
+    return str(data.spec.metric), len(data.split("validation"))
+
+
+def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
+    """Lay out the recipes at the ends of the space, and with every choice.
+
+    Raises UserError for an end that is refused, and for a choice that is refused at all ends.
+    """
+    from compressbench.engine.run import prepare
+
+    def try_(settings: Settings) -> None:
+        chosen = overrides(space, settings)
+        try:
+            prepare({k: v for k, v in configs(tuple(chosen)).items() if k != "search"})
+        except UserError as error:
+            raise UserError(f"{error} (with {' '.join(chosen)})") from error
+
+    for settings in unique(list(ends)):
+        try_(settings)
+    choices = [(p, c) for p in space for c in p.choices if not any(e.get(p.key) == c for e in ends)]
+    for parameter, choice in choices[:MOST_CHECKS]:
+        _try_choice(parameter, choice, ends, try_)
+
+
+def _try_choice(
+    parameter: Parameter,
+    choice: Any,
+    ends: Sequence[Settings],
+    try_: Callable[[Settings], None],
+) -> None:
+    refused: UserError | None = None
+    for settings in ends:
+        if parameter.key in settings and not parameter.group:
+            try:
+                try_({**settings, parameter.key: choice})
+                return
+            except UserError as error:
+                refused = error
+    if refused is not None:
+        raise refused

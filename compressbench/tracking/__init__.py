@@ -1,0 +1,1 @@
+"""MLflow: what is logged, and the process that logs it."""

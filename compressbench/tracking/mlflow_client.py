@@ -1,0 +1,283 @@
+"""MLflow: draining the outbox of a run into it, while the run goes on or later.
+
+Draining again is harmless: a run is found by its tag `compressbench.run`, and a metric with the
+same name, step, value and time is kept once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressbench.core.errors import UserError
+from compressbench.core.redact import redact
+from compressbench.tracking.outbox import LOCK, Operation, Outbox
+
+RUN_TAG = "compressbench.run"
+SWEEP_TAG = "compressbench.sweep"
+NOTE_TAG = "mlflow.note.content"
+RETRY_SECONDS = 5.0
+_POLL_SECONDS = 0.25
+NOTE_LIMIT, _PARAMS, METRICS = 7900, 100, 500  # of MLflow, per request
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_LIGHT = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # else seven processes that nobody needs here
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with the next one: a dead server costs 5 s, not 240
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where MLflow keeps runs: a server or a database, and the artifact folder beside it."""
+
+    uri: str
+    artifacts: str | None = None
+
+    @property
+    def shown(self) -> str:
+        shown: str = redact(self.uri)
+        return shown
+
+    @property
+    def is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+
+def place_of(uri: str) -> Place:
+    """The place of a URL, with its credentials. Raises UserError when MLflow cannot take it."""
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if "://" not in uri or scheme not in _SCHEMES:
+        raise UserError(
+            f"tracking.url must start with http:// or https://, got {redact(uri)!r} "
+            "(MLFLOW_TRACKING_URI is read when it is null)"
+        )
+    return Place(uri)
+
+
+def open_commands(place: Place, experiment: str, run: str) -> tuple[str, str]:
+    """The command that serves MLflow and the run's link; no command where a server runs already."""
+    page = f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
+    if place.is_server:
+        return "", f"{place.shown.rstrip('/')}/{page}"
+    uri = shlex.quote(place.shown)
+    command = f"{_LIGHT} mlflow ui --workers 1 --backend-store-uri {uri} --port 5000"
+    return command, f"http://127.0.0.1:5000/{page}"
+
+
+def chart_link(place: Place, experiment: str, view: str) -> str:
+    """The link of a saved view of an experiment's runs in MLflow's own charts."""
+    page = (
+        f"#/experiments/{experiment}/runs?workflowType=machine_learning"
+        f"&compareRunsMode=CHART&viewStateShareKey={view}"
+    )
+    host = place.shown.rstrip("/") if place.is_server else "http://127.0.0.1:5000"
+    return f"{host}/{page}"
+
+
+def work(folder: str, artifacts: str) -> int:
+    """Drain the outbox of `folder` until the run ends; 0 when MLflow has everything.
+
+    The run's end of the standard input is the lifeline: a byte says that the run is over, its
+    closing that the run was killed.
+    """
+    from filelock import FileLock
+
+    ended = threading.Event()
+    threading.Thread(target=await_end, args=(ended,), daemon=True).start()
+    outbox = Outbox(Path(folder))
+    place = Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None)
+    with FileLock(outbox.folder / LOCK, timeout=10):
+        while True:
+            last = ended.is_set()
+            problem = drain(outbox, place, last)
+            if last:
+                return 1 if problem else 0
+            ended.wait(RETRY_SECONDS if problem else _POLL_SECONDS)
+
+
+def await_end(ended: threading.Event) -> None:
+    os.read(0, 1)
+    ended.set()
+
+
+def drain(outbox: Outbox, place: Place, ended: bool) -> str:
+    """Log what `place` does not have yet. Returns "", or what is in the way."""
+    state = outbox.state(place.shown)
+    operations = outbox.read()
+    if state["done"] == len(operations) and (not ended or is_finished(operations)):
+        return ""
+    caught = troubles()
+    try:
+        client = client_of(place)
+        for operation in operations[state["done"] :]:
+            state = {**state, **apply(client, operation, state, outbox, place)}
+            state |= {"done": state["done"] + 1, "problem": ""}
+            outbox.mark(place.shown, state)
+        if ended and not is_finished(operations):
+            client.set_terminated(state["run"], "KILLED")  # the run died without a word
+    except caught as error:
+        problem = explain(error, place)
+        print(redact(f"{place.shown}: {error}"), file=sys.stderr)
+        outbox.mark(place.shown, {**state, "problem": problem})
+        return problem
+    return ""
+
+
+def is_finished(operations: Sequence[Operation]) -> bool:
+    return bool(operations) and operations[-1]["do"] == "finish"
+
+
+def troubles() -> tuple[type[Exception], ...]:
+    """What MLflow raises when it is away or refuses; imports it, with our settings."""
+    quiet()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def is_refusal(error: Exception, place: Place) -> bool:
+    """Whether MLflow answered, and said no: another run may fare better."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    return isinstance(error, RestException if place.is_server else MlflowException)
+
+
+def quiet() -> None:
+    """Settings that MLflow reads when it is imported; the user's own win."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def client_of(place: Place) -> Any:
+    """A client; a new local database is set up by one process at a time."""
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    if place.artifacts is None:
+        return MlflowClient(place.uri)
+    home = Path(place.uri.removeprefix("sqlite:///")).parent
+    with FileLock(home / ".mlflow.lock", timeout=60):
+        client = MlflowClient(place.uri)
+        client.get_experiment("0")
+    return client
+
+
+def explain(error: Exception, place: Place) -> str:
+    if place.is_server and not is_refusal(error, place):
+        return "is unreachable"
+    first = str(redact(str(error))).partition("\n")[0]
+    return f"refuses: {first[:200]}"
+
+
+def apply(
+    client: Any, operation: Operation, state: Mapping[str, Any], outbox: Outbox, place: Place
+) -> dict[str, Any]:
+    """Do one operation; returns what is new in the state."""
+    match operation["do"]:
+        case "start":
+            return _open_run(client, operation, place)
+        case "metrics":
+            from mlflow.entities import Metric
+
+            for chunk in chunks([Metric(*m) for m in operation["metrics"]], METRICS):
+                client.log_batch(state["run"], metrics=chunk)
+        case "note":
+            client.set_tag(state["run"], NOTE_TAG, operation["text"][:NOTE_LIMIT])
+        case "files":
+            for path in operation["paths"]:
+                _log_file(client, state["run"], outbox.folder, Path(path))
+        case "finish":
+            client.set_terminated(state["run"], operation["status"], operation["time"])
+        case unknown:
+            raise UserError(f"{outbox.records}: unknown operation {unknown!r}: a newer version's?")
+    return {}
+
+
+def _open_run(client: Any, operation: Operation, place: Place) -> dict[str, Any]:
+    """The run with this tag, created when there is none, with its parameters."""
+    from mlflow.entities import Param
+
+    experiment = _experiment(client, operation["experiment"], place.artifacts)
+    wanted = f"tags.`{RUN_TAG}` = '{operation['tags'][RUN_TAG]}'"
+    found = client.search_runs([experiment], wanted)
+    run = found[0] if found else client.create_run(
+        experiment, operation["time"], operation["tags"], operation["name"]
+    )  # fmt: skip
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, "RUNNING")  # it goes on after a crash
+    there = run.data.params  # a value that was logged cannot change, such as n_trials
+    new = [Param(*item) for item in operation["params"].items() if item[0] not in there]
+    for chunk in chunks(new, _PARAMS):
+        client.log_batch(run.info.run_id, params=chunk)
+    return {"experiment": experiment, "run": run.info.run_id}
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            created: str = client.create_experiment(name, artifact_location=artifacts)
+            return created
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another run was quicker
+            if found is None:
+                raise
+    identity: str = found.experiment_id
+    return identity
+
+
+def _log_file(client: Any, run: str, folder: Path, path: Path) -> None:
+    parent = None if path.parent == Path() else path.parent.as_posix()
+    if not (folder / path).exists():
+        print(f"{folder / path}: is gone, so it is not logged", file=sys.stderr)
+    elif (folder / path).is_dir():
+        client.log_artifacts(run, str(folder / path), path.as_posix())
+    else:
+        client.log_artifact(run, str(folder / path), parent)
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    return (list(items[i : i + size]) for i in range(0, len(items), size))
+
+
+def sweep_folders(experiment: str) -> list[Path]:
+    """Folders with the `sweep.json` of each sweep of an experiment, by its name or number.
+
+    Those of this machine are where they are; of others the file is fetched. Looks where
+    MLFLOW_TRACKING_URI says, else into the `mlflow.db` of the working folder. Raises UserError.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []
+    place, caught = place_of(uri), troubles()
+    try:
+        client = client_of(place)
+        found = client.get_experiment_by_name(experiment)
+        if found is None and experiment.isdigit():
+            found = client.get_experiment(experiment)
+        if found is None:
+            return []
+        runs = client.search_runs([found.experiment_id], "tags.`compressbench.kind` = 'sweep'")
+        return [_sweep_folder(client, run) for run in runs]
+    except caught as error:
+        raise UserError(f"{experiment}: {place.shown} {explain(error, place)}") from error
+
+
+def _sweep_folder(client: Any, run: Any) -> Path:
+    folder = Path(run.data.tags["compressbench.folder"])
+    if (folder / "sweep.json").is_file():
+        return folder
+    return Path(client.download_artifacts(run.info.run_id, "sweep.json")).parent

@@ -1,0 +1,49 @@
+"""What a run logs, as operations of an outbox: plain values that MLflow takes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from compressbench.core.types import Step
+
+_TEXT_LIMIT = 500
+
+
+def step_operation(step: Step) -> dict[str, Any]:
+    """Figures with the stage's index as step; the training history with the epoch as step."""
+    at = now()
+    taken = {**step.measurement.figures, "stage/seconds": step.seconds}
+    figures: list[list[Any]] = [[allowed(k), float(v), at, step.index] for k, v in taken.items()]
+    history: list[list[Any]] = [
+        [allowed(f"history/{step.name}/{name}"), float(value), at, epoch]
+        for name, values in step.history.items()
+        for epoch, value in enumerate(values)
+    ]
+    metrics = [m for m in (*figures, *history) if math.isfinite(m[1])]
+    return {"do": "metrics", "metrics": metrics, "stage": step.index}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
+    if isinstance(config, Mapping) and config:
+        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items()]
+        return {name: text for part in parts for name, text in part.items()}
+    if not prefix:
+        return {}
+    text = config if isinstance(config, str) else json.dumps(config, default=str)
+    return {allowed(prefix): text[:_TEXT_LIMIT]}
+
+
+def allowed(name: str) -> str:
+    """The name as MLflow takes it: few characters, and no way out of a folder."""
+    return re.sub(r"/+", "/", re.sub(r"[^\w.\-/ :]", "_", name)).strip("./")[:250]
+
+
+def now() -> int:
+    """Unix time in milliseconds."""
+    return round(time.time() * 1000)

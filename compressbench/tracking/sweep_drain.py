@@ -1,0 +1,281 @@
+"""MLflow of a sweep: one process drains the outboxes of the sweep and of all its trials.
+
+Everything may be done again: runs are found by their tags, a metric with the same name, step,
+value and time is kept once, the tags of the front are compared with those that are there, and
+of several fronts in the outbox only the last is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from compressbench.core.errors import UserError
+from compressbench.core.redact import redact
+from compressbench.results import front as fronts
+from compressbench.results.front_html import write_page
+from compressbench.results.front_picture import Picture
+from compressbench.results.front_table import markdown
+from compressbench.results.sweep import Sweep
+from compressbench.results.sweep_file import SWEEP_FILE, read_sweep
+from compressbench.tracking.mlflow_charts import view_tag
+from compressbench.tracking.mlflow_client import (
+    NOTE_LIMIT,
+    NOTE_TAG,
+    RETRY_SECONDS,
+    RUN_TAG,
+    SWEEP_TAG,
+    Place,
+    apply,
+    await_end,
+    client_of,
+    explain,
+    is_finished,
+    is_refusal,
+    open_commands,
+    troubles,
+)
+from compressbench.tracking.outbox import LOCK, RECORDS, Operation, Outbox
+from compressbench.tracking.records import allowed
+
+TRIALS = "trials"
+PAGE = "front.html"
+_POLL_SECONDS = 1.0
+_TAKE_OVER_SECONDS = 4.0  # at the end, for another process of the same sweep to let go
+_MODE = "?workflowType=machine_learning"  # else MLflow opens in another one
+_NICE = 5  # the trials come first
+_PARENT_TAG, _MEMBER_TAG = "mlflow.parentRunId", "pareto"
+
+
+def work(folder: str, artifacts: str) -> int:
+    """Drain until the supervisor ends; 0 when MLflow has everything. See `tracking.work`.
+
+    Where another process drains the same folder, wait for its end.
+    """
+    from filelock import FileLock, Timeout
+
+    os.nice(_NICE)
+    ended = threading.Event()
+    threading.Thread(target=await_end, args=(ended,), daemon=True).start()
+    drain = SweepDrain(Path(folder), Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None))
+    lock = FileLock(Path(folder) / LOCK)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_TAKE_OVER_SECONDS if ended.is_set() else _POLL_SECONDS)
+        except Timeout:
+            if ended.is_set():
+                return 0 if drain.has_all() else 1
+            drain.took_over = True
+    with lock:
+        while True:
+            last = ended.is_set()
+            problem = drain.drain(last)
+            if last:
+                return 1 if problem else 0
+            ended.wait(RETRY_SECONDS if problem else _POLL_SECONDS)
+
+
+class SweepDrain:
+    """Logs what `place` does not have yet of a sweep; the caller holds the lock of the folder."""
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        self.outbox, self.place = Outbox(folder, shared=True), place
+        self.sizes: dict[Path, int] = {}  # bytes of each trial's outbox that are logged
+        self.runs: dict[str, str] = {}  # tag of a trial -> MLflow's run
+        self.params: set[str] = set()  # that trials have
+        self.took_over = False  # from a process whose supervisor ended, and said so
+
+    def has_all(self) -> bool:
+        """Whether the sweep's own outbox is logged."""
+        return bool(self._state()["done"] == len(self.outbox.read()))
+
+    def _state(self) -> dict[str, Any]:
+        return self.outbox.state(self.place.shown)
+
+    def drain(self, ended: bool) -> str:
+        """Log what is new. Returns "", or what is in the way.
+
+        What the server refuses of one trial does not hold up the others.
+        """
+        operations, state = self.outbox.read(), self._state()
+        trials = self._fresh()
+        left = state["done"] < len(operations) or (ended and not is_finished(operations))
+        if not operations or not (trials or left):
+            return ""
+        caught = troubles()
+        try:
+            client = client_of(self.place)
+            if "run" not in state:
+                self._log(client, operations[0], state)
+            elif self.took_over and not ended:
+                client.update_run(state["run"], "RUNNING")
+            self.took_over = False
+            problems = [self._trial(client, folder) for folder in trials]
+            self._rest(client, operations)
+            if ended:
+                self._end(client, operations)
+        except caught as error:
+            problem = explain(error, self.place)
+            print(redact(f"{self.place.shown}: {error}"), file=sys.stderr)
+            self.outbox.mark(self.place.shown, {**self._state(), "problem": problem})
+            return problem
+        return next(filter(None, problems), "")
+
+    def _fresh(self) -> list[Path]:
+        """Trial folders whose outbox has grown, by name."""
+        folder = self.outbox.folder / TRIALS
+        if not folder.is_dir():
+            return []
+        found = []
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):
+                size = (Path(entry.path) / RECORDS).stat().st_size
+                if size != self.sizes.get(Path(entry.path)):
+                    found.append(Path(entry.path))
+        return sorted(found)
+
+    def _trial(self, client: Any, folder: Path) -> str:
+        """Log one trial as far as its outbox goes. Returns what the server refuses of it."""
+        outbox = Outbox(folder, shared=True)
+        operations, size = outbox.read_from(0)
+        state = outbox.state(self.place.shown)
+        parent = self._state()["run"]
+        try:
+            for operation in operations[state["done"] :]:
+                if operation["do"] == "start":
+                    here = {_PARENT_TAG: parent, "compressbench.folder": str(folder)}
+                    tags = {**operation["tags"], **here}
+                    operation = {**operation, "tags": tags}
+                state |= apply(client, operation, state, outbox, self.place)
+                state |= {"done": state["done"] + 1, "problem": ""}
+                outbox.mark(self.place.shown, state)
+        except troubles() as error:
+            if not is_refusal(error, self.place):
+                raise
+            print(redact(f"{folder}: {error}"), file=sys.stderr)
+            return f"{explain(error, self.place)} (of {folder.name})"
+        for operation in operations:
+            if operation["do"] == "start":
+                self.runs[operation["tags"][RUN_TAG]] = state["run"]
+                self.params.update(operation["params"])
+        self.sizes[folder] = size
+        return ""
+
+    def _rest(self, client: Any, operations: Sequence[Operation]) -> None:
+        """The sweep's own operations; runs of metrics go in one batch."""
+        last = max((i for i, o in enumerate(operations) if o["do"] == "front"), default=-1)
+        while (done := self._state()["done"]) < len(operations):
+            operation, count = operations[done], 1
+            if operation["do"] == "metrics":
+                run = list(operations[done:])
+                count = next((i for i, o in enumerate(run) if o["do"] != "metrics"), len(run))
+                metrics = [m for o in run[:count] for m in o["metrics"]]
+                operation = {"do": "metrics", "metrics": metrics}
+            if operation["do"] != "front" or done == last:
+                self._log(client, operation, self._state(), count)
+            else:
+                self._mark({}, self._state(), count)
+
+    def _log(
+        self, client: Any, operation: Operation, state: dict[str, Any], count: int = 1
+    ) -> None:
+        new: dict[str, Any] = {}
+        if operation["do"] == "front":
+            self._show_front(client, state, operation["members"])
+        else:
+            new = apply(client, operation, state, self.outbox, self.place)
+        if operation["do"] == "start":
+            new["run"] = _first(client, new["experiment"], new["run"], operation["tags"][RUN_TAG])
+        self._mark(new, state, count)
+
+    def _mark(self, new: dict[str, Any], state: dict[str, Any], count: int) -> None:
+        done = {"done": state["done"] + count, "problem": ""}
+        self.outbox.mark(self.place.shown, {**state, **new, **done})
+
+    def _show_front(self, client: Any, state: dict[str, Any], members: Sequence[str]) -> None:
+        """Tags of members, the table as the run's note, the picture, MLflow's own charts."""
+        run, experiment = state["run"], state["experiment"]
+        self._tag(client, run, experiment, members)
+        try:
+            sweep = read_sweep(self.outbox.folder)
+        except UserError as error:
+            print(error, file=sys.stderr)  # a file that someone took away holds nothing up
+            return
+        links = {
+            trial.number: open_commands(self.place, experiment, self.runs[trial.run])[1]
+            for trial in sweep.trials
+            if trial.run in self.runs
+        }
+        # within the page, whatever its host: to the artifact, to the runs
+        near = {number: f"#{link.partition('#')[2]}" for number, link in links.items()}
+        picture = f"#/experiments/{experiment}/runs/{run}/artifacts/{PAGE}{_MODE}"
+        client.set_tag(run, NOTE_TAG, markdown(sweep, near, picture)[:NOTE_LIMIT])
+        page = self.outbox.folder / PAGE
+        keyed = {(sweep.folder, number): link for number, link in links.items()}
+        write_page(Picture([sweep], links=keyed), page)
+        for path in (page, self.outbox.folder / SWEEP_FILE):
+            client.log_artifact(run, str(path))
+        self._prepare_charts(client, state, sweep)
+
+    def _tag(self, client: Any, parent: str, experiment: str, members: Sequence[str]) -> None:
+        """`pareto = true` on members and on nothing else below this sweep."""
+        below = f"tags.`{_PARENT_TAG}` = '{parent}'"
+        tagged = {
+            run.info.run_id
+            for run in client.search_runs([experiment], f"{below} and tags.{_MEMBER_TAG} = 'true'")
+        }
+        wanted = {self._run_of(client, experiment, member) for member in members} - {""}
+        for run in tagged - wanted:
+            client.delete_tag(run, _MEMBER_TAG)
+        for run in wanted - tagged:
+            client.set_tag(run, _MEMBER_TAG, "true")
+
+    def _run_of(self, client: Any, experiment: str, tag: str) -> str:
+        """MLflow's run of a trial, also of one that another machine logged; "" for none yet."""
+        if tag not in self.runs:
+            found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
+            if not found:
+                return ""
+            self.runs[tag] = found[0].info.run_id
+        return self.runs[tag]
+
+    def _prepare_charts(self, client: Any, state: dict[str, Any], sweep: Sweep) -> None:
+        """Best effort: the tag is no documented interface."""
+        start = self.outbox.read()[0]
+        names = dict.fromkeys(allowed(name) for trial in sweep.trials for name in trial.settings)
+        axes = fronts.axes(sweep)
+        key, value = view_tag(
+            start["tags"][SWEEP_TAG], start["name"], state["run"],
+            (allowed(axes.x.name), allowed(axes.y.name)),
+            [name for name in names if name in self.params], start["time"],
+        )  # fmt: skip
+        try:
+            client.set_experiment_tag(state["experiment"], key, value)
+        except troubles() as error:
+            if not is_refusal(error, self.place):
+                raise
+            print(redact(f"no charts: {error}"), file=sys.stderr)
+
+    def _end(self, client: Any, operations: Sequence[Operation]) -> None:
+        """The end of this supervisor: nothing of it stays RUNNING; who goes on says so again."""
+        if not is_finished(operations):
+            client.set_terminated(self._state()["run"], "KILLED")
+        below = f"tags.`{_PARENT_TAG}` = '{self._state()['run']}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([self._state()["experiment"]], below):
+            if run.data.tags.get(RUN_TAG) in self.runs:
+                client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _first(client: Any, experiment: str, run: str, tag: str) -> str:
+    """Of runs that two machines opened at the same moment the earliest stays, ours or not."""
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
+    ids = [r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))]
+    first: str = ids[0] if ids else run
+    if first != run:
+        client.delete_run(run)
+    return first

@@ -1,0 +1,1 @@
+"""The stages that fit a model, alone or taught by another."""

@@ -1,0 +1,100 @@
+"""Train on from where the model stands; masked weights stay zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.layers import is_transposed, prunable_layers
+from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.core.validation import check_not_negative
+from compressbench.training.fits.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.training.teaching import objective
+from compressbench.training.train import GRIDS
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Training of a model that is trained already: on the labels, with `label_smoothing`, or on
+    the distillation `loss`, for which the recipe names the `teacher`. Options: `Schedule`.
+
+    `group_lasso` times the sum of sqrt(n) ||w||_2 over the output channels of convolutions and
+    linear layers, of n weights w each, is added to the loss: it drives whole channels towards
+    zero, which a channel pruning that follows can then remove (Yuan and Lin 2006; for channels Wen
+    et al. 2016, arXiv:1608.03665).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    adds: ClassVar[frozenset[str]] = frozenset()
+    destroys: ClassVar[frozenset[str]] = GRIDS
+
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    loss: Any = None
+    group_lasso: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        objective.check_choice(self.loss, self.label_smoothing)
+        check_not_negative("group_lasso", self.group_lasso)
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def check_teachers(
+        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    ) -> None:
+        """Refuse before anything runs features that cannot be compared."""
+        objective.check_teachers(self.loss, model, teachers, spec)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        return round(self.epochs * train_images), 0
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        lasso = partial(WithGroupLasso, factor=self.group_lasso) if self.group_lasso else None
+        return objective.learn(
+            inputs["model"],
+            inputs,
+            self.loss,
+            self.label_smoothing,
+            self.schedule(),
+            context,
+            lasso,
+        )
+
+
+class WithGroupLasso(nn.Module):
+    """`loss` plus `factor` times the group lasso of the model, see `Finetune`."""
+
+    def __init__(self, loss: BatchLoss, factor: float) -> None:
+        super().__init__()
+        self.loss, self.factor = loss, factor
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value, logits = self.loss(model, inputs, targets, rows)
+        lasso = self.factor * group_lasso(model)
+        self.terms = {**getattr(self.loss, "terms", {"labels": value}), "group_lasso": lasso}
+        return value + lasso, logits
+
+
+def group_lasso(model: nn.Module) -> Tensor:
+    """Sum of sqrt(n) ||w||_2 over all output channels, of n weights w each."""
+    unique = {id(m.weight): m for m in prunable_layers(model).values()}
+    terms = []
+    for layer in unique.values():
+        weight = layer.get_parameter("weight")
+        rows = (weight.transpose(0, 1) if is_transposed(layer) else weight).flatten(1)
+        norms = (rows.square().sum(1) + 1e-12).sqrt()  # a gradient at zero, too
+        terms.append(rows.shape[1] ** 0.5 * norms.sum())
+    return torch.stack(terms).sum()

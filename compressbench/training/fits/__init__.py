@@ -1,0 +1,1 @@
+"""A fit: gradient descent, its schedule, its checkpoints."""

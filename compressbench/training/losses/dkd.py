@@ -1,0 +1,59 @@
+"""Decoupled knowledge distillation: the target class apart from the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compressbench.core.validation import check_not_negative, check_positive
+from compressbench.training.losses.positions import labelled
+
+
+@dataclass(frozen=True)
+class Dkd:
+    """CE(s, y) + T² (alpha TCKD + beta NCKD), means over the batch, or over all positions with a
+    label (Zhao et al. 2022, arXiv:2203.08679).
+
+    Of softmax(logits / T): TCKD is the Kullback-Leibler divergence of (target class, all others)
+    from the teacher's, NCKD that of the other classes among themselves. Hinton's divergence is
+    TCKD + (1 - p) NCKD with the teacher's probability p of the target class, so it hardly listens
+    to the others where the teacher is sure. `alpha` and `beta` are at least 0.
+    """
+
+    temperature: float = 4.0
+    alpha: float = 1.0
+    beta: float = 8.0
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        check_not_negative("alpha", self.alpha)
+        check_not_negative("beta", self.beta)
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        student, teacher, targets = labelled(student, teacher, targets)
+        target, others = decoupled(student / self.temperature, teacher / self.temperature, targets)
+        soft = self.alpha * target.mean() + self.beta * others.mean()
+        return F.cross_entropy(student, targets) + self.temperature**2 * soft
+
+
+def decoupled(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD of each sample, [B] each, for logits [B, K] of at least two classes."""
+    (s_binary, s_others), (t_binary, t_others) = (_split(x, targets) for x in (student, teacher))
+    return _divergence(s_binary, t_binary), _divergence(s_others, t_others)
+
+
+def _split(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities: of the target and of all others [B, 2]; of each other one [B, K - 1]."""
+    rows, classes = logits.shape
+    others = torch.ones_like(logits, dtype=torch.bool).scatter(1, targets[:, None], False)
+    rest = logits[others].view(rows, classes - 1)
+    pair = torch.cat([logits.gather(1, targets[:, None]), rest.logsumexp(1, keepdim=True)], 1)
+    return pair.log_softmax(1), rest.log_softmax(1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(student, teacher, log_target=True, reduction="none").sum(1)

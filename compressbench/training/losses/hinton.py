@@ -1,0 +1,42 @@
+"""Knowledge distillation from the teacher's outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_positive, is_number
+from compressbench.training.losses.positions import labelled
+
+
+@dataclass(frozen=True)
+class Hinton:
+    """alpha T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - alpha) CE(s, y), means over the batch
+    (for token classification over all positions with a label).
+
+    `temperature` T > 0 softens both; `alpha` in [0, 1] weighs the distillation term; T² keeps
+    its gradient at the size of the other's (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+    """
+
+    temperature: float = 4.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        student, teacher, targets = labelled(student, teacher, targets)
+        soft = F.kl_div(
+            F.log_softmax(student / self.temperature, dim=1),
+            F.log_softmax(teacher / self.temperature, dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        hard = F.cross_entropy(student, targets)
+        return self.alpha * self.temperature**2 * soft + (1 - self.alpha) * hard

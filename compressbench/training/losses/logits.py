@@ -1,0 +1,40 @@
+"""Regression of the teacher's logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from compressbench.core.errors import UserError
+from compressbench.core.validation import is_number
+from compressbench.training.losses.positions import labelled
+
+
+@dataclass(frozen=True)
+class Logits:
+    """alpha mean |s - t|^n + (1 - alpha) CE(s, y), with n = 1 (`norm` "l1") or 2 ("l2").
+
+    The mean is over samples (for token classification positions with a label) and classes; `alpha`
+    in [0, 1] weighs the distillation term. Squares of logits are the loss of Ba and Caruana 2014
+    (arXiv:1312.6184), and for temperatures far above the logits that of Hinton et al. 2015
+    (arXiv:1503.02531, section 2.1), where both have mean 0.
+    """
+
+    norm: Literal["l1", "l2"] = "l2"
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("l1", "l2"):
+            raise UserError(f"norm must be l1 or l2, got {self.norm!r}")
+        if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
+
+    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        student, teacher, targets = labelled(student, teacher, targets)
+        distance = F.l1_loss if self.norm == "l1" else F.mse_loss
+        soft = distance(student, teacher)
+        return self.alpha * soft + (1 - self.alpha) * F.cross_entropy(student, targets)

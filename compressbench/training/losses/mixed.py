@@ -1,0 +1,25 @@
+"""A sum of distillation losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compressbench.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The sum of `terms`, losses by name: those between outputs as they are, those between
+    features times their `weight`. Without one between outputs, cross-entropy is added.
+    """
+
+    terms: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.terms, Mapping) or not self.terms:
+            raise UserError(f"terms must name at least one loss, got {self.terms!r}")
+        for name, term in self.terms.items():
+            if not callable(term) or hasattr(term, "terms"):
+                raise UserError(f"terms.{name} must be a distillation loss, got {term!r}")

@@ -1,0 +1,120 @@
+"""The layers of a model by the shape of what they give, and which of two models belong together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.activation_quantizers import CHILD
+from compressbench.core.errors import UserError
+from compressbench.core.protocols import FeatureLoss
+
+Shape = tuple[int, ...]  # of one sample
+
+
+def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
+    """What a layer gave for `inputs`, channels first: as it is for images; [B, L, D] of ids [B, L]
+    becomes [B, D, L], zero where an id is `pad`, so that a layer of a text is a map, too.
+    """
+    if inputs.is_floating_point() or output.ndim != 3 or output.shape[:2] != inputs.shape:
+        return output
+    kept = inputs != pad
+    return (output * kept.unsqueeze(2)).transpose(1, 2)
+
+
+def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
+    """What each module inside `model` gives for one sample of `example` [B, ...] (as `watched`
+    hands it), in the order in which they finish; modules that give no tensor are left out.
+    """
+    found: dict[str, Shape] = {}
+    names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
+
+    def note(name: str, output: Tensor) -> None:
+        found.pop(name, None)  # a module that runs again finishes later
+        found[name] = tuple(output.shape[1:])
+
+    training = model.training
+    with watched(model.eval(), {name: name for name in names}, note), torch.no_grad():
+        model(example)
+    model.train(training)
+    return found
+
+
+@contextmanager
+def watched(
+    model: nn.Module, layers: Mapping[str, str], note: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call.
+
+    What a layer gives for texts is handed over as maps (`as_maps`), of the padding that the model
+    calls `pad`.
+    """
+    seen: list[Tensor] = []  # the input of the model
+    pad = getattr(model, "pad", -1)
+
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    def hand(label: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            note(label, as_maps(output, seen[0], pad))
+
+    handles = [model.register_forward_pre_hook(begin)]
+    handles += [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, label=label: hand(label, output)
+        )
+        for label, name in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def resolutions(found: Mapping[str, Shape]) -> dict[Shape, str]:
+    """Positions [H, W] (or [L]) of maps -> the last layer that gives maps of so many, in order."""
+    last: dict[Shape, str] = {}
+    for name, shape in found.items():
+        if len(shape) > 1 and any(size > 1 for size in shape[1:]):
+            last[shape[1:]] = name
+    return last
+
+
+def pair(
+    loss: FeatureLoss, student: Mapping[str, Shape], teacher: Mapping[str, Shape]
+) -> list[tuple[str, str]]:
+    """The (student layer, teacher layer) that `loss` compares: those that it names, else its
+    choice of the resolutions that both models have.
+
+    Raises UserError for a name that is no layer, and where there is nothing in common.
+    """
+    if loss.layers is not None:
+        for name, whose, layers in [
+            *((n, "student", student) for n in loss.layers),
+            *((n, "teacher", teacher) for n in loss.layers.values()),
+        ]:
+            if name not in layers:
+                close = difflib.get_close_matches(name, layers, n=1, cutoff=0.0)
+                advice = f"; the nearest name is {close[0]}" if close else ""
+                raise UserError(f"layers: the {whose} has no layer {name!r}{advice}")
+        return list(loss.layers.items())
+    ours, theirs = resolutions(student), resolutions(teacher)
+    common = [
+        (layer, theirs[positions]) for positions, layer in ours.items() if positions in theirs
+    ]
+    if not common:
+        raise UserError(
+            f"student and teacher have no resolution in common ({_sizes(ours)} and "
+            f"{_sizes(theirs)}): name layers={{student layer: teacher layer}}"
+        )
+    return [common[number] for number in loss.choose(len(common))]
+
+
+def _sizes(found: Mapping[Shape, str]) -> str:
+    return ", ".join("x".join(map(str, positions)) for positions in found) or "none"

@@ -1,0 +1,130 @@
+"""What frozen teachers give for a batch: computed, or looked up where images stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.distributed import rank, sum_over_ranks, world_size
+from compressbench.core.formatting import bytes_text
+from compressbench.core.types import ACTIVATION_QUANTIZED, WEIGHT_QUANTIZED, Context, Data
+from compressbench.training.teaching.features import watched
+
+ANSWERS = "answers"  # the mean of the teachers' logits; features have labels of their own
+LOOK_UP_BYTES = 256 * 2**20  # at most so many are kept of what teachers give
+BLOCK = 256  # images computed together for it, whatever the batch and the number of processes
+
+
+class Teachers:
+    """Frozen models, in eval mode, whose logits are averaged.
+
+    `layers` maps labels to layers of the first of them whose outputs are wanted, too. They run in
+    `dtype`: float32, or a half precision under autocast, whatever the precision of the student's
+    training; what they give is float32.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], layers: Mapping[str, str], dtype: torch.dtype
+    ) -> None:
+        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.layers, self.dtype = dict(layers), dtype
+
+    def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
+        """`ANSWERS` [B, ...] and a tensor [B, ...] for each of the labels of `layers`."""
+        seen: dict[str, Tensor] = {}
+        half = self.dtype is not torch.float32
+        with (
+            torch.no_grad(),
+            torch.autocast(inputs.device.type, self.dtype if half else None, enabled=half),
+            watched(self.models[0], self.layers, seen.__setitem__),
+        ):
+            logits = [model(inputs).float() for model in self.models]
+        return {ANSWERS: torch.stack(logits).mean(0)} | {n: x.float() for n, x in seen.items()}
+
+
+def dtype_for(device: torch.device, properties: Iterable[str]) -> torch.dtype:
+    """What a teacher with these `properties` runs in on `device`.
+
+    On a GPU bfloat16, float16 where it has no bfloat16; float32 on the CPU, which is slower in
+    half precision, and where a teacher is quantized: a half precision has not its grids.
+    """
+    if device.type != "cuda" or {WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED} & set(properties):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+class LookUp:
+    """What teachers give for every training image, by its row: computed once, before the fit.
+
+    Computed in blocks of `BLOCK` rows, so the batch size and the number of processes, which share
+    the blocks, change no bit of it.
+    """
+
+    def __init__(self, teachers: Teachers, context: Context) -> None:
+        self.tables: dict[str, Tensor] = {}
+        images = len(context.data.split("train"))
+        starts = range(rank() * BLOCK, images, world_size() * BLOCK)
+        empty = _example(teachers, context)
+        self.tables = {n: x.new_zeros(images, *x.shape[1:]) for n, x in empty.items()}
+        for number, start in enumerate(starts):
+            context.progress(number, len(starts), "what the teacher says, once for all epochs")
+            inputs = context.data.prepare(_rows(context, start, start + BLOCK))
+            for name, found in teachers(inputs).items():
+                self.tables[name][start : start + BLOCK] = found
+        if world_size() > 1:
+            self.tables = {name: sum_over_ranks(table) for name, table in self.tables.items()}
+
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: table[rows] for name, table in self.tables.items()}
+
+
+def supply(
+    teachers: Teachers, looks: int, context: Context
+) -> tuple[Callable[[Tensor, Tensor], dict[str, Tensor]], str]:
+    """(inputs, their rows -> what teachers give, a line that says how).
+
+    It is looked up where that changes nothing and saves time: where augmentation leaves images as
+    they are, the `looks` of the fit at training images are more than there are images, and
+    `LOOK_UP_BYTES` suffice. The choice depends on config and data alone, so a stage that goes on
+    after a stop makes it again.
+    """
+    images = len(context.data.split("train"))
+    size = sum(4 * x[0].numel() for x in _example(teachers, context).values()) * images
+    reason = ""
+    if looks <= images:
+        reason = f"{looks:,} looks at {images:,} images"
+    elif size > LOOK_UP_BYTES:
+        reason = f"keeping it takes {bytes_text(size)}, more than {bytes_text(LOOK_UP_BYTES)}"
+    elif not _stays(context):
+        reason = "training images are augmented"
+    name = str(teachers.dtype).removeprefix("torch.")
+    if reason:
+        return lambda inputs, rows: teachers(inputs), f"teacher: {name}, at every step ({reason})"
+    table = LookUp(teachers, context)
+    line = f"teacher: {name}, once for each of {images:,} images ({bytes_text(size)})"
+    return lambda inputs, rows: table(rows), line
+
+
+def _stays(context: Context) -> bool:
+    """Whether augmentation draws nothing and hands back the images that it is given."""
+    return all(
+        _untouched(context.data, _rows(context, start, start + BLOCK))
+        for start in range(0, len(context.data.split("train")), BLOCK)
+    )
+
+
+def _untouched(data: Data, inputs: Tensor) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    same = torch.equal(data.augment(inputs.clone(), generator), inputs)
+    return same and torch.equal(generator.get_state(), before)
+
+
+def _rows(context: Context, start: int, end: int) -> Tensor:
+    return context.data.split("train").inputs[start:end].to(context.runtime.device)
+
+
+def _example(teachers: Teachers, context: Context) -> dict[str, Tensor]:
+    return teachers(context.data.prepare(_rows(context, 0, 2)))

@@ -1,0 +1,149 @@
+"""Train a model from its initial weights, or take those of a checkpoint as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressbench.core.edits import unique_state
+from compressbench.core.errors import UserError
+from compressbench.core.types import (
+    ACTIVATION_QUANTIZED,
+    TRAINED,
+    WEIGHT_QUANTIZED,
+    Artifact,
+    Context,
+    Coverage,
+    Outcome,
+)
+from compressbench.core.validation import check_integer, check_share
+from compressbench.training.fits.schedule import BatchLoss, Companion, Optimizer, Schedule
+
+GRIDS = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # float training would leave them
+
+
+@dataclass(frozen=True)
+class Train:
+    """Cross-entropy training. On a model that is trained already (a checkpoint) it does nothing.
+
+    `label_smoothing` in [0, 1) (Szegedy et al. 2016, arXiv 1512.00567); the rest: `Schedule`.
+    `keep_epoch` keeps the weights of the end of that epoch (0: the initial ones) for rewinding.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    adds: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    destroys: ClassVar[frozenset[str]] = GRIDS
+    starts_fresh: ClassVar[bool] = True
+
+    epochs: float
+    batch_size: int
+    optimizer: Optimizer
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    keep_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        if self.keep_epoch is not None:
+            check_integer("keep_epoch", self.keep_epoch, 0, max(0, math.ceil(self.epochs)))
+        check_share("label_smoothing", self.label_smoothing)
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+
+    def passes(self, train_images: int) -> tuple[int, int]:
+        return round(self.epochs * train_images), 0
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
+        start = inputs["model"]
+        if TRAINED in start.properties and self.keep_epoch is not None:
+            raise UserError(
+                f"keep_epoch={self.keep_epoch}: nothing is trained, the weights are a checkpoint's"
+            )
+        if TRAINED in start.properties:
+            return Outcome(start, touched(start.model, "taken from the checkpoint"))
+        loss = cross_entropy(self.label_smoothing)
+        if self.keep_epoch is None:
+            return descend(start, loss, self.schedule(), context)
+        keeper = Keeper(self.keep_epoch, snapshot(start.model) if self.keep_epoch == 0 else {})
+        outcome = descend(start, loss, self.schedule(), context, keeper)
+        return replace(outcome, artifact=replace(outcome.artifact, early=keeper.kept))
+
+
+@dataclass
+class Keeper:
+    """Keeps what a model is at the end of `epoch` of its training."""
+
+    epoch: int
+    kept: dict[str, Tensor]
+
+    def before_step(self, model: nn.Module, rate: float) -> None:
+        """Nothing: gradients do not count."""
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """Nothing: only the ends of epochs count."""
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        if epoch == self.epoch:
+            self.kept = snapshot(model)
+
+    def state(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors, without second names of one tensor."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in unique_state(model).items()}
+
+
+def cross_entropy(label_smoothing: float) -> BatchLoss:
+    """The loss of `fit_` against the labels."""
+
+    def loss(
+        model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = model(inputs)
+        value = F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
+        )
+        return value, logits
+
+    return loss
+
+
+def descend(
+    start: Artifact,
+    loss: BatchLoss,
+    schedule: Schedule,
+    context: Context,
+    companion: Companion | None = None,
+) -> Outcome:
+    """Fit a copy of `start` and hand it back as a trained artifact."""
+    from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
+
+    model = deepcopy(start.model)
+    history = fit_(model, loss, schedule, context, companion=companion)
+    trained = replace(start, model=model, properties=start.properties | {TRAINED})
+    return Outcome(trained, touched(model, "trained"), history)
+
+
+def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
+    """Coverage of a stage that moves every weight that is not masked."""
+    rows = []
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1:
+            mask = getattr(layer, "weight_mask", None)
+            free = int(mask.sum()) if isinstance(mask, torch.Tensor) else weight.numel()
+            rows.append(Coverage(name, type(layer).__name__, weight.numel(), free, detail))
+    return tuple(rows)

@@ -1,0 +1,56 @@
+"""Targets: the list is a boundary, options are checked against the signature."""
+
+import sys
+
+import pytest
+
+from compressbench.config.instantiate import ALLOW_VARIABLE, build
+from compressbench.core.errors import UserError
+from compressbench.training.losses.hinton import Hinton
+
+HINTON = "compressbench.training.losses.hinton.Hinton"
+
+
+def test_builds():
+    assert build({"_target_": HINTON, "alpha": 0.5}) == Hinton(alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": HINTON, "alfa": 1}, r"loss\.alfa: no such option; did you mean alpha\?"),
+        ({"_target_": HINTON, "alpha": 2}, r"loss: alpha must be a number in \[0, 1\], got 2"),
+        ({"_target_": "os.system", "command": "true"}, r"_target_=os\.system is not allowed"),
+        (
+            {"_target_": "compressbench.training.losses.hinton.Hintn"},
+            "has no class or function Hintn",
+        ),
+        ({"_target_": "compressbench.training.losses.nowhere.X"}, "there is no module"),
+        ({"_target_": HINTON, "alpha": {"_target_": "os.getcwd"}}, r"loss\.alpha\._target_=os"),
+        ({"_target_": HINTON, "alpha": [{"_target_": "os.getcwd"}]}, r"loss\.alpha\[0\]\._target_"),
+        (
+            {"_target_": "compressbench.training.losses.hinton.math.floor"},
+            "there is no module|not allowed",
+        ),
+    ],
+)
+def test_refuses(config, message):
+    with pytest.raises(UserError, match=message):
+        build(config, "loss")
+
+
+def test_a_refused_module_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="not allowed"):
+        build({"_target_": "hostile.Net"})
+    assert "hostile" not in sys.modules
+
+
+def test_the_user_may_widen_the_list_by_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text("def half(x):\n    return x / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"--allow=my_losses\.\*"):
+        build({"_target_": "my_losses.half", "x": 4})
+    monkeypatch.setenv(ALLOW_VARIABLE, "my_losses.*")
+    assert build({"_target_": "my_losses.half", "x": 4}) == 2

@@ -1,0 +1,164 @@
+"""Channels that are gone: the same answers, files and edits; what cannot be proven stays."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from compressbench.core import artifact, edits
+from compressbench.core.errors import CheckFailedError
+from compressbench.pruning.channels.coupling import families
+from compressbench.pruning.channels.removal import (
+    check_replay,
+    remove_channels,
+    removed_channels,
+    resize_edit,
+)
+from compressbench.pruning.criteria.l2 import L2
+from compressbench.pruning.criteria.magnitude import Magnitude
+from compressbench.pruning.prune import Prune
+from compressbench.pruning.prune_channels import PruneChannels, example_inputs
+from tests.pruning.channel_zoo import (
+    SPEC,
+    ZOO,
+    Awkward,
+    Grouped,
+    Head,
+    Residual,
+    build,
+    context,
+    details,
+    made,
+    run,
+    silenced,
+    trained,
+)
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_removal_equals_channels_set_to_zero(kind):
+    model, inputs = made(kind), torch.randn(3, 3, 8, 8)
+    found = families(deepcopy(model), example_inputs(SPEC))
+    for family in (f for f in found if not f.reason):
+        width = len(family.coupled[family.root, "out"])
+        gone = sorted({(c + 8 * g) % width for g in range(4) for c in (1, 6)})  # in every group
+        gone = list(range(8, 16)) if family.heads else gone  # a whole head
+        cuts = {family.root: gone}
+        small = remove_channels(model, found, cuts, example_inputs(SPEC))
+        removed = removed_channels(found, cuts)
+        torch.testing.assert_close(small(inputs), silenced(model, removed)(inputs))
+        assert sum(p.numel() for p in small.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
+    outcome = run(PruneChannels(L2(), 0.4), made(kind))
+    result = replace(outcome.artifact, key="k")
+    artifact.save(result, tmp_path)
+    loaded = artifact.load(tmp_path, build, "k")
+    inputs = torch.randn(4, 3, 8, 8)
+    assert torch.equal(loaded.model(inputs), result.model(inputs))
+    assert artifact.digest(loaded) == artifact.digest(result)
+    assert str(loaded.model) == str(result.model), "an attribute was not restored"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("shuffle", "its channels take part in something other than layers"),
+        ("attention", "its channels take part in something other than layers"),
+        ("fixed shape", "the model does not run without its channels"),
+        ("group norm", "GroupNorm normalises over its channels"),
+        ("chunk", "its channels are split"),
+        ("tied", "tied to another layer's"),
+    ],
+)
+def test_what_cannot_be_proven_is_left_and_the_rest_is_pruned(kind, reason):
+    outcome = run(PruneChannels(L2(), 0.5), made(Awkward, kind))
+    assert reason in details(outcome)["strange.0"]
+    assert outcome.artifact.model.strange[0].out_channels == 16
+    assert outcome.artifact.model.last[0].out_channels == 8
+    proven = kind not in ("shuffle", "attention", "fixed shape")
+    assert proven == (not outcome.warnings)
+
+
+def test_masked_weights_stay_masked(tmp_path):
+    first = Prune(Magnitude(), sparsity=0.5).run({"model": trained(made(Residual))}, context())
+    second = PruneChannels(L2(), 0.5).run({"model": first.artifact}, context())
+    for name, layer in edits.masked_layers(second.artifact.model).items():
+        assert layer.weight_mask.shape == layer.weight.shape
+        assert torch.equal(layer.weight_mask, layer.weight != 0), name
+    again = Prune(Magnitude(), sparsity=0.9).run({"model": second.artifact}, context())
+    for outcome in (second, again):
+        artifact.check(outcome.artifact)
+        artifact.save(outcome.artifact, tmp_path)
+        loaded = artifact.load(tmp_path, build, "")
+        assert artifact.digest(loaded) == artifact.digest(outcome.artifact)
+
+
+def test_channels_can_be_removed_twice(tmp_path):
+    first = run(PruneChannels(L2(), 0.3), made(Residual)).artifact
+    second = PruneChannels(L2(), 0.3).run({"model": first}, context()).artifact
+    artifact.save(second, tmp_path)
+    assert artifact.digest(artifact.load(tmp_path, build, "")) == artifact.digest(second)
+    assert second.model.stem[0].out_channels == 16
+
+
+def test_an_edit_that_does_not_tell_the_whole_is_refused():
+    model, example = made(Grouped), example_inputs(SPEC)
+    found = families(deepcopy(model), example)
+    cuts = {f.root: [0, 8, 16, 24] for f in found if f.root == "stem.0"}
+    small = remove_channels(model, found, cuts, example)
+    edit = resize_edit(model, small, removed_channels(found, cuts))
+    check_replay(model, small, edit, example)
+    edit["tensors"].popitem()
+    with pytest.raises(CheckFailedError, match="cannot be replayed"):
+        check_replay(model, small, edit, example)
+
+
+def test_statistics_of_batchnorm_are_those_of_the_small_model():
+    small = run(PruneChannels(L2(), 0.5), made(Residual)).artifact.model
+    own = context()
+    outputs = small.stem[0](own.data.prepare(own.data.split("train").inputs))
+    torch.testing.assert_close(small.stem[1].running_mean, outputs.mean((0, 2, 3)))
+
+
+def test_the_generator_and_the_flags_are_left_alone():
+    model = made(Residual)
+    model.stem.requires_grad_(False)
+    before = torch.get_rng_state()
+    outcome = run(PruneChannels(L2(), 0.5), model)
+    assert torch.equal(torch.get_rng_state(), before)
+    flags = {n: p.requires_grad for n, p in outcome.artifact.model.named_parameters()}
+    assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
+    again = run(PruneChannels(L2(), 0.5), model)
+    assert artifact.digest(again.artifact) == artifact.digest(outcome.artifact)
+
+
+class Untraceable(Head):
+    def forward(self, x):
+        if self.training:
+            return self.fc(x.mean((2, 3)))
+        return self.fc(torch.from_numpy(self.fc.weight.numpy()[:, :3].T @ x.mean((2, 3)).T.numpy()))
+
+
+class Detached(Head):
+    def forward(self, x):
+        return self.fc(x.flatten(1)[:, :16]).detach()
+
+
+def test_a_model_that_cannot_be_traced_is_refused():
+    with pytest.raises(CheckFailedError, match=r"cannot follow the channels.*numpy\(\)"):
+        run(PruneChannels(L2(), 0.5), made(Untraceable, 3))
+    with pytest.raises(CheckFailedError, match="fc: autograd finds no way"):
+        run(PruneChannels(L2(), 0.5), made(Detached, 16))
+
+
+def test_a_layer_that_is_not_used_says_so():
+    outcome = run(PruneChannels(L2(), 0.5), made(Awkward, "group norm"))
+    assert "16 channels left: autograd finds no way" in details(outcome)["halved.0"]
