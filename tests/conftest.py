@@ -25,10 +25,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """Setting one up takes seconds, copying it none."""
-    from compressbench.tracking.mlflow_client import Place, client_of
+    from compressbench.tracking.mlflow_client import TrackingStore, client_of
 
     folder = tmp_path_factory.mktemp("mlflow")
-    client_of(Place(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()))
+    client_of(TrackingStore(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()))
     return folder / "mlflow.db"
 
 
@@ -44,6 +44,6 @@ def by_hand(monkeypatch):
     """No process drains a sweep's outbox: the test does, in its own."""
     from compressbench.tracking import sweep_session
 
-    idle = lambda outbox, place: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
+    idle = lambda outbox, store: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
     monkeypatch.setattr(sweep_session, "_start_drain", idle)
     monkeypatch.setattr(sweep_session, "FRONT_SECONDS", 0.0)

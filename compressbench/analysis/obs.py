@@ -11,7 +11,9 @@ from compressbench.core.errors import CheckFailedError
 
 _BLOCK = 128  # inputs whose errors are passed on together to all that follow
 
-Place = Callable[[Tensor, int], Tensor]  # values of one column [G, R], its number -> new values
+ColumnUpdate = Callable[
+    [Tensor, int], Tensor
+]  # values of one column [G, R], its number -> new values
 
 
 def damped(second: Tensor, damping: float) -> Tensor:
@@ -23,8 +25,9 @@ def damped(second: Tensor, damping: float) -> Tensor:
     return second + torch.diag_embed(added[:, None].expand(second.shape[:2]))
 
 
-def compensated(target: Tensor, hessian: Tensor, place: Place) -> Tensor:
-    """What becomes of `target` [G, R, K], float64, when `place` changes it column by column.
+def compensated(target: Tensor, hessian: Tensor, update_column: ColumnUpdate) -> Tensor:
+    """What becomes of `target` [G, R, K], float64, when `update_column` changes one
+    column after the other.
 
     Once column j is changed, with error e, the columns k > j move by -e U_jk / U_jj, where
     U^T U = hessian^-1: of all moves they undo most of e in the squared error that `hessian`
@@ -37,7 +40,7 @@ def compensated(target: Tensor, hessian: Tensor, place: Place) -> Tensor:
         end = min(start + _BLOCK, target.shape[2])
         errors = []
         for column in range(start, end):
-            found[..., column] = place(left[..., column], column)
+            found[..., column] = update_column(left[..., column], column)
             error = left[..., column] - found[..., column]
             errors.append(error / upper[:, None, column, column])
             move = upper[:, None, column, column + 1 : end]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressbench.config.instantiate import leave
+from compressbench.config.instantiate import allow_arguments
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import parse_bytes
 from compressbench.results import front as fronts
@@ -201,5 +201,5 @@ def _show_ship(ship: Member) -> None:
         print(f"its file is not on this machine: {folder / _MODEL}")
     else:
         print(f"file to ship: {folder / _MODEL}")
-    replay = shlex.join(["compressbench", *leave(), "replay", str(folder / _RECIPE)])
+    replay = shlex.join(["compressbench", *allow_arguments(), "replay", str(folder / _RECIPE)])
     print(f"the same again: {replay}")

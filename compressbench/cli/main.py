@@ -13,7 +13,7 @@ from typing import Any
 
 from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import ALLOW_VARIABLE, allowed, leave
+from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
 from compressbench.config.overrides import explain, refuse
 from compressbench.core.errors import CheckFailedError, UserError
 
@@ -190,5 +190,5 @@ def _run_job(config: Any, arguments: list[str]) -> int:
         remove_if_empty(folder)
         raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
     plain.pop("search")  # of sweeps
-    command = ["python", "run.py", *leave(), *arguments]
+    command = ["python", "run.py", *allow_arguments(), *arguments]
     return run_recipe(plain, folder, command)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compressbench.core.errors import UserError
 from compressbench.core.redact import HIDDEN, redact
-from compressbench.tracking.mlflow_client import Place, drain, open_commands, place_of
+from compressbench.tracking.mlflow_client import TrackingStore, drain, open_commands, tracking_store
 from compressbench.tracking.outbox import LOCK, RECORDS, Operation, Outbox
 from compressbench.tracking.sweep_drain import SweepDrain
 
@@ -36,10 +36,10 @@ def _run_folders() -> list[Path]:
     return sorted(f for f in found if f.parent.parent not in found)
 
 
-def _drain(outbox: Outbox, place: Place, operations: Sequence[Operation]) -> str:
+def _drain(outbox: Outbox, store: TrackingStore, operations: Sequence[Operation]) -> str:
     if operations[0].get("kind") == "sweep":
-        return SweepDrain(outbox.folder, place).drain(ended=True)
-    return drain(outbox, place, ended=True)
+        return SweepDrain(outbox.folder, store).drain(ended=True)
+    return drain(outbox, store, ended=True)
 
 
 def _sync(outbox: Outbox, to: str) -> int:
@@ -49,31 +49,31 @@ def _sync(outbox: Outbox, to: str) -> int:
     if not operations:
         print(f"{outbox.folder}: nothing was to be logged here")
         return 0 if outbox.folder.is_dir() else 1
-    place = _target(operations, to)
-    before = outbox.state(place.shown)["done"]
+    store = _target(operations, to)
+    before = outbox.state(store.shown)["done"]
     try:
         with FileLock(outbox.folder / LOCK, timeout=_WORKER_SECONDS):
-            problem = _drain(outbox, place, operations)
+            problem = _drain(outbox, store, operations)
     except Timeout:
         problem = "is still being written to by the run itself"
     if problem:
-        print(f"{outbox.folder}: {place.shown} {problem}", file=sys.stderr)
+        print(f"{outbox.folder}: {store.shown} {problem}", file=sys.stderr)
         return 1
-    state = outbox.state(place.shown)
+    state = outbox.state(store.shown)
     logged = state["done"] - before
-    print(f"{outbox.folder}: {logged} of {len(operations)} operations logged to {place.shown}")
-    print("  " + "  ".join(filter(None, open_commands(place, state["experiment"], state["run"]))))
+    print(f"{outbox.folder}: {logged} of {len(operations)} operations logged to {store.shown}")
+    print("  " + "  ".join(filter(None, open_commands(store, state["experiment"], state["run"]))))
     return 0
 
 
-def _target(operations: Sequence[Operation], to: str) -> Place:
+def _target(operations: Sequence[Operation], to: str) -> TrackingStore:
     """Where an outbox goes: `to`, or where its run wanted it."""
     if to:
-        return place_of(to)
+        return tracking_store(to)
     start = next(o for o in operations if o["do"] == "start")
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
     if redact(named) == start["target"]:
-        return Place(named)
+        return TrackingStore(named)
     if f"{HIDDEN}@" in start["target"]:
         raise UserError(f"{start['target']}: credentials are not stored: give the URL with --to")
-    return Place(start["target"], start["artifacts"])
+    return TrackingStore(start["target"], start["artifacts"])

@@ -28,7 +28,7 @@ def allowed() -> list[str]:
     return [f"compressbench.{name}.*" for name in _PACKAGES] + ["torch.optim.*", *extra]
 
 
-def leave() -> list[str]:
+def allow_arguments() -> list[str]:
     """The arguments that give leave to the user's own targets once more."""
     return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
 
@@ -46,20 +46,20 @@ def own_targets(tree: Any) -> Iterator[str]:
             yield from own_targets(value)
 
 
-def build(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
+def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: Any) -> Any:
     """Call the `_target_` of `config` with its options and `keywords`, nested targets first.
 
     `where` is the config path for error messages. Raises UserError for a target that is not
     allowed or not there, an unknown or missing option, and a value that the target refuses.
     """
+    from hydra import utils
     from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
 
     if "_target_" not in config:
         raise UserError(f"{where}._target_ is required: the class or function to call")
     check(config, where, set(keywords))
     try:
-        made = instantiate(
+        made = utils.instantiate(
             dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
         )
     except UserError as error:

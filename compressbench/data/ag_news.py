@@ -18,7 +18,7 @@ from compressbench.core.types import DataSpec, Split, SplitName, Tokens
 from compressbench.core.validation import check_flag, check_integer, check_share
 from compressbench.data import files, splits, tokens
 from compressbench.data.labels import Label, targets
-from compressbench.data.tensor_cache import Tensors, kept
+from compressbench.data.tensor_cache import Tensors, cached_tensors
 
 CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 NUMBERS: dict[Label, int] = {label: label - 1 for label in range(1, len(CLASSES) + 1)}
@@ -131,7 +131,7 @@ class AgNews:
 
         # Splits outlive an evaluation in inference mode, whose tensors training could not use.
         with torch.inference_mode(False):
-            return kept({"schema": SCHEMA, **self._source()}, make, self._fits)
+            return cached_tensors({"schema": SCHEMA, **self._source()}, make, self._fits)
 
     def _fits(self, found: Tensors) -> bool:
         sizes = {name: (len(self._parts[name][1]), self.max_tokens) for name in SPLITS}

@@ -16,7 +16,7 @@ from torch import Tensor
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import files
 from compressbench.data.sources import Source
-from compressbench.data.tensor_cache import Tensors, kept
+from compressbench.data.tensor_cache import Tensors, cached_tensors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +76,7 @@ def decoded(source: Source, form: Form) -> Tensor:
         inputs = found["inputs"]
         return inputs.dtype == torch.uint8 and tuple(inputs.shape[1:]) == form.shape
 
-    return kept({"schema": SCHEMA, "files": contents, **options}, make, fits)["inputs"]
+    return cached_tensors({"schema": SCHEMA, "files": contents, **options}, make, fits)["inputs"]
 
 
 def _decode_all(source: Source, form: Form) -> Tensor:

@@ -20,7 +20,7 @@ from compressbench.data import files
 Tensors = dict[str, Tensor]
 
 
-def kept(
+def cached_tensors(
     identity: Mapping[str, Any], make: Callable[[], Tensors], fits: Callable[[Tensors], bool]
 ) -> Tensors:
     """The tensors of `identity` (plain JSON that says all they depend on): from the disk where

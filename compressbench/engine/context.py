@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compressbench.config.instantiate import build, own_targets
+from compressbench.config.instantiate import instantiate, own_targets
 from compressbench.core.distributed import rank, sum_over_ranks
 from compressbench.core.types import (
     Artifact,
@@ -59,7 +59,7 @@ class RunContext:
             runtime=self.runtime,
             seed=job.seed,
             folder=scratch,
-            build=build,
+            build=instantiate,
             progress=self.progress,
             export_bytes=lambda artifact: _exported_bytes(artifact, self, scratch),
             timed_against=lambda artifact: _timed_against(artifact, self, scratch),

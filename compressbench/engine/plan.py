@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import build, nearest, own_targets
+from compressbench.config.instantiate import instantiate, nearest, own_targets
 from compressbench.core.errors import UserError
 from compressbench.core.types import Data, DataSpec, Runtime, Stage
 from compressbench.engine.environment import machine
@@ -94,7 +94,7 @@ def _build_stage(name: str, config: Any) -> Stage:
     where = f"recipe.stages.{name}"
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where} has no _target_: it is no stage")
-    stage = build(_own_options(config), where)
+    stage = instantiate(_own_options(config), where)
     if not isinstance(stage, Stage):
         raise UserError(f"{where}._target_={config['_target_']} is no stage")
     return stage
@@ -232,7 +232,7 @@ def _try_model(
 ) -> torch.nn.Module:
     """Build a model and run it on two blank samples: what cannot work shows before any training."""
     with torch.random.fork_rng(devices=()):
-        model = build(config, where)
+        model = instantiate(config, where)
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{where}._target_={config['_target_']} is no torch.nn.Module")
     if checkpoint is not None:

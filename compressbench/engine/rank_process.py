@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Runtime
@@ -30,7 +30,7 @@ def _run(path: Path) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if runtime.accelerator == "gpu" else "gloo")
     store = Store(Path(description["store"]))
-    data = build(description["dataset"], "dataset")
+    data = instantiate(description["dataset"], "dataset")
     scratch = Path(description["scratch"])
     run_context = RunContext(store, data, description["dataset"], runtime,
                         description["checkpoint_seconds"], _progress_file(scratch),

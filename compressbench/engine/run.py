@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compressbench.config.instantiate import build, leave, nearest
+from compressbench.config.instantiate import allow_arguments, instantiate, nearest
 from compressbench.config.recipe_file import read_recipe
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import seconds_text
@@ -53,7 +53,7 @@ def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> i
     if config["plan"]:
         remove_if_empty(folder)
         return 0
-    tracker = build(config["tracking"], "tracking")
+    tracker = instantiate(config["tracking"], "tracking")
     info = begin(config, folder, command, run_context.data)
     session = tracker.start(folder, run_name(config), tags(config, run_context.data), config)
     _run_all(plan, run_context, info, session)
@@ -93,7 +93,7 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], RunContext]:
 
 def _build(config: Mapping[str, Any], group: str, method: str) -> Any:
     """The object of a group, which must have the `method` that makes it one."""
-    made = build(config[group], group)
+    made = instantiate(config[group], group)
     if not callable(getattr(made, method, None)):
         raise UserError(f"{group}._target_={config[group]['_target_']} is no {group}")
     return made
@@ -231,7 +231,9 @@ def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> N
             tracked.problem,
         )  # fmt: skip
         terminal.console.print(headline(report), markup=False, soft_wrap=True)
-        again = shlex.join(["compressbench", *leave(), "replay", str(folder / RECIPE_FILE)])
+        again = shlex.join(
+            ["compressbench", *allow_arguments(), "replay", str(folder / RECIPE_FILE)]
+        )
         terminal.console.print(f"the same again: {again}", markup=False, soft_wrap=True)
     elif tracked.problem:
         terminal.warn(tracked.problem)

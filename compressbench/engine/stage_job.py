@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.distributed import assert_same_on_ranks, rank
 from compressbench.core.errors import CheckFailedError
@@ -25,7 +25,7 @@ OUTCOME = "outcome.json"
 
 def build_model(config: Mapping[str, Any]) -> Any:
     """A fresh architecture, on the CPU, in eval mode."""
-    return build(config, "model").eval()
+    return instantiate(config, "model").eval()
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder:
     one writes.
     """
     torch.set_num_threads(context.runtime.threads)
-    stage: Stage = build(job.config, f"recipe.stages.{job.name}")
+    stage: Stage = instantiate(job.config, f"recipe.stages.{job.name}")
     inputs = dict(parents)
     if job.model is not None:
         inputs["model"] = _fresh(job.model, job, context)

@@ -35,7 +35,13 @@ from compressbench.core.validation import (
     check_positive,
     check_share,
 )
-from compressbench.pruning.channels.coupling import Family, Unit, families, is_shared, units
+from compressbench.pruning.channels.coupling import (
+    ChannelGroup,
+    GroupPart,
+    channel_groups,
+    group_parts,
+    is_shared,
+)
 from compressbench.pruning.channels.cutter import Cutter, cut_to_limits, narrowed, reasons_of
 from compressbench.pruning.channels.limits import check_limit
 from compressbench.pruning.channels.measured_widths import IMAGES, TYPICAL_BLOCKS, by_damage
@@ -176,7 +182,7 @@ class PruneChannels:
         start = inputs["model"]
         original = deepcopy(start.model).cpu().eval()
         example = example_inputs(context.data.spec)
-        found = families(deepcopy(original), example)
+        found = channel_groups(deepcopy(original), example)
         candidates, left = self._candidates(original, found)
         cutter = Cutter(start, original, found, example, self._timer(start, context))
         ranked = self._ranked(cutter, candidates, context)
@@ -214,36 +220,38 @@ class PruneChannels:
         return context.timed_against(start)
 
     def _candidates(
-        self, model: nn.Module, found: Sequence[Family]
-    ) -> tuple[list[Unit], dict[str, str]]:
-        """The units to choose from; layer -> reason, of the others."""
+        self, model: nn.Module, found: Sequence[ChannelGroup]
+    ) -> tuple[list[GroupPart], dict[str, str]]:
+        """The group_parts to choose from; layer -> reason, of the others."""
         names = skipped(self.skip, prunable_layers(model))
         left = dict.fromkeys(prunable_layers(model), "autograd finds no way from the output to it")
-        candidates: list[Unit] = []
-        for family in found:
-            held = [name for name in family.layers() if name in names]
-            parts, reason = ([], f"coupled with {held[0]}") if held else units(family, model)
-            if family.reason or reason:
-                left |= dict.fromkeys(family.layers(), family.reason or reason)
+        candidates: list[GroupPart] = []
+        for group in found:
+            held = [name for name in group.layers() if name in names]
+            parts, reason = ([], f"coupled with {held[0]}") if held else group_parts(group, model)
+            if group.reason or reason:
+                left |= dict.fromkeys(group.layers(), group.reason or reason)
             else:
-                left = {name: why for name, why in left.items() if name not in family.layers()}
-                reasons = [self._stays(unit, model) for unit in parts]
+                left = {name: why for name, why in left.items() if name not in group.layers()}
+                reasons = [self._stays(part, model) for part in parts]
                 pairs = list(zip(parts, reasons, strict=True))
-                left |= {name: why for unit, why in pairs if why for name in unit.layers}
-                candidates.extend(unit for unit, why in pairs if not why)
+                left |= {name: why for part, why in pairs if why for name in part.layers}
+                candidates.extend(part for part, why in pairs if not why)
         return candidates, left | dict.fromkeys(names, "named in skip")
 
-    def _stays(self, unit: Unit, model: nn.Module) -> str:
-        """Why a unit is no candidate, or ""."""
-        if unit.width <= self.round_to:
+    def _stays(self, part: GroupPart, model: nn.Module) -> str:
+        """Why a part is no candidate, or ""."""
+        if part.width <= self.round_to:
             return f"no more than {self.round_to} channels"
-        if not self.coupled and is_shared(unit, model):
+        if not self.coupled and is_shared(part, model):
             return "other layers share its channels (coupled=false)"
         return ""
 
-    def _ranked(self, cutter: Cutter, candidates: list[Unit], context: Context) -> list[Ranked]:
+    def _ranked(
+        self, cutter: Cutter, candidates: list[GroupPart], context: Context
+    ) -> list[Ranked]:
         model = cutter.model
-        chosen = {name for unit in candidates for name in unit.layers}
+        chosen = {name for part in candidates for name in part.layers}
         layers = {name: m for name, m in prunable_layers(model).items() if name in chosen}
         worth = self._worth(model, layers, context)
         ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
@@ -252,7 +260,7 @@ class PruneChannels:
         return ranked
 
     def _cuts(self, ranked: list[Ranked], share: float) -> Cuts:
-        """Root of a family -> the channels of the root to remove."""
+        """Root of a group -> the channels of the root to remove."""
         if self.threshold is not None:
             return by_root(choose_below(ranked))
         pools = [[one] for one in ranked] if self.scope == "layer" else [ranked]
@@ -277,11 +285,11 @@ class PruneChannels:
         share = 1.0 if self.max_layer_sparsity is None else self.max_layer_sparsity
         return max(self.min_channels or 1, math.ceil((1.0 - share) * width - 1e-9))
 
-    def _nothing(self, candidates: list[Unit], left: Mapping[str, str]) -> str:
+    def _nothing(self, candidates: list[GroupPart], left: Mapping[str, str]) -> str:
         if not candidates:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             return f"prune_channels touched nothing: no layer can be pruned ({reasons})"
-        widest = max(unit.width for unit in candidates)
+        widest = max(part.width for part in candidates)
         named = "sparsity" if self.threshold is None else "threshold"
         return (
             f"prune_channels touched nothing: {named}={getattr(self, named)} with round_to="

@@ -122,7 +122,7 @@ class PruneGradually:
             model, inputs, self.loss, self.label_smoothing, self.schedule(), context
         )
         with loss_for as loss:
-            history = fit_(model, loss, self.schedule(), context, companion=rising)
+            history = fit_(model, loss, self.schedule(), context, callback=rising)
             notes = objective.notes_of(loss)
         masks = {n: layer.get_buffer("weight_mask") for n, layer in layers.items()}
         for name, layer in layers.items():

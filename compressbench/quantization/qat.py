@@ -28,7 +28,7 @@ from compressbench.quantization.grids.scheme import Scheme
 from compressbench.quantization.grids.weights import coverage
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
-from compressbench.quantization.trained.model import OnGrid
+from compressbench.quantization.trained.model import FakeQuantizedModel
 from compressbench.quantization.trained.protocols import ActivationTraining, WeightTraining
 from compressbench.training.fits.schedule import Optimizer, Schedule
 from compressbench.training.teaching import objective
@@ -138,7 +138,7 @@ class QuantizeAware:
             model, grids, context.data.spec.blank(2), self.fold_batchnorm, equalize=False
         )
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
-        trained = OnGrid(model, grids, self.weight, self.activation, self.power_of_two)
+        trained = FakeQuantizedModel(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
         loss_for = objective.loss_for(
             model, inputs, self.loss, self.label_smoothing, self.schedule(), context

@@ -11,7 +11,7 @@ from typing import Any
 
 from compressbench.results.sweep import Sweep
 from compressbench.search.spec import Spec, load_spec
-from compressbench.search.storage import Desk
+from compressbench.search.storage import SweepStorage
 from compressbench.search.supervisor import LOOK_SECONDS, OnChange
 
 SPEC_FILE = ".worker.json"
@@ -30,7 +30,7 @@ def supervise_jobs(
     spec: Spec,
     count: int,
     launch: Launch,
-    desk: Desk,
+    storage: SweepStorage,
     look: Callable[[], Sweep],
     on_change: OnChange,
 ) -> None:
@@ -56,7 +56,7 @@ def supervise_jobs(
     seen: dict[str, int] = {}
     while thread.is_alive():
         time.sleep(LOOK_SECONDS)
-        states = desk.states()
+        states = storage.states()
         if states != seen:
             seen = states
             on_change(look())

@@ -15,7 +15,7 @@ from typing import Any
 
 from compressbench.config.compose import cached_config
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import build, leave
+from compressbench.config.instantiate import allow_arguments, instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
 from compressbench.results.sweep import Sweep
@@ -33,7 +33,7 @@ from compressbench.search.options import (
 )
 from compressbench.search.snapshot import DESCRIPTION, as_sweep
 from compressbench.search.spec import Spec
-from compressbench.search.storage import Desk, database_address, open_desk
+from compressbench.search.storage import SweepStorage, database_address, open_storage
 from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
 from compressbench.search.validate import check_places, check_values, read_metric
@@ -74,14 +74,14 @@ def _sweep(
     run: Callable[..., None],
 ) -> Sweep:
     spec, print_ = _plan(options, space, fixed, conf)
-    desk = open_desk(
+    storage = open_storage(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
     )
-    spec = _identify(desk, spec, print_, options.workers)
+    spec = _identify(storage, spec, print_, options.workers)
     description = _describe(spec)
-    look = functools.partial(as_sweep, desk, description, spec.home)
+    look = functools.partial(as_sweep, storage, description, spec.home)
     print(f"sweep {spec.name} in {spec.home}")
-    tracked = _watched(spec, functools.partial(run, spec), desk, look)
+    tracked = _watched(spec, functools.partial(run, spec), storage, look)
     shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
     done = look()
     show_end(done, tracked)
@@ -89,11 +89,11 @@ def _sweep(
 
 
 def _watched(
-    spec: Spec, start: Callable[..., None], desk: Desk, look: Callable[[], Sweep]
+    spec: Spec, start: Callable[..., None], storage: SweepStorage, look: Callable[[], Sweep]
 ) -> Tracked:
     """Run the workers, with the sweep on the terminal, in `sweep.json`, and tracked."""
     config = cached_config(tuple(spec.fixed), spec.conf_folders)
-    tracker: Tracker = build(config["tracking"], "tracking")
+    tracker: Tracker = instantiate(config["tracking"], "tracking")
     tags = {"recipe": config["name"], "sweep": spec.name}
     params = {"search": config["search"], "space": {p.key: p.text for p in spec.space}}
     session = tracker.open_sweep(spec.home, spec.name, tags, params, spec.tag)
@@ -106,7 +106,7 @@ def _watched(
             view.update(sweep)
 
         try:
-            start(desk=desk, look=look, on_change=changed)
+            start(storage=storage, look=look, on_change=changed)
             status = "FINISHED"
         except Exception:
             status = "FAILED"
@@ -161,7 +161,7 @@ def _plan(
     metric, validation_rows = read_metric(configs(())["dataset"])
     objectives = read_objectives(options.objectives, metric)
     constraints = read_constraints(options.constraints, metric)
-    build(options.sampler, "search.sampler", seed=0, number=0)
+    instantiate(options.sampler, "search.sampler", seed=0, number=0)
     if options.storage is not None:
         database_address(options.storage)
     known, ends = (
@@ -183,7 +183,7 @@ def _plan(
         folder=str((Path(options.folder) / name).absolute()),
         storage=options.storage,
         tag="",
-        command=["python", "run.py", *leave(), *redact(_typed(sys.argv[1:]))],
+        command=["python", "run.py", *allow_arguments(), *redact(_typed(sys.argv[1:]))],
         metric=metric,
         validation_rows=validation_rows,
         objectives=objectives,
@@ -201,19 +201,19 @@ def _plan(
     ), print_
 
 
-def _identify(desk: Desk, spec: Spec, print_: Mapping[str, str], workers: int) -> Spec:
+def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], workers: int) -> Spec:
     """Bind the name to the fingerprint; what all who join the sweep must share comes from it.
 
     The CPU threads of a trial are such: other threads give slightly other weights.
     """
-    with desk.locked():
-        known = desk.study.user_attrs
+    with storage.locked():
+        known = storage.study.user_attrs
         if _FINGERPRINT not in known:
             threads = max(1, len(os.sched_getaffinity(0)) // workers)
-            desk.study.set_user_attr(_TAG, uuid.uuid4().hex)
-            desk.study.set_user_attr(_THREADS, threads)
-            desk.study.set_user_attr(_FINGERPRINT, dict(print_))
-            known = desk.study.user_attrs
+            storage.study.set_user_attr(_TAG, uuid.uuid4().hex)
+            storage.study.set_user_attr(_THREADS, threads)
+            storage.study.set_user_attr(_FINGERPRINT, dict(print_))
+            known = storage.study.user_attrs
     check_same(spec.name, known[_FINGERPRINT], print_)
     trainer = cached_config(tuple(spec.fixed), spec.conf_folders)["trainer"]
     share = max(1, known[_THREADS] // trainer["devices"])

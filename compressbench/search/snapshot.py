@@ -14,7 +14,7 @@ from compressbench.results.sweep import Constraint, Objective, State, Sweep, Tri
 from compressbench.search.result import Result, load
 
 if TYPE_CHECKING:
-    from compressbench.search.storage import Desk
+    from compressbench.search.storage import SweepStorage
 
 DESCRIPTION = "description.json"
 STORAGE_VARIABLE = "COMPRESSBENCH_SEARCH_STORAGE"
@@ -30,13 +30,13 @@ def list_sweeps(root: Path = Path("sweeps")) -> list[Path]:
     return sorted(found, key=lambda p: (p / DESCRIPTION).stat().st_mtime, reverse=True)
 
 
-def read_sweep(which: str | Path, storage: str | None = None) -> Sweep:
+def read_sweep(which: str | Path, url: str | None = None) -> Sweep:
     """The sweep in a folder, or of a name in `sweeps/`.
 
-    `storage` is its URL where that is a database server; without it the environment's
+    `url` is that of its storage where that is a database server; without it the environment's
     COMPRESSBENCH_SEARCH_STORAGE is taken. Raises UserError when there is none.
     """
-    from compressbench.search.storage import open_desk
+    from compressbench.search.storage import open_storage
 
     folder = Path(which) if (Path(which) / DESCRIPTION).is_file() else Path("sweeps") / which
     path = folder / DESCRIPTION
@@ -44,22 +44,22 @@ def read_sweep(which: str | Path, storage: str | None = None) -> Sweep:
         names = ", ".join(p.name for p in list_sweeps()) or "none"
         raise UserError(f"{which}: no sweep; those in sweeps/ are: {names}")
     description = json.loads(path.read_text(encoding="utf-8"))
-    url = None
-    if description["storage"] is not None:
-        url = storage or os.environ.get(STORAGE_VARIABLE) or description["storage"]
-    desk = open_desk(folder.resolve(), url, description["name"], 1.0)
+    stored = description["storage"]
+    if stored is not None:
+        stored = url or os.environ.get(STORAGE_VARIABLE) or stored
+    storage = open_storage(folder.resolve(), stored, description["name"], 1.0)
     try:
-        return as_sweep(desk, description, folder.resolve())
+        return as_sweep(storage, description, folder.resolve())
     finally:
-        desk.engine.dispose()
+        storage.engine.dispose()
 
 
-def as_sweep(desk: Desk, description: Mapping[str, Any], folder: Path) -> Sweep:
+def as_sweep(storage: SweepStorage, description: Mapping[str, Any], folder: Path) -> Sweep:
     """The trials of an open storage, by number."""
-    results, repeats = desk.results(), _repeats(desk)
+    results, repeats = storage.results(), _repeats(storage)
     constraints = tuple(Constraint(**c) for c in description["constraints"])
     trials = []
-    for stored in desk.trials():
+    for stored in storage.trials():
         settings = {k: round(v, 12) if isinstance(v, float) else v
                     for k, v in stored.params.items()}  # fmt: skip
         row = Trial(stored.number, _STATES[stored.state.name], settings)
@@ -108,10 +108,10 @@ def _finished(
     )
 
 
-def _repeats(desk: Desk) -> dict[int, dict[int, Result]]:
+def _repeats(storage: SweepStorage) -> dict[int, dict[int, Result]]:
     """Trial number -> repeat -> result, of those that worked."""
     found: dict[int, dict[int, Result]] = {}
-    for task, text in desk.leases.results("repeat").items():
+    for task, text in storage.leases.results("repeat").items():
         _, number, repeat = task.split("/")
         result = load(text)
         if result.state == "complete":

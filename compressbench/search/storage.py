@@ -35,7 +35,7 @@ _STATES = {
 
 
 @dataclass(frozen=True)
-class Desk:
+class SweepStorage:
     """Where trials are handed out and told."""
 
     study: optuna.Study
@@ -121,13 +121,13 @@ def _lock(path: Path | None, engine: sqlalchemy.Engine, number: int) -> Iterator
         yield
 
 
-def open_desk(
+def open_storage(
     folder: Path,
     url: str | None,
     name: str,
     lease_seconds: float,
     objectives: Sequence[Objective] | None = None,
-) -> Desk:
+) -> SweepStorage:
     """The storage of the sweep `name`; with `objectives` it is made where there is none.
 
     Raises UserError for a storage that cannot be reached, or that lacks the sweep.
@@ -160,7 +160,7 @@ def _open(
     lease_seconds: float,
     objectives: Sequence[Objective] | None,
     lock: Path | None,
-) -> Desk:
+) -> SweepStorage:
     with warnings.catch_warnings(action="ignore"):
         storage = RDBStorage(address, engine_kwargs=_arguments(address))
     _tune(storage.engine)
@@ -174,7 +174,7 @@ def _open(
     leases = Leases(storage.engine, study._study_id, lease_seconds)
     if objectives is not None:
         leases.create_table()
-    return Desk(study, leases, lock)
+    return SweepStorage(study, leases, lock)
 
 
 def _engine(address: str) -> sqlalchemy.Engine:

@@ -15,7 +15,7 @@ from pathlib import Path
 from compressbench.core.errors import UserError
 from compressbench.results.sweep import FINISHED, Sweep
 from compressbench.search.spec import Spec
-from compressbench.search.storage import Desk
+from compressbench.search.storage import SweepStorage
 from compressbench.search.worker import EXIT_USER
 
 POLL_SECONDS, LOOK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 15.0
@@ -77,7 +77,7 @@ def stop_workers(workers: Sequence[Worker]) -> None:
 def supervise(
     spec: Spec,
     waiting: Sequence[subprocess.Popen[str]],
-    desk: Desk,
+    storage: SweepStorage,
     look: Callable[[], Sweep],
     on_change: OnChange,
 ) -> None:
@@ -100,11 +100,11 @@ def supervise(
             if time.monotonic() < due and workers:
                 continue
             began = time.monotonic()
-            states = desk.states()
+            states = storage.states()
             if states != seen:
                 seen, deaths, sweep = states, 0, look()
                 on_change(sweep)
-                _refuse_hopeless(desk, before)
+                _refuse_hopeless(storage, before)
             due = began + max(LOOK_SECONDS, 10 * (time.monotonic() - began))  # rarer when large
     finally:
         stop_workers(workers)
@@ -122,9 +122,9 @@ def _refuse_endless(deaths: int, worker: Worker) -> None:
         raise RuntimeError(f"{deaths} workers died without a trial: {worker.last_words()}")
 
 
-def _refuse_hopeless(desk: Desk, before: frozenset[int]) -> None:
+def _refuse_hopeless(storage: SweepStorage, before: frozenset[int]) -> None:
     """Stop when all that the first trials said is one and the same mistake of the user's."""
-    results = desk.results()
+    results = storage.results()
     reasons = {r.reason for n, r in results.items() if n not in before}
     fresh = len(results.keys() - before)
     mistaken = all(r.kind == "user" for r in results.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.config.compose import compose_config
-from compressbench.config.instantiate import build, leave
+from compressbench.config.instantiate import allow_arguments, instantiate
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Step
 from compressbench.engine.executor import run
@@ -40,9 +40,9 @@ def run_trial(
     """Run a recipe into `folder`, as a single run does, but without test data and pictures."""
     plan, run_context = prepare(config)
     run_context = replace(run_context, test=False, progress=progress)
-    command = ["python", "run.py", *leave(), *_shown(spec.fixed), *overrides]
+    command = ["python", "run.py", *allow_arguments(), *_shown(spec.fixed), *overrides]
     info = begin(config, folder, command, run_context.data)
-    tracker: Tracker = build(config["tracking"], "tracking")
+    tracker: Tracker = instantiate(config["tracking"], "tracking")
     labels = tags(config, run_context.data)
     session = tracker.start_trial(folder, name, labels, config, spec.tag)
     steps: list[Step] = []

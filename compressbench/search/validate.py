@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.search.initial_trials import Configs, unique
 from compressbench.search.space import Parameter, Settings, draw, exists, overrides
@@ -41,7 +41,7 @@ def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[S
 
 def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
     """The metric that a dataset's figures are in, such as accuracy, and its validation rows."""
-    data = build(dataset, "dataset")
+    data = instantiate(dataset, "dataset")
     if not hasattr(data, "spec"):
         raise UserError(f"dataset._target_={dataset['_target_']} is no dataset")
     return str(data.spec.metric), len(data.split("validation"))

@@ -19,7 +19,7 @@ from typing import Any
 from optuna.trial import Trial, TrialState
 
 from compressbench.config.compose import cached_config
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
@@ -27,7 +27,7 @@ from compressbench.search.initial_trials import Configs, end
 from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
-from compressbench.search.storage import Desk, open_desk
+from compressbench.search.storage import SweepStorage, open_storage
 from compressbench.search.worker_loop import TRIALS, Lease, StoppedError, work, work_folder
 from compressbench.store.processes import process_token
 
@@ -61,11 +61,11 @@ def main() -> int:
 def serve(spec: Spec, index: int) -> None:
     """Work on a sweep until it is finished, its front's last runs included."""
     owner = process_token()
-    desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds)
-    use_sampler(desk, spec, index)
+    storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
+    use_sampler(storage, spec, index)
     warm_up(spec)
-    work(desk, spec, owner, lambda trial, lease: perform(desk, spec, trial, lease))
-    repeat_front(desk, spec, owner)
+    work(storage, spec, owner, lambda trial, lease: perform(storage, spec, trial, lease))
+    repeat_front(storage, spec, owner)
 
 
 def warm_up(spec: Spec) -> None:
@@ -77,10 +77,12 @@ def warm_up(spec: Spec) -> None:
     prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
 
 
-def use_sampler(desk: Desk, spec: Spec, index: int) -> None:
+def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
     """The sampler of this worker, whose random numbers differ from any other worker's."""
-    number = desk.created() * 1000 + index
-    desk.study.sampler = build(spec.sampler, "search.sampler", seed=spec.seed, number=number)
+    number = storage.created() * 1000 + index
+    storage.study.sampler = instantiate(
+        spec.sampler, "search.sampler", seed=spec.seed, number=number
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -99,7 +101,7 @@ def _watch_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def perform(desk: Desk, spec: Spec, trial: Trial, lease: Lease) -> Result:
+def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Result:
     """Choose the settings of a trial and run it; whatever goes wrong is its result."""
     from compressbench.search.trial import failure
 
@@ -107,7 +109,9 @@ def perform(desk: Desk, spec: Spec, trial: Trial, lease: Lease) -> Result:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings = choose(spec, trial)
-        result = _same(desk, trial.number, settings) or _run(desk, spec, settings, folder, lease)
+        result = _same(storage, trial.number, settings) or _run(
+            storage, spec, settings, folder, lease
+        )
     except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
         result = failure(error)
         if result.kind == "bug":
@@ -131,12 +135,12 @@ def _configs(spec: Spec) -> Configs:
     return lambda options: cached_config((*spec.fixed, *options), spec.conf_folders)
 
 
-def _same(desk: Desk, number: int, settings: Mapping[str, Any]) -> Result | None:
+def _same(storage: SweepStorage, number: int, settings: Mapping[str, Any]) -> Result | None:
     """The answer of an earlier trial with the same settings."""
     rounded = _plain(settings)
-    for other in desk.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
+    for other in storage.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         if other.number != number and _plain(other.params) == rounded:
-            text = desk.leases.result(f"trial/{other.number}")
+            text = storage.leases.result(f"trial/{other.number}")
             result = None if text is None else load(text)
             if result is not None and (result.state != "failed" or result.kind == "user"):
                 first = other.number if result.same_as is None else result.same_as
@@ -148,7 +152,9 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: round(v, 12) if isinstance(v, float) else v for k, v in settings.items()}
 
 
-def _run(desk: Desk, spec: Spec, settings: Mapping[str, Any], folder: Path, lease: Lease) -> Result:
+def _run(
+    storage: SweepStorage, spec: Spec, settings: Mapping[str, Any], folder: Path, lease: Lease
+) -> Result:
     from compressbench.search.trial import run_trial, trial_config
 
     overrides = spaces.overrides(spec.space, settings)
@@ -162,8 +168,8 @@ def _run(desk: Desk, spec: Spec, settings: Mapping[str, Any], folder: Path, leas
         after = tuple(f"recipe.stages.{n}." for n in order[step.index + 1 :])
         places = {p.key: p.place + "." for p in spec.space}
         later = {k: v for k, v in settings.items() if places[k].startswith(after)}
-        results = desk.results()
-        done = [(t.params, results[t.number]) for t in desk.trials(TrialState.COMPLETE)
+        results = storage.results()
+        done = [(t.params, results[t.number]) for t in storage.trials(TrialState.COMPLETE)
                 if t.number in results]  # fmt: skip
         return hopeless(step.name, step.measurement.figures, later, done,
                         spec.objectives, spec.constraints)  # fmt: skip

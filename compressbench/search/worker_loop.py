@@ -21,7 +21,7 @@ from optuna.trial import Trial, TrialState
 from compressbench.search.leases import MOST_LOSSES
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec
-from compressbench.search.storage import OWNER, Desk
+from compressbench.search.storage import OWNER, SweepStorage
 from compressbench.store.processes import is_alive
 
 IDLE_SECONDS = 0.3
@@ -53,14 +53,14 @@ class Lease:
 
 
 @contextmanager
-def holding(desk: Desk, task: str, owner: str) -> Iterator[Lease]:
+def holding(storage: SweepStorage, task: str, owner: str) -> Iterator[Lease]:
     """Keep a lease alive from a thread. A short task ends before its first heartbeat."""
     lease, over = Lease(task, owner, threading.Event()), threading.Event()
 
     def beat() -> None:
-        while not over.wait(desk.leases.seconds / 3):
+        while not over.wait(storage.leases.seconds / 3):
             try:
-                if not desk.leases.hold(task, owner):
+                if not storage.leases.hold(task, owner):
                     lease.lost.set()
                     return
             except sqlalchemy.exc.SQLAlchemyError as error:
@@ -75,50 +75,52 @@ def holding(desk: Desk, task: str, owner: str) -> Iterator[Lease]:
         thread.join()
 
 
-def work(desk: Desk, spec: Spec, owner: str, perform: Perform) -> None:
+def work(storage: SweepStorage, spec: Spec, owner: str, perform: Perform) -> None:
     """Take trials until `spec.n_trials` of the sweep are finished."""
     absent: dict[int, float] = {}
-    settle(desk, spec, absent)
+    settle(storage, spec, absent)
     while True:
-        trial = _adopted(desk, spec, owner) or desk.new_trial(spec.n_trials, owner, spec.starts)
+        trial = _adopted(storage, spec, owner) or storage.new_trial(
+            spec.n_trials, owner, spec.starts
+        )
         if trial is not None:
-            run_one(desk, spec, owner, trial, perform)
-        elif settle(desk, spec, absent):
+            run_one(storage, spec, owner, trial, perform)
+        elif settle(storage, spec, absent):
             return
         else:
             time.sleep(IDLE_SECONDS)
 
 
-def run_one(desk: Desk, spec: Spec, owner: str, trial: Trial, perform: Perform) -> None:
+def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform: Perform) -> None:
     """Run a trial, write its result if it is still ours, tell it."""
     task = f"trial/{trial.number}"
     started = time.monotonic()
     try:
-        with holding(desk, task, owner) as lease:
+        with holding(storage, task, owner) as lease:
             result = perform(trial, lease)
     except StoppedError:
-        desk.leases.release(task, owner)
+        storage.leases.release(task, owner)
         raise
     except LostLeaseError:
         print(f"{task}: another worker took it over", file=sys.stderr)
         return
     seconds = round(time.monotonic() - started, 3)
     result = replace(result, seconds=seconds, ended=round(time.time(), 3))
-    if desk.leases.finish(task, owner, result.dump()):
-        conclude(desk, spec, trial, owner, result)
+    if storage.leases.finish(task, owner, result.dump()):
+        conclude(storage, spec, trial, owner, result)
     else:
         shutil.rmtree(work_folder(spec, trial.number, owner), ignore_errors=True)
         print(f"{task}: late, another worker took it over: not told", file=sys.stderr)
 
 
-def conclude(desk: Desk, spec: Spec, trial: Trial, owner: str, result: Result) -> None:
+def conclude(storage: SweepStorage, spec: Spec, trial: Trial, owner: str, result: Result) -> None:
     """What follows a stored result: the trial's folder goes to its place, Optuna is told."""
     folder = work_folder(spec, trial.number, owner)
     target = spec.home / TRIALS / str(trial.number)
     if folder.is_dir() and not target.exists():
         target.parent.mkdir(exist_ok=True)
         folder.rename(target)
-    desk.tell(trial, result, spec.objectives, spec.constraints)
+    storage.tell(trial, result, spec.objectives, spec.constraints)
 
 
 def work_folder(spec: Spec, number: int, owner: str) -> Path:
@@ -126,41 +128,41 @@ def work_folder(spec: Spec, number: int, owner: str) -> Path:
     return spec.home / RUNNING / f"{number}-{owner}"
 
 
-def _adopted(desk: Desk, spec: Spec, owner: str) -> Trial | None:
-    for task, losses in desk.leases.loose("trial"):
+def _adopted(storage: SweepStorage, spec: Spec, owner: str) -> Trial | None:
+    for task, losses in storage.leases.loose("trial"):
         number = int(task.partition("/")[2])
         reason = f"its worker died {losses + 1} times"
         if losses >= MOST_LOSSES:
             result = Result("failed", reason=reason, kind="lost")
-            if desk.leases.condemn(task, owner, result.dump()):
-                desk.tell(desk.trial(number), result, spec.objectives, spec.constraints)
-        elif desk.leases.adopt(task, owner):
-            return desk.trial(number)
+            if storage.leases.condemn(task, owner, result.dump()):
+                storage.tell(storage.trial(number), result, spec.objectives, spec.constraints)
+        elif storage.leases.adopt(task, owner):
+            return storage.trial(number)
     return None
 
 
-def settle(desk: Desk, spec: Spec, absent: dict[int, float]) -> bool:
+def settle(storage: SweepStorage, spec: Spec, absent: dict[int, float]) -> bool:
     """Conclude results whose worker died before it could; True when no trial is left running.
 
     A running trial without a lease is one before its first heartbeat, or its worker is dead: on
     this machine that can be seen, on another it takes the time of a lease. `absent` notes since
     when.
     """
-    running = desk.trials(TrialState.RUNNING)
+    running = storage.trials(TrialState.RUNNING)
     if not running:
         return True
-    states = desk.leases.states("trial")
+    states = storage.leases.states("trial")
     now = time.monotonic()
     for trial in running:
         task = f"trial/{trial.number}"
         since = absent.setdefault(trial.number, now)
         if states.get(task) == "done":
-            text = desk.leases.result(task)
+            text = storage.leases.result(task)
             if text is not None:
-                owner = desk.leases.owner(task)
-                conclude(desk, spec, desk.trial(trial.number), owner, load(text))
+                owner = storage.leases.owner(task)
+                conclude(storage, spec, storage.trial(trial.number), owner, load(text))
         elif task not in states:
             alive = is_alive(trial.user_attrs[OWNER], 0.0)
-            if not alive or now > since + desk.leases.seconds:
-                desk.leases.abandon(task)
+            if not alive or now > since + storage.leases.seconds:
+                storage.leases.abandon(task)
     return False

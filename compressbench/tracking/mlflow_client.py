@@ -37,7 +37,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackingStore:
     """Where MLflow keeps runs: a server or a database, and the artifact folder beside it."""
 
     uri: str
@@ -53,34 +53,34 @@ class Place:
         return self.uri.startswith(("http://", "https://"))
 
 
-def place_of(uri: str) -> Place:
-    """The place of a URL, with its credentials. Raises UserError when MLflow cannot take it."""
+def tracking_store(uri: str) -> TrackingStore:
+    """The store of a URL, with its credentials. Raises UserError when MLflow cannot take it."""
     scheme = uri.partition("://")[0].partition("+")[0]
     if "://" not in uri or scheme not in _SCHEMES:
         raise UserError(
             f"tracking.url must start with http:// or https://, got {redact(uri)!r} "
             "(MLFLOW_TRACKING_URI is read when it is null)"
         )
-    return Place(uri)
+    return TrackingStore(uri)
 
 
-def open_commands(place: Place, experiment: str, run: str) -> tuple[str, str]:
+def open_commands(store: TrackingStore, experiment: str, run: str) -> tuple[str, str]:
     """The command that serves MLflow and the run's link; no command where a server runs already."""
     page = f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
-    if place.is_server:
-        return "", f"{place.shown.rstrip('/')}/{page}"
-    uri = shlex.quote(place.shown)
+    if store.is_server:
+        return "", f"{store.shown.rstrip('/')}/{page}"
+    uri = shlex.quote(store.shown)
     command = f"{_LIGHT} mlflow ui --workers 1 --backend-store-uri {uri} --port 5000"
     return command, f"http://127.0.0.1:5000/{page}"
 
 
-def chart_link(place: Place, experiment: str, view: str) -> str:
+def chart_link(store: TrackingStore, experiment: str, view: str) -> str:
     """The link of a saved view of an experiment's runs in MLflow's own charts."""
     page = (
         f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         f"&compareRunsMode=CHART&viewStateShareKey={view}"
     )
-    host = place.shown.rstrip("/") if place.is_server else "http://127.0.0.1:5000"
+    host = store.shown.rstrip("/") if store.is_server else "http://127.0.0.1:5000"
     return f"{host}/{page}"
 
 
@@ -95,11 +95,11 @@ def work(folder: str, artifacts: str) -> int:
     ended = threading.Event()
     threading.Thread(target=await_end, args=(ended,), daemon=True).start()
     outbox = Outbox(Path(folder))
-    place = Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None)
+    store = TrackingStore(os.environ["MLFLOW_TRACKING_URI"], artifacts or None)
     with FileLock(outbox.folder / LOCK, timeout=10):
         while True:
             last = ended.is_set()
-            problem = drain(outbox, place, last)
+            problem = drain(outbox, store, last)
             if last:
                 return 1 if problem else 0
             ended.wait(RETRY_SECONDS if problem else _POLL_SECONDS)
@@ -110,25 +110,25 @@ def await_end(ended: threading.Event) -> None:
     ended.set()
 
 
-def drain(outbox: Outbox, place: Place, ended: bool) -> str:
-    """Log what `place` does not have yet. Returns "", or what is in the way."""
-    state = outbox.state(place.shown)
+def drain(outbox: Outbox, store: TrackingStore, ended: bool) -> str:
+    """Log what `store` does not have yet. Returns "", or what is in the way."""
+    state = outbox.state(store.shown)
     operations = outbox.read()
     if state["done"] == len(operations) and (not ended or is_finished(operations)):
         return ""
     caught = troubles()
     try:
-        client = client_of(place)
+        client = client_of(store)
         for operation in operations[state["done"] :]:
-            state = {**state, **apply(client, operation, state, outbox, place)}
+            state = {**state, **apply(client, operation, state, outbox, store)}
             state |= {"done": state["done"] + 1, "problem": ""}
-            outbox.mark(place.shown, state)
+            outbox.mark(store.shown, state)
         if ended and not is_finished(operations):
             client.set_terminated(state["run"], "KILLED")  # the run died without a word
     except caught as error:
-        problem = explain(error, place)
-        print(redact(f"{place.shown}: {error}"), file=sys.stderr)
-        outbox.mark(place.shown, {**state, "problem": problem})
+        problem = explain(error, store)
+        print(redact(f"{store.shown}: {error}"), file=sys.stderr)
+        outbox.mark(store.shown, {**state, "problem": problem})
         return problem
     return ""
 
@@ -146,11 +146,11 @@ def troubles() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, OSError
 
 
-def is_refusal(error: Exception, place: Place) -> bool:
+def is_refusal(error: Exception, store: TrackingStore) -> bool:
     """Whether MLflow answered, and said no: another run may fare better."""
     from mlflow.exceptions import MlflowException, RestException
 
-    return isinstance(error, RestException if place.is_server else MlflowException)
+    return isinstance(error, RestException if store.is_server else MlflowException)
 
 
 def quiet() -> None:
@@ -159,34 +159,38 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
 
 
-def client_of(place: Place) -> Any:
+def client_of(store: TrackingStore) -> Any:
     """A client; a new local database is set up by one process at a time."""
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    if place.artifacts is None:
-        return MlflowClient(place.uri)
-    home = Path(place.uri.removeprefix("sqlite:///")).parent
+    if store.artifacts is None:
+        return MlflowClient(store.uri)
+    home = Path(store.uri.removeprefix("sqlite:///")).parent
     with FileLock(home / ".mlflow.lock", timeout=60):
-        client = MlflowClient(place.uri)
+        client = MlflowClient(store.uri)
         client.get_experiment("0")
     return client
 
 
-def explain(error: Exception, place: Place) -> str:
-    if place.is_server and not is_refusal(error, place):
+def explain(error: Exception, store: TrackingStore) -> str:
+    if store.is_server and not is_refusal(error, store):
         return "is unreachable"
     first = str(redact(str(error))).partition("\n")[0]
     return f"refuses: {first[:200]}"
 
 
 def apply(
-    client: Any, operation: Operation, state: Mapping[str, Any], outbox: Outbox, place: Place
+    client: Any,
+    operation: Operation,
+    state: Mapping[str, Any],
+    outbox: Outbox,
+    store: TrackingStore,
 ) -> dict[str, Any]:
     """Do one operation; returns what is new in the state."""
     match operation["do"]:
         case "start":
-            return _open_run(client, operation, place)
+            return _open_run(client, operation, store)
         case "metrics":
             from mlflow.entities import Metric
 
@@ -204,11 +208,11 @@ def apply(
     return {}
 
 
-def _open_run(client: Any, operation: Operation, place: Place) -> dict[str, Any]:
+def _open_run(client: Any, operation: Operation, store: TrackingStore) -> dict[str, Any]:
     """The run with this tag, created when there is none, with its parameters."""
     from mlflow.entities import Param
 
-    experiment = _experiment(client, operation["experiment"], place.artifacts)
+    experiment = _experiment(client, operation["experiment"], store.artifacts)
     wanted = f"tags.`{RUN_TAG}` = '{operation['tags'][RUN_TAG]}'"
     found = client.search_runs([experiment], wanted)
     run = found[0] if found else client.create_run(
@@ -262,9 +266,9 @@ def sweep_folders(experiment: str) -> list[Path]:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return []
-    place, caught = place_of(uri), troubles()
+    store, caught = tracking_store(uri), troubles()
     try:
-        client = client_of(place)
+        client = client_of(store)
         found = client.get_experiment_by_name(experiment)
         if found is None and experiment.isdigit():
             found = client.get_experiment(experiment)
@@ -273,7 +277,7 @@ def sweep_folders(experiment: str) -> list[Path]:
         runs = client.search_runs([found.experiment_id], "tags.`compressbench.kind` = 'sweep'")
         return [_sweep_folder(client, run) for run in runs]
     except caught as error:
-        raise UserError(f"{experiment}: {place.shown} {explain(error, place)}") from error
+        raise UserError(f"{experiment}: {store.shown} {explain(error, store)}") from error
 
 
 def _sweep_folder(client: Any, run: Any) -> Path:

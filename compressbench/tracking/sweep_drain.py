@@ -30,7 +30,7 @@ from compressbench.tracking.mlflow_client import (
     RETRY_SECONDS,
     RUN_TAG,
     SWEEP_TAG,
-    Place,
+    TrackingStore,
     apply,
     await_end,
     client_of,
@@ -62,7 +62,9 @@ def work(folder: str, artifacts: str) -> int:
     os.nice(_NICE)
     ended = threading.Event()
     threading.Thread(target=await_end, args=(ended,), daemon=True).start()
-    drain = SweepDrain(Path(folder), Place(os.environ["MLFLOW_TRACKING_URI"], artifacts or None))
+    drain = SweepDrain(
+        Path(folder), TrackingStore(os.environ["MLFLOW_TRACKING_URI"], artifacts or None)
+    )
     lock = FileLock(Path(folder) / LOCK)
     while not lock.is_locked:
         try:
@@ -81,10 +83,10 @@ def work(folder: str, artifacts: str) -> int:
 
 
 class SweepDrain:
-    """Logs what `place` does not have yet of a sweep; the caller holds the lock of the folder."""
+    """Logs what `store` does not have yet of a sweep; the caller holds the lock of the folder."""
 
-    def __init__(self, folder: Path, place: Place) -> None:
-        self.outbox, self.place = Outbox(folder, shared=True), place
+    def __init__(self, folder: Path, store: TrackingStore) -> None:
+        self.outbox, self.store = Outbox(folder, shared=True), store
         self.sizes: dict[Path, int] = {}  # bytes of each trial's outbox that are logged
         self.runs: dict[str, str] = {}  # tag of a trial -> MLflow's run
         self.params: set[str] = set()  # that trials have
@@ -95,7 +97,7 @@ class SweepDrain:
         return bool(self._state()["done"] == len(self.outbox.read()))
 
     def _state(self) -> dict[str, Any]:
-        return self.outbox.state(self.place.shown)
+        return self.outbox.state(self.store.shown)
 
     def drain(self, ended: bool) -> str:
         """Log what is new. Returns "", or what is in the way.
@@ -109,7 +111,7 @@ class SweepDrain:
             return ""
         caught = troubles()
         try:
-            client = client_of(self.place)
+            client = client_of(self.store)
             if "run" not in state:
                 self._log(client, operations[0], state)
             elif self.took_over and not ended:
@@ -120,9 +122,9 @@ class SweepDrain:
             if ended:
                 self._end(client, operations)
         except caught as error:
-            problem = explain(error, self.place)
-            print(redact(f"{self.place.shown}: {error}"), file=sys.stderr)
-            self.outbox.mark(self.place.shown, {**self._state(), "problem": problem})
+            problem = explain(error, self.store)
+            print(redact(f"{self.store.shown}: {error}"), file=sys.stderr)
+            self.outbox.mark(self.store.shown, {**self._state(), "problem": problem})
             return problem
         return next(filter(None, problems), "")
 
@@ -143,7 +145,7 @@ class SweepDrain:
         """Log one trial as far as its outbox goes. Returns what the server refuses of it."""
         outbox = Outbox(folder, shared=True)
         operations, size = outbox.read_from(0)
-        state = outbox.state(self.place.shown)
+        state = outbox.state(self.store.shown)
         parent = self._state()["run"]
         try:
             for operation in operations[state["done"] :]:
@@ -151,14 +153,14 @@ class SweepDrain:
                     here = {_PARENT_TAG: parent, "compressbench.folder": str(folder)}
                     tags = {**operation["tags"], **here}
                     operation = {**operation, "tags": tags}
-                state |= apply(client, operation, state, outbox, self.place)
+                state |= apply(client, operation, state, outbox, self.store)
                 state |= {"done": state["done"] + 1, "problem": ""}
-                outbox.mark(self.place.shown, state)
+                outbox.mark(self.store.shown, state)
         except troubles() as error:
-            if not is_refusal(error, self.place):
+            if not is_refusal(error, self.store):
                 raise
             print(redact(f"{folder}: {error}"), file=sys.stderr)
-            return f"{explain(error, self.place)} (of {folder.name})"
+            return f"{explain(error, self.store)} (of {folder.name})"
         for operation in operations:
             if operation["do"] == "start":
                 self.runs[operation["tags"][RUN_TAG]] = state["run"]
@@ -188,14 +190,14 @@ class SweepDrain:
         if operation["do"] == "front":
             self._show_front(client, state, operation["members"])
         else:
-            new = apply(client, operation, state, self.outbox, self.place)
+            new = apply(client, operation, state, self.outbox, self.store)
         if operation["do"] == "start":
             new["run"] = _first(client, new["experiment"], new["run"], operation["tags"][RUN_TAG])
         self._mark(new, state, count)
 
     def _mark(self, new: dict[str, Any], state: dict[str, Any], count: int) -> None:
         done = {"done": state["done"] + count, "problem": ""}
-        self.outbox.mark(self.place.shown, {**state, **new, **done})
+        self.outbox.mark(self.store.shown, {**state, **new, **done})
 
     def _show_front(self, client: Any, state: dict[str, Any], members: Sequence[str]) -> None:
         """Tags of members, the table as the run's note, the picture, MLflow's own charts."""
@@ -207,7 +209,7 @@ class SweepDrain:
             print(error, file=sys.stderr)  # a file that someone took away holds nothing up
             return
         links = {
-            trial.number: open_commands(self.place, experiment, self.runs[trial.run])[1]
+            trial.number: open_commands(self.store, experiment, self.runs[trial.run])[1]
             for trial in sweep.trials
             if trial.run in self.runs
         }
@@ -257,7 +259,7 @@ class SweepDrain:
         try:
             client.set_experiment_tag(state["experiment"], key, value)
         except troubles() as error:
-            if not is_refusal(error, self.place):
+            if not is_refusal(error, self.store):
                 raise
             print(redact(f"no charts: {error}"), file=sys.stderr)
 

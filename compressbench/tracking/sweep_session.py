@@ -28,7 +28,7 @@ from compressbench.tracking.mlflow_charts import view_key
 from compressbench.tracking.mlflow_client import (
     RUN_TAG,
     SWEEP_TAG,
-    Place,
+    TrackingStore,
     chart_link,
     open_commands,
 )
@@ -58,14 +58,14 @@ class Tracked:
     charts: str = ""
 
 
-def start_worker(folder: Path, place: Place, module: str) -> subprocess.Popen[bytes]:
+def start_worker(folder: Path, store: TrackingStore, module: str) -> subprocess.Popen[bytes]:
     """A process that drains the outbox of `folder`; its standard input is its lifeline."""
     code = _WORKER.format(module=module)
     command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(folder)]
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [*command, place.artifacts or ""],
-            env={**os.environ, "MLFLOW_TRACKING_URI": place.uri},  # not argv: others can read that
+            [*command, store.artifacts or ""],
+            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri},  # not argv: others can read that
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -75,7 +75,7 @@ def start_worker(folder: Path, place: Place, module: str) -> subprocess.Popen[by
 
 def _start_operation(
     outbox: Outbox,
-    place: Place,
+    store: TrackingStore,
     experiment: str,
     name: str,
     tags: Mapping[str, str],
@@ -85,8 +85,8 @@ def _start_operation(
     return {
         "do": "start",
         "kind": kind,
-        "target": place.shown,
-        "artifacts": place.artifacts,
+        "target": store.shown,
+        "artifacts": store.artifacts,
         "experiment": experiment,
         "name": name,
         "tags": {**tags, "compressbench.folder": str(outbox.folder)},
@@ -120,7 +120,7 @@ class LoggedTrial:
     @classmethod
     def start(
         cls,
-        place: Place,
+        store: TrackingStore,
         experiment: str,
         folder: Path,
         name: str,
@@ -134,7 +134,7 @@ class LoggedTrial:
         _check_owner(outbox, before, sweep)
         known = {o["stage"] for o in before if o["do"] == "metrics"}
         every = {**tags, SWEEP_TAG: sweep, RUN_TAG: run}
-        outbox.append(_start_operation(outbox, place, experiment, name, every, config, "trial"))
+        outbox.append(_start_operation(outbox, store, experiment, name, every, config, "trial"))
         return cls(outbox, run, known)
 
     def log_step(self, step: Step) -> None:
@@ -164,7 +164,7 @@ class LoggedSweep:
     """The session of a sweep in one supervisor. Several may have the same sweep open."""
 
     outbox: Outbox
-    place: Place
+    store: TrackingStore
     sweep: str
     worker: subprocess.Popen[bytes]
     offset: int = 0  # of the outbox, up to which `step` was read
@@ -176,7 +176,7 @@ class LoggedSweep:
     @classmethod
     def start(
         cls,
-        place: Place,
+        store: TrackingStore,
         experiment: str,
         folder: Path,
         name: str,
@@ -188,8 +188,8 @@ class LoggedSweep:
         outbox = Outbox(folder.resolve(), shared=True)
         _check_owner(outbox, outbox.read(), sweep)
         every = {**tags, SWEEP_TAG: sweep, RUN_TAG: sweep, "compressbench.kind": "sweep"}
-        outbox.append(_start_operation(outbox, place, experiment, name, every, params, "sweep"))
-        return cls(outbox, place, sweep, _start_drain(outbox, place))
+        outbox.append(_start_operation(outbox, store, experiment, name, every, params, "sweep"))
+        return cls(outbox, store, sweep, _start_drain(outbox, store))
 
     def changed(self, sweep: Sweep) -> None:
         """Append what is new: the hypervolume after each finished trial, and at times the front.
@@ -204,7 +204,7 @@ class LoggedSweep:
 
     def _restart(self) -> None:
         if self.worker.poll() is not None:
-            self.worker, self.started_at = _start_drain(self.outbox, self.place), time.monotonic()
+            self.worker, self.started_at = _start_drain(self.outbox, self.store), time.monotonic()
 
     def _append_steps(self, sweep: Sweep) -> None:
         done = fronts.finished(sweep)
@@ -253,25 +253,25 @@ class LoggedSweep:
         return self._ending()
 
     def _ending(self) -> Tracked:
-        folder, state = self.outbox.folder, self.outbox.state(self.place.shown)
+        folder, state = self.outbox.folder, self.outbox.state(self.store.shown)
         command, link, charts = "", "", ""
         if "run" in state:
-            command, link = open_commands(self.place, state["experiment"], state["run"])
-            charts = chart_link(self.place, state["experiment"], view_key(self.sweep))
+            command, link = open_commands(self.store, state["experiment"], state["run"])
+            charts = chart_link(self.store, state["experiment"], view_key(self.sweep))
         if self.worker.returncode == 0:
             return Tracked(command, link, "", charts)
         alive = self.worker.returncode is None
         late = "is still being written, by a process of its own" if alive else "is not up to date"
         problem = (
-            f"tracking {'server ' * self.place.is_server}{self.place.shown} "
+            f"tracking {'server ' * self.store.is_server}{self.store.shown} "
             f"{state.get('problem') or late}; everything is in {folder}; "
             f"`compressbench sync {shlex.quote(str(folder))}` logs {'the rest' if alive else 'it'}"
         )
         return Tracked(command, link, problem, charts)
 
 
-def _start_drain(outbox: Outbox, place: Place) -> subprocess.Popen[bytes]:
-    return start_worker(outbox.folder, place, "sweep_drain")
+def _start_drain(outbox: Outbox, store: TrackingStore) -> subprocess.Popen[bytes]:
+    return start_worker(outbox.folder, store, "sweep_drain")
 
 
 def _ended(trial: Trial) -> int:

@@ -20,9 +20,9 @@ from compressbench.core.types import Step
 from compressbench.results.sweep import Sweep
 from compressbench.tracking.mlflow_client import (
     RUN_TAG,
-    Place,
+    TrackingStore,
     open_commands,
-    place_of,
+    tracking_store,
 )
 from compressbench.tracking.outbox import LOG, Outbox
 from compressbench.tracking.records import flatten, now, step_operation
@@ -123,10 +123,10 @@ class Local:
     ) -> SweepSession:
         return LoggedSweep.start(*self._place(), folder, name, tags, params, sweep)
 
-    def _place(self) -> tuple[Place, str]:
+    def _place(self) -> tuple[TrackingStore, str]:
         home = Path(self.folder).resolve()
-        place = Place(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
-        return place, self.experiment
+        store = TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
+        return store, self.experiment
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,10 @@ class Server:
     def __post_init__(self) -> None:
         self._place()
 
-    def _place(self) -> tuple[Place, str]:
-        return place_of(self.url or os.environ.get("MLFLOW_TRACKING_URI", "")), self.experiment
+    def _place(self) -> tuple[TrackingStore, str]:
+        return tracking_store(
+            self.url or os.environ.get("MLFLOW_TRACKING_URI", "")
+        ), self.experiment
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
@@ -227,7 +229,7 @@ class Logged:
     """The session of a run whose outbox a helper process drains."""
 
     outbox: Outbox
-    place: Place
+    store: TrackingStore
     worker: subprocess.Popen[bytes]
     run: str
 
@@ -247,20 +249,20 @@ class Logged:
             {"do": "files", "paths": paths},
             {"do": "finish", "status": status, "time": now()},
         )
-        _stop(self.worker, kill=self.place.is_server)
+        _stop(self.worker, kill=self.store.is_server)
         return self._ending()
 
     def _ending(self) -> Tracked:
-        folder, state = self.outbox.folder, self.outbox.state(self.place.shown)
+        folder, state = self.outbox.folder, self.outbox.state(self.store.shown)
         command, link = "", ""
         if "run" in state:
-            command, link = open_commands(self.place, state["experiment"], state["run"])
+            command, link = open_commands(self.store, state["experiment"], state["run"])
         if state["done"] == len(self.outbox.read()):
             (folder / LOG).unlink()
             return Tracked(command, link)
-        late = "is unreachable" if self.place.is_server else "is still being written"
+        late = "is unreachable" if self.store.is_server else "is still being written"
         problem = (
-            f"tracking {'server ' * self.place.is_server}{self.place.shown} "
+            f"tracking {'server ' * self.store.is_server}{self.store.shown} "
             f"{state.get('problem') or late}; everything is in {folder}; "
             f"`compressbench sync {shlex.quote(str(folder))}` logs it later"
         )
@@ -268,7 +270,7 @@ class Logged:
 
 
 def _start(
-    place: Place,
+    store: TrackingStore,
     experiment: str,
     folder: Path,
     name: str,
@@ -280,8 +282,8 @@ def _start(
     outbox.append(
         {
             "do": "start",
-            "target": place.shown,
-            "artifacts": place.artifacts,
+            "target": store.shown,
+            "artifacts": store.artifacts,
             "experiment": experiment,
             "name": name,
             "tags": {**tags, RUN_TAG: run},
@@ -289,7 +291,7 @@ def _start(
             "time": now(),
         }
     )
-    return Logged(outbox, place, start_worker(folder, place, "mlflow_client"), run)
+    return Logged(outbox, store, start_worker(folder, store, "mlflow_client"), run)
 
 
 def _stop(worker: subprocess.Popen[bytes], kill: bool) -> None:

@@ -24,7 +24,7 @@ from compressbench.core.types import (
     Outcome,
 )
 from compressbench.core.validation import check_integer, check_share
-from compressbench.training.fits.schedule import BatchLoss, Companion, Optimizer, Schedule
+from compressbench.training.fits.schedule import BatchLoss, FitCallback, Optimizer, Schedule
 
 GRIDS = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # float training would leave them
 
@@ -72,13 +72,15 @@ class Train:
         loss = cross_entropy(self.label_smoothing)
         if self.keep_epoch is None:
             return descend(start, loss, self.schedule(), context)
-        keeper = Keeper(self.keep_epoch, snapshot(start.model) if self.keep_epoch == 0 else {})
-        outcome = descend(start, loss, self.schedule(), context, keeper)
-        return replace(outcome, artifact=replace(outcome.artifact, early=keeper.kept))
+        epoch_snapshot = EpochSnapshot(
+            self.keep_epoch, snapshot(start.model) if self.keep_epoch == 0 else {}
+        )
+        outcome = descend(start, loss, self.schedule(), context, epoch_snapshot)
+        return replace(outcome, artifact=replace(outcome.artifact, early=epoch_snapshot.kept))
 
 
 @dataclass
-class Keeper:
+class EpochSnapshot:
     """Keeps what a model is at the end of `epoch` of its training."""
 
     epoch: int
@@ -126,13 +128,13 @@ def descend(
     loss: BatchLoss,
     schedule: Schedule,
     context: Context,
-    companion: Companion | None = None,
+    callback: FitCallback | None = None,
 ) -> Outcome:
     """Fit a copy of `start` and hand it back as a trained artifact."""
     from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
-    history = fit_(model, loss, schedule, context, companion=companion)
+    history = fit_(model, loss, schedule, context, callback=callback)
     trained = replace(start, model=model, properties=start.properties | {TRAINED})
     return Outcome(trained, touched(model, "trained"), history)
 

@@ -90,16 +90,16 @@ def sweep(
     problem: str, sampler: str, seed: int, trials: int, folder: str
 ) -> tuple[str, int, list[Point], Point]:
     """One sweep, one trial after the other: (sampler, seed, its points in order, the float's)."""
-    from compressbench.search.storage import open_desk
+    from compressbench.search.storage import open_storage
     from compressbench.search.worker import perform, use_sampler
     from compressbench.search.worker_loop import work
     from compressbench.store.processes import process_token
 
     spec = make_spec(problem, sampler, seed, trials, folder)
-    desk = open_desk(spec.home, None, spec.name, 30.0, objectives=spec.objectives)
-    use_sampler(desk, spec, 0)
-    work(desk, spec, process_token(), lambda t, lease: perform(desk, spec, t, lease))
-    results = [r for _, r in sorted(desk.results().items())]
+    storage = open_storage(spec.home, None, spec.name, 30.0, objectives=spec.objectives)
+    use_sampler(storage, spec, 0)
+    work(storage, spec, process_token(), lambda t, lease: perform(storage, spec, t, lease))
+    results = [r for _, r in sorted(storage.results().items())]
     points = [_point(r) for r in results]
     first = next(r.baseline for r in results if r.state == "complete")
     return sampler, seed, points, (first["val/accuracy"], first["size/onnx_bytes"])

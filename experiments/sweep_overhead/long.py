@@ -20,7 +20,7 @@ from typing import Any
 from measure import FIGURES, OBJECTIVES, make_sampler, make_spec, suggested
 
 from compressbench.search.result import Result
-from compressbench.search.storage import open_desk
+from compressbench.search.storage import open_storage
 from compressbench.search.worker_loop import work
 from compressbench.store.processes import process_token
 
@@ -43,8 +43,8 @@ def reporter(name: str) -> Callable[[int], None]:
 def ours(trials: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         spec, report = make_spec(Path(name), trials), reporter("ours")
-        desk = open_desk(Path(name), None, "noop", 30.0, objectives=OBJECTIVES)
-        desk.study.sampler = make_sampler("random")
+        storage = open_storage(Path(name), None, "noop", 30.0, objectives=OBJECTIVES)
+        storage.study.sampler = make_sampler("random")
 
         def perform(trial: Any, lease: Any) -> Result:
             report(trial.number)
@@ -52,13 +52,13 @@ def ours(trials: int) -> None:
             figures = values | dict.fromkeys(FIGURES, 1.0)
             return Result("complete", figures, dict.fromkeys(FIGURES, 1.0))
 
-        work(desk, spec, process_token(), perform)
+        work(storage, spec, process_token(), perform)
         report(trials)
 
 
 def optunas(trials: int) -> None:
     with tempfile.TemporaryDirectory() as name:
-        study = open_desk(Path(name), None, "noop", 30.0, objectives=OBJECTIVES).study
+        study = open_storage(Path(name), None, "noop", 30.0, objectives=OBJECTIVES).study
         study.sampler, report = make_sampler("random"), reporter("Optuna's")
         for number in range(trials):
             report(number)

@@ -24,7 +24,7 @@ from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.space import Parameter
 from compressbench.search.spec import Spec
-from compressbench.search.storage import open_desk
+from compressbench.search.storage import open_storage
 from compressbench.search.worker_loop import work
 from compressbench.store.processes import process_token
 
@@ -60,8 +60,8 @@ def suggested(trial: Any) -> list[float]:
 
 def ours(folder: Path, trials: int, workers: int, sampler: str, gate: Any, used: Any) -> None:
     spec = make_spec(folder, trials)
-    desk = open_desk(folder, None, "noop", 30.0)
-    desk.study.sampler = make_sampler(sampler)
+    storage = open_storage(folder, None, "noop", 30.0)
+    storage.study.sampler = make_sampler(sampler)
 
     def perform(trial: Any, lease: Any) -> Result:
         values = dict(zip((o.name for o in OBJECTIVES), suggested(trial), strict=True))
@@ -69,12 +69,12 @@ def ours(folder: Path, trials: int, workers: int, sampler: str, gate: Any, used:
 
     gate.wait()
     began = time.process_time()
-    work(desk, spec, process_token(), perform)
+    work(storage, spec, process_token(), perform)
     used.put(time.process_time() - began)
 
 
 def optunas(folder: Path, trials: int, workers: int, sampler: str, gate: Any, used: Any) -> None:
-    study = open_desk(folder, None, "noop", 30.0).study
+    study = open_storage(folder, None, "noop", 30.0).study
     study.sampler = make_sampler(sampler)
     gate.wait()
     began = time.process_time()
@@ -89,7 +89,7 @@ def seconds(side: Any, trials: int, workers: int, sampler: str) -> tuple[float, 
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        open_desk(folder, None, "noop", 30.0, objectives=OBJECTIVES)
+        open_storage(folder, None, "noop", 30.0, objectives=OBJECTIVES)
         gate, used = spawn.Barrier(workers + 1), spawn.Queue()
         arguments = (folder, trials, workers, sampler, gate, used)
         processes = [spawn.Process(target=side, args=arguments) for _ in range(workers)]
@@ -102,7 +102,7 @@ def seconds(side: Any, trials: int, workers: int, sampler: str) -> tuple[float, 
             process.join()
         took = time.monotonic() - began
         assert all(process.exitcode == 0 for process in processes)
-        found = open_desk(folder, None, "noop", 30.0).study.get_trials(deepcopy=False)
+        found = open_storage(folder, None, "noop", 30.0).study.get_trials(deepcopy=False)
         assert len(found) == trials
         assert all(t.state.is_finished() for t in found)
         return took, processor

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Runtime, Split
 from compressbench.models.resnet import ResNet
 from compressbench.training.fits.schedule import Schedule
@@ -72,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    context = Context(Noise(), Runtime(), 0, Path("unused"), build)
+    context = Context(Noise(), Runtime(), 0, Path("unused"), instantiate)
     student = ResNet([3, 32, 32], 10, 8, 8).train()
     teacher = ResNet([3, 32, 32], 10).eval()
     inputs = {"teacher": Artifact(teacher, {}, (), frozenset({TRAINED}))}

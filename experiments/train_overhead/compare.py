@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.types import Context, Data, Runtime, Split
 from compressbench.data.batches import batches
 from compressbench.data.cifar10 import Cifar10
@@ -64,7 +64,7 @@ def bare_loop(data: Part, device: torch.device) -> None:
 
 
 def fit(data: Part, runtime: Runtime, folder: Path) -> None:
-    context = Context(data, runtime, 1, folder, build)
+    context = Context(data, runtime, 1, folder, instantiate)
     plan = Schedule(1.0, BATCH, partial(torch.optim.SGD, lr=0.1, momentum=0.9))
     fit_(fresh(), cross_entropy(0.0), plan, context)
 

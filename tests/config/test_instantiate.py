@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from compressbench.config.instantiate import ALLOW_VARIABLE, build
+from compressbench.config.instantiate import ALLOW_VARIABLE, instantiate
 from compressbench.core.errors import UserError
 from compressbench.training.losses.hinton import Hinton
 
@@ -12,7 +12,7 @@ HINTON = "compressbench.training.losses.hinton.Hinton"
 
 
 def test_builds():
-    assert build({"_target_": HINTON, "alpha": 0.5}) == Hinton(alpha=0.5)
+    assert instantiate({"_target_": HINTON, "alpha": 0.5}) == Hinton(alpha=0.5)
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_builds():
 )
 def test_refuses(config, message):
     with pytest.raises(UserError, match=message):
-        build(config, "loss")
+        instantiate(config, "loss")
 
 
 def test_a_refused_module_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "hostile.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="not allowed"):
-        build({"_target_": "hostile.Net"})
+        instantiate({"_target_": "hostile.Net"})
     assert "hostile" not in sys.modules
 
 
@@ -51,6 +51,6 @@ def test_the_user_may_widen_the_list_by_the_environment(tmp_path, monkeypatch):
     (tmp_path / "my_losses.py").write_text("def half(x):\n    return x / 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"--allow=my_losses\.\*"):
-        build({"_target_": "my_losses.half", "x": 4})
+        instantiate({"_target_": "my_losses.half", "x": 4})
     monkeypatch.setenv(ALLOW_VARIABLE, "my_losses.*")
-    assert build({"_target_": "my_losses.half", "x": 4}) == 2
+    assert instantiate({"_target_": "my_losses.half", "x": 4}) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.types import Context, Runtime
 from compressbench.data.digits import Digits
 
@@ -64,4 +64,4 @@ def composed(path: Path) -> dict:
 
 
 def context(tmp_path=Path("unused")) -> Context:
-    return Context(Digits(), Runtime(), 0, tmp_path, build)
+    return Context(Digits(), Runtime(), 0, tmp_path, instantiate)

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import build, check
+from compressbench.config.instantiate import check, instantiate
 from compressbench.core.errors import UserError
 from compressbench.engine.runtime import resolve
 from tests.sample_texts import write_news
@@ -93,7 +93,7 @@ def test_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
     config = load(path)
     for name in config.keys() - {"_target_"}:
         for value in WRONG:
-            outcome(lambda n=name, v=value: build({**config, n: v}, "here"))
+            outcome(lambda n=name, v=value: instantiate({**config, n: v}, "here"))
 
 
 @named("model")
@@ -102,7 +102,7 @@ def test_a_wrong_value_of_a_model_is_refused_in_one_line(path):
     config = {**load(path), **given}
     for name in config.keys() - {"_target_", *given}:
         for value in WRONG:
-            outcome(lambda n=name, v=value: build({**config, n: v}, "model"))
+            outcome(lambda n=name, v=value: instantiate({**config, n: v}, "model"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_wrong_value_of_a_dataset_is_refused_in_one_line(path, pictures):
         config |= {"train": str(pictures / "train.parquet"), "crop_padding": 1}
 
     def use(changed):
-        data = build(changed, "dataset")
+        data = instantiate(changed, "dataset")
         assert data.spec.input_shape
         assert data.manifest()
         assert len(data.split("train"))

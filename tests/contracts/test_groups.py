@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.config.groups import GROUPS, options
-from compressbench.config.instantiate import build, takes_option
+from compressbench.config.instantiate import instantiate, takes_option
 from compressbench.core.protocols import FeatureLoss, LearntCriterion
 from compressbench.core.types import Runtime, Stage
 from compressbench.data.digits import Digits
@@ -75,14 +75,14 @@ def of_texts(path: Path) -> bool:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12)])
 def test_a_model_maps_images_to_logits(path, shape):
     skip_without_its_library(path)
-    model = build(plain(path, input_shape=list(shape), num_classes=7)).eval()
+    model = instantiate(plain(path, input_shape=list(shape), num_classes=7)).eval()
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("path", [p for p in of("model") if of_texts(p)], ids=lambda p: p.stem)
 def test_a_model_maps_texts_to_logits(path):
     skip_without_its_library(path)
-    model = build(plain(path, input_shape=[11], num_classes=7, vocabulary=60, pad=2)).eval()
+    model = instantiate(plain(path, input_shape=[11], num_classes=7, vocabulary=60, pad=2)).eval()
     ids = torch.randint(60, (3, 11))
     ids[0, 4:] = 2
     assert model(ids).shape == (3, 7)
@@ -96,7 +96,10 @@ def test_the_student_of_a_model_is_smaller(path):
     given = {"input_shape": [11], "vocabulary": 60, "pad": 2} if of_texts(path) else {
         "input_shape": [1, 8, 8]}  # fmt: skip
     large, small = (
-        sum(p.numel() for p in build(plain(path, num_classes=7, **given, **changes)).parameters())
+        sum(
+            p.numel()
+            for p in instantiate(plain(path, num_classes=7, **given, **changes)).parameters()
+        )
         for changes in ({}, read(path)["student"])
     )
     assert small < 0.6 * large
@@ -112,7 +115,7 @@ def test_a_criterion_scores_every_weight_or_channel_and_changes_nothing(path):
     ).eval()  # fmt: skip
     layers = {name: model[int(name)] for name in ("0", "3", "7")}
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    criterion = build(composed(path) | ({"images": 40} if "images" in read(path) else {}))
+    criterion = instantiate(composed(path) | ({"images": 40} if "images" in read(path) else {}))
     if isinstance(criterion, LearntCriterion):
         check_steps(criterion)
         return
@@ -147,7 +150,7 @@ def check_steps(criterion: LearntCriterion) -> None:
 def test_a_loss_is_a_scalar_with_a_gradient(path, batch, classes, seed):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(batch) % classes
-    loss = build(composed(path))
+    loss = instantiate(composed(path))
     for term in getattr(loss, "terms", {"": loss}).values():
         shape = (batch, classes, 3, 2) if isinstance(term, FeatureLoss) else (batch, classes)
         student = torch.randn(*shape, generator=generator, requires_grad=True)
@@ -172,7 +175,7 @@ def test_a_sensitivity_is_a_cost_that_does_not_change_the_model(path):
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     candidates = {n: {b: model[int(n)].weight * (1 - 2.0**-b) for b in (2, 5)} for n in "03"}
-    costs = build(plain(path, images=20, batch_size=8))(model, candidates, context())
+    costs = instantiate(plain(path, images=20, batch_size=8))(model, candidates, context())
     assert costs.keys() == candidates.keys()
     assert all(0 < costs[n][5] < costs[n][2] for n in "3")
     assert all(value >= 0 for by_bits in costs.values() for value in by_bits.values())
@@ -188,7 +191,7 @@ def test_a_stage_is_a_stage(path):
     with initialize_config_dir(str(CONF)):
         composed = compose("config", overrides=[f"+stage@made={path.stem}"])
     config = OmegaConf.to_container(composed.made, resolve=True)
-    stage = build({k: v for k, v in config.items() if k != "teacher"})
+    stage = instantiate({k: v for k, v in config.items() if k != "teacher"})
     assert isinstance(stage, Stage)
     trained, forwarded = stage.passes(100)
     assert trained >= 0

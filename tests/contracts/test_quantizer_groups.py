@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.activation_quantizers import fake_quantize
 from compressbench.core.grid import Grid, expand, step_limits
 from tests.contracts.group_files import composed, context, of, plain
 
 
 def is_observer(path: Path) -> bool:
-    return hasattr(build(composed(path)), "update")
+    return hasattr(instantiate(composed(path)), "update")
 
 
 @pytest.mark.parametrize("path", [p for p in of("quantizer") if is_observer(p)],
@@ -23,7 +23,7 @@ def is_observer(path: Path) -> bool:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), shift=st.floats(-50, 50))
 def test_an_observer_stays_within_what_it_saw(path, seed, shift):
-    observer = build(plain(path))
+    observer = instantiate(plain(path))
     generator = torch.Generator().manual_seed(seed)
     seen = [torch.randn(n, 3, generator=generator) + shift for n in (40, 70)]
     statistic = observer.start()
@@ -51,7 +51,7 @@ GRIDS = [
 ]
 
 
-@pytest.mark.parametrize("path", [p for p in of("quantizer") if callable(build(composed(p)))],
+@pytest.mark.parametrize("path", [p for p in of("quantizer") if callable(instantiate(composed(p)))],
                          ids=lambda p: p.stem)  # fmt: skip
 @pytest.mark.parametrize("grid", GRIDS, ids=repr)
 def test_a_weight_quantizer_keeps_its_grid_and_its_zeros(path, grid):
@@ -69,7 +69,7 @@ def test_a_weight_quantizer_keeps_its_grid_and_its_zeros(path, grid):
     grids = {"0": one_input, "3": grid, "5": grid}
     config = composed(path)
     few = {key: value for key, value in FEW.items() if key in config}
-    found = build(config | few)(model, grids, context())
+    found = instantiate(config | few)(model, grids, context())
     assert set(found) == set(grids)
     assert all(torch.equal(values, before[n]) for n, values in model.state_dict().items())
     for name, result in found.items():
@@ -97,7 +97,7 @@ def check_grid_weight(weight, grid, result):
 @given(bits=st.integers(2, 8), seed=st.integers(0, 99), symmetric=st.booleans(),
        granularity=st.sampled_from(["tensor", "channel"]))  # fmt: skip
 def test_a_trained_quantizer_of_weights_stays_on_its_grid(path, bits, seed, symmetric, granularity):
-    method = build(composed(path))
+    method = instantiate(composed(path))
     if not hasattr(method, "weight"):
         assert hasattr(method, "activation")
         return
@@ -118,7 +118,7 @@ def test_a_trained_quantizer_of_weights_stays_on_its_grid(path, bits, seed, symm
 @settings(max_examples=12, deadline=None)
 @given(bits=st.integers(4, 8), seed=st.integers(0, 99), negative=st.booleans())
 def test_a_trained_quantizer_of_activations_starts_as_calibrated(path, bits, seed, negative):
-    method = build(composed(path))
+    method = instantiate(composed(path))
     if not hasattr(method, "activation"):
         return
     generator = torch.Generator().manual_seed(seed)

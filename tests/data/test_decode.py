@@ -21,7 +21,7 @@ def parquet(tmp_path, write_parquet, pixels):
     return Parquet((path,)), torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def kept(store):
+def cached_tensors(store):
     (path,) = store.glob("*.safetensors")
     return path
 
@@ -46,7 +46,7 @@ def test_images_are_decoded_once(parquet, store, monkeypatch):
 def test_a_damaged_cache_is_rebuilt(parquet, store, caplog, damage):
     source, images = parquet
     decoded(source, Form(3, 5, 4))
-    path = kept(store)
+    path = cached_tensors(store)
     content = path.read_bytes()
     damaged = {
         "flip": content[:-1] + bytes([content[-1] ^ 1]),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.grid import Grid
 from compressbench.core.types import (
     TRAINED,
@@ -84,7 +84,7 @@ def stored(tmp_path_factory):
         model.tables["channel8"].weight[3] = 0.0
     before = {n: m.weight.detach().clone() for n, m in model.tables.items()}
     grids = {f"tables.{name}": grid for name, grid in GRIDS.items()} | {"places": Grid(8)}
-    context = Context(Texts(), Runtime(), 0, folder, build)
+    context = Context(Texts(), Runtime(), 0, folder, instantiate)
     edits = (
         quantize_weights_(model, grids, Nearest(MinMax()), context),
         share_weights_(model, {f"tables.{name}": bits for name, bits in BOOKS.items()}),

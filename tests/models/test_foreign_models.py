@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.models.extras import extra
@@ -43,7 +43,7 @@ def test_a_missing_extra_is_one_line(monkeypatch):
     with pytest.raises(
         UserError, match=r"^model: timm is not installed: pip install '.*\[timm\]'$"
     ):
-        build(config | {"input_shape": [1, 8, 8], "num_classes": 2}, "model")
+        instantiate(config | {"input_shape": [1, 8, 8], "num_classes": 2}, "model")
 
     def broken(name):
         raise RuntimeError("operator torchvision::nms does not exist\nmore")

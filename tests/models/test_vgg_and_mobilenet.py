@@ -11,7 +11,7 @@ from torch import nn
 from compressbench.core.errors import UserError
 from compressbench.models.mobilenet_v2 import MobileNetV2, rounded
 from compressbench.models.vgg_small import VggSmall
-from compressbench.pruning.channels.coupling import families, units
+from compressbench.pruning.channels.coupling import channel_groups, group_parts
 from compressbench.pruning.channels.limits import macs
 
 
@@ -62,9 +62,9 @@ def test_small_images_are_refused():
     "model", [VggSmall((3, 16, 16), 10, 8), MobileNetV2((3, 16, 16), 10, 0.25)], ids=["vgg", "mob"]
 )
 def test_all_channels_but_the_classes_can_go(model):
-    found = families(deepcopy(model).eval(), torch.randn(2, 3, 16, 16))
+    found = channel_groups(deepcopy(model).eval(), torch.randn(2, 3, 16, 16))
     for family in found:
-        parts, reason = units(family, model)
+        parts, reason = group_parts(family, model)
         held = family.reason or reason
         assert held == ("its channels are the model's outputs" if "classifier" in family.layers()
                         else "")  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from compressbench.core import artifact, edits
 from compressbench.core.errors import CheckFailedError
-from compressbench.pruning.channels.coupling import families
+from compressbench.pruning.channels.coupling import channel_groups
 from compressbench.pruning.channels.removal import (
     check_replay,
     remove_channels,
@@ -41,12 +41,12 @@ from tests.pruning.channel_zoo import (
 @pytest.mark.parametrize("kind", ZOO)
 def test_removal_equals_channels_set_to_zero(kind):
     model, inputs = made(kind), torch.randn(3, 3, 8, 8)
-    found = families(deepcopy(model), example_inputs(SPEC))
-    for family in (f for f in found if not f.reason):
-        width = len(family.coupled[family.root, "out"])
+    found = channel_groups(deepcopy(model), example_inputs(SPEC))
+    for group in (f for f in found if not f.reason):
+        width = len(group.coupled[group.root, "out"])
         gone = sorted({(c + 8 * g) % width for g in range(4) for c in (1, 6)})  # in every group
-        gone = list(range(8, 16)) if family.heads else gone  # a whole head
-        cuts = {family.root: gone}
+        gone = list(range(8, 16)) if group.heads else gone  # a whole head
+        cuts = {group.root: gone}
         small = remove_channels(model, found, cuts, example_inputs(SPEC))
         removed = removed_channels(found, cuts)
         torch.testing.assert_close(small(inputs), silenced(model, removed)(inputs))
@@ -111,7 +111,7 @@ def test_channels_can_be_removed_twice(tmp_path):
 
 def test_an_edit_that_does_not_tell_the_whole_is_refused():
     model, example = made(Grouped), example_inputs(SPEC)
-    found = families(deepcopy(model), example)
+    found = channel_groups(deepcopy(model), example)
     cuts = {f.root: [0, 8, 16, 24] for f in found if f.root == "stem.0"}
     small = remove_channels(model, found, cuts, example)
     edit = resize_edit(model, small, removed_channels(found, cuts))

@@ -15,7 +15,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Context, Runtime
 from compressbench.data.calibration import training_batches
 from compressbench.pruning.channels import measured_widths
-from compressbench.pruning.channels.coupling import families, units
+from compressbench.pruning.channels.coupling import channel_groups, group_parts
 from compressbench.pruning.channels.cutter import Cutter
 from compressbench.pruning.channels.limits import macs
 from compressbench.pruning.channels.measured_widths import (
@@ -62,15 +62,17 @@ def inner_layer(step: int) -> tuple[Ranked, Cutter]:
     start = trained(Residual())
     original = deepcopy(start.model).eval()
     example = example_inputs(Noise().spec)
-    found = families(deepcopy(original), example)
-    (unit,) = next(u for f in found if f.root.startswith("inner") for u in [units(f, original)[0]])
-    one = Ranked.of(unit, lambda unit, atom: float(atom[0]), step, step)
+    found = channel_groups(deepcopy(original), example)
+    (part,) = next(
+        u for f in found if f.root.startswith("inner") for u in [group_parts(f, original)[0]]
+    )
+    one = Ranked.of(part, lambda part, atom: float(atom[0]), step, step)
     return one, Cutter(start, original, found, example)
 
 
 def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
     one, cutter = inner_layer(8)
-    unit, original = one.unit, cutter.model
+    part, original = one.part, cutter.model
     (scored,) = by_damage([one], cutter, ["macs"], context())
 
     going: list[int] = []
@@ -87,7 +89,7 @@ def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
                          reduction="batchmean")
                 for x in batches
             ]  # fmt: skip
-        left = len(unit.atoms) - len(going)
+        left = len(part.atoms) - len(going)
         points.append(
             (9 * 64 * 2 * 32 * len(going), float(sum(moved) / len(moved)))
         )  # 3x3 kernels on 8x8 places, into the layer and out of it

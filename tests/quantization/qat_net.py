@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import edits
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Runtime, Split
 from compressbench.quantization.observers.minmax import MinMax
@@ -60,7 +60,7 @@ class Net(nn.Module):
 
 
 def context(folder, **options):
-    return Context(Blobs(), Runtime(), 7, Path(folder), build, **options)
+    return Context(Blobs(), Runtime(), 7, Path(folder), instantiate, **options)
 
 
 def start() -> Artifact:

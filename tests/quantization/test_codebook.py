@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core import edits
 from compressbench.core.errors import CheckFailedError, UserError
@@ -42,7 +42,7 @@ def start() -> Artifact:
 
 
 def context(data, folder) -> Context:
-    return Context(data, Runtime(), 0, folder, build)
+    return Context(data, Runtime(), 0, folder, instantiate)
 
 
 def run_file(path, inputs):
@@ -81,7 +81,7 @@ def test_the_file_looks_values_up_and_computes_what_the_model_does(bits, stored,
 def test_it_is_stored_and_comes_back(data, tmp_path):
     made = Codebook(3).run({"model": start()}, context(data, tmp_path)).artifact
     artifacts.save(made, tmp_path)
-    back = artifacts.load(tmp_path, lambda config: build(config, "model"), "")
+    back = artifacts.load(tmp_path, lambda config: instantiate(config, "model"), "")
     assert artifacts.digest(back) == artifacts.digest(made)
     assert edits.weight_bits(back.edits)["classifier"] == 8  # below 4 bits, first and last
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.analysis.sensitivity.loss_increase import LossIncrease
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.artifact import check
 from compressbench.core.edits import weight_bits
 from compressbench.core.errors import CheckFailedError, UserError
@@ -143,7 +143,7 @@ def quantized(budget, widths=(2, 4, 8), sensitivity=Falling(), method=None, weig
         allocation=Allocation(sensitivity, budget, widths),
         **options,
     )
-    context = Context(Digits(), Runtime(), 0, Path(), build, export_bytes=weigh)
+    context = Context(Digits(), Runtime(), 0, Path(), instantiate, export_bytes=weigh)
     return stage.run({"model": start()}, context)
 
 
@@ -206,7 +206,7 @@ def test_the_table_gives_the_same_widths_by_hand():
         path, _, bits = row["option"].partition("=")
         widths[path.removeprefix("widths.")] = int(bits)
     stage = Quantize(Nearest(MinMax()), widths=widths)
-    context = Context(Digits(), Runtime(), 0, Path(), build)
+    context = Context(Digits(), Runtime(), 0, Path(), instantiate)
     same = stage.run({"model": start()}, context).artifact
     assert same.edits == result.artifact.edits
 
@@ -283,7 +283,7 @@ def test_the_budget_holds_on_the_file_that_onnx_runtime_loads(tmp_path):
         sizes.append((tmp_path / "model.onnx").stat().st_size)
         return sizes[-1]
 
-    context = Context(Digits(), Runtime(), 0, tmp_path, build, export_bytes=weigh)
+    context = Context(Digits(), Runtime(), 0, tmp_path, instantiate, export_bytes=weigh)
     stage = Quantize(Nearest(Mse()), allocation=Allocation(LossIncrease(64, 32), 0.8))
     rows = stage.run({"model": given}, context).tables["allocation"]
     assert len({row["bits"] for row in rows}) > 1

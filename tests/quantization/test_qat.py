@@ -25,7 +25,7 @@ from compressbench.quantization.observers.minmax import MinMax
 from compressbench.quantization.quantize import Quantize
 from compressbench.quantization.rounding.nearest import Nearest
 from compressbench.quantization.trained.lsq import Lsq
-from compressbench.quantization.trained.model import OnGrid
+from compressbench.quantization.trained.model import FakeQuantizedModel
 from compressbench.quantization.trained.pact import Pact
 from compressbench.quantization.trained.straight_through import StraightThrough
 from compressbench.training.losses.hinton import Hinton
@@ -52,14 +52,14 @@ from tests.two_ranks import on_two_ranks
 )
 def test_the_quantized_model_computes_what_was_trained(made, given, tmp_path, monkeypatch):
     trained = []
-    settle = OnGrid.settle_
+    settle = FakeQuantizedModel.settle_
 
     def look(self):
         with torch.no_grad():
             trained.append(self.eval()(images()))
         return settle(self)
 
-    monkeypatch.setattr(OnGrid, "settle_", look)
+    monkeypatch.setattr(FakeQuantizedModel, "settle_", look)
     rule = {"layers": "grouped", "granularity": "channel", "group_size": None}
     made = replace(made, rules=[{"layers": ["stem", "fc"], "bits": 8}, rule])
     made.check_model(given.model, Blobs.spec)
@@ -115,7 +115,7 @@ def test_training_on_the_grid_finds_better_weights_than_rounding(method, tmp_pat
 def test_learned_ranges_are_spared_from_weight_decay_and_all_is_trained_once():
     model = run(stage(activation=Lsq(), epochs=0.1), "unused_qat").artifact.model
     grids = {"stem": Grid(4), "left": Grid(4), "right": Grid(4)}
-    on_grid = OnGrid(model, grids, Lsq(), Pact(decay=0.3))
+    on_grid = FakeQuantizedModel(model, grids, Lsq(), Pact(decay=0.3))
     own, steps, alphas = on_grid.groups()
     assert "weight_decay" not in own
     assert steps["weight_decay"] == 0.0

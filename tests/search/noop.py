@@ -14,7 +14,7 @@ from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.space import Parameter
 from compressbench.search.spec import Spec
-from compressbench.search.storage import open_desk
+from compressbench.search.storage import open_storage
 from compressbench.search.worker_loop import work, work_folder
 from compressbench.store.processes import process_token
 
@@ -36,11 +36,11 @@ def make_spec(folder: Path, n_trials: int = 20, lease_seconds: float = 30.0, **c
     return Spec(**{**given, **changes})
 
 
-def make_desk(spec: Spec, create: bool = True):
-    desk = open_desk(spec.home, spec.storage, spec.name, spec.lease_seconds,
+def make_storage(spec: Spec, create: bool = True):
+    storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds,
                      objectives=spec.objectives if create else None)  # fmt: skip
-    desk.study.sampler = ByNumber(spec.seed)
-    return desk
+    storage.study.sampler = ByNumber(spec.seed)
+    return storage
 
 
 def settings_of(trial) -> dict:
@@ -59,7 +59,7 @@ def answer(trial, lease) -> Result:
 
 def main(folder: Path, seconds: float) -> None:
     spec = make_spec(folder, n_trials=int(sys.argv[3]), lease_seconds=float(sys.argv[4]))
-    desk = make_desk(spec, create=False)
+    storage = make_storage(spec, create=False)
 
     def perform(trial, lease):
         place = work_folder(spec, trial.number, lease.owner)
@@ -70,7 +70,7 @@ def main(folder: Path, seconds: float) -> None:
         return Result(**{**result.__dict__, "folder": f"trials/{trial.number}"})
 
     print("ready", flush=True)
-    work(desk, spec, process_token(), perform)
+    work(storage, spec, process_token(), perform)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from compressbench.search.result import Result, load
 from compressbench.search.worker_loop import StoppedError, run_one, settle, work
 from compressbench.store.processes import process_token
-from tests.search.noop import answer, figures_of, make_desk, make_spec
+from tests.search.noop import answer, figures_of, make_spec, make_storage
 
 ROOT = Path(__file__).parents[2]
 OTHER = "another-machine"  # no token of this machine
@@ -31,23 +31,23 @@ def spec(tmp_path):
 
 
 @pytest.fixture
-def desk(spec):
-    return make_desk(spec)
+def storage(spec):
+    return make_storage(spec)
 
 
-def expire(desk, task):
-    desk.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study "
+def expire(storage, task):
+    storage.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study "
                         "AND task = :task", task=task)  # fmt: skip
 
 
-def test_a_lease_belongs_to_one_until_it_expires(desk):
-    leases, me = desk.leases, process_token()
+def test_a_lease_belongs_to_one_until_it_expires(storage):
+    leases, me = storage.leases, process_token()
     assert leases.hold("trial/0", me)
     assert leases.hold("trial/0", me)
     assert not leases.hold("trial/0", OTHER)
     assert not leases.adopt("trial/0", OTHER)
     assert leases.loose("trial") == []
-    expire(desk, "trial/0")
+    expire(storage, "trial/0")
     assert leases.loose("trial") == [("trial/0", 0)]
     assert leases.adopt("trial/0", OTHER)
     assert not leases.hold("trial/0", me)
@@ -58,26 +58,26 @@ def test_a_lease_belongs_to_one_until_it_expires(desk):
     assert leases.result("trial/0") == "mine"
 
 
-def test_a_task_is_lost_at_most_twice_and_a_release_is_no_loss(desk):
-    leases, me = desk.leases, process_token()
+def test_a_task_is_lost_at_most_twice_and_a_release_is_no_loss(storage):
+    leases, me = storage.leases, process_token()
     leases.hold("trial/0", me)
     for _ in range(5):
         leases.release("trial/0", me)
         assert leases.adopt("trial/0", me)
     for losses in (1, 2):
         assert not leases.condemn("trial/0", me, "x")
-        expire(desk, "trial/0")
+        expire(storage, "trial/0")
         assert leases.adopt("trial/0", me)
         assert not leases.loose("trial")
         assert leases.hold("trial/0", me), losses
-    expire(desk, "trial/0")
+    expire(storage, "trial/0")
     assert not leases.adopt("trial/0", me)
     assert leases.condemn("trial/0", OTHER, "failed")
     assert leases.result("trial/0") == "failed"
 
 
-def test_of_many_who_adopt_at_once_one_does(desk):
-    leases = desk.leases
+def test_of_many_who_adopt_at_once_one_does(storage):
+    leases = storage.leases
     for number in range(10):
         leases.abandon(f"trial/{number}")
         with ThreadPoolExecutor(8) as pool:
@@ -85,54 +85,54 @@ def test_of_many_who_adopt_at_once_one_does(desk):
         assert sum(won) == 1
 
 
-def test_a_dead_process_of_this_machine_loses_its_lease_at_once(desk):
+def test_a_dead_process_of_this_machine_loses_its_lease_at_once(storage):
     child = subprocess.run(
         [sys.executable, "-c", "from compressbench.store.processes import process_token as t; "
          "print(t())"], capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert desk.leases.hold("trial/0", child.stdout.strip())
-    assert desk.leases.loose("trial") == [("trial/0", 0)]
-    assert desk.leases.adopt("trial/0", process_token())
+    assert storage.leases.hold("trial/0", child.stdout.strip())
+    assert storage.leases.loose("trial") == [("trial/0", 0)]
+    assert storage.leases.adopt("trial/0", process_token())
 
 
-def test_n_trials_is_a_total(spec, desk):
-    work(desk, make_spec(spec.home, 3), "w", answer)
-    assert len(desk.trials()) == 3
-    work(desk, make_spec(spec.home, 3), "w", answer)
-    assert len(desk.trials()) == 3
-    work(desk, make_spec(spec.home, 7), "w", answer)
-    assert [t.state for t in desk.trials()] == [TrialState.COMPLETE] * 7
+def test_n_trials_is_a_total(spec, storage):
+    work(storage, make_spec(spec.home, 3), "w", answer)
+    assert len(storage.trials()) == 3
+    work(storage, make_spec(spec.home, 3), "w", answer)
+    assert len(storage.trials()) == 3
+    work(storage, make_spec(spec.home, 7), "w", answer)
+    assert [t.state for t in storage.trials()] == [TrialState.COMPLETE] * 7
 
 
-def test_threads_and_connections_never_make_one_trial_too_many(spec, desk):
+def test_threads_and_connections_never_make_one_trial_too_many(spec, storage):
     """The owners are of another machine: alive as long as their leases."""
-    desks = [make_desk(spec, create=False) for _ in range(4)]
+    desks = [make_storage(spec, create=False) for _ in range(4)]
     threads = [threading.Thread(target=work, args=(d, spec, f"elsewhere-{i}-1", answer))
                for i, d in enumerate(desks)]  # fmt: skip
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    trials = desk.trials()
+    trials = storage.trials()
     assert [t.number for t in trials] == list(range(spec.n_trials))
     assert {t.state for t in trials} == {TrialState.COMPLETE}
 
 
-def test_the_late_result_of_a_paused_worker_is_refused_and_it_goes_on(spec, desk):
+def test_the_late_result_of_a_paused_worker_is_refused_and_it_goes_on(spec, storage):
     """Its lease expires while it computes, another one adopts, and answers first."""
     told = []
 
     def paused(trial, lease):
         if trial.number == 0 and not told:
-            desk.leases.hold("trial/0", "w")
-            expire(desk, "trial/0")
-            assert desk.leases.adopt("trial/0", OTHER)
-            assert desk.leases.finish("trial/0", OTHER, DONE)
+            storage.leases.hold("trial/0", "w")
+            expire(storage, "trial/0")
+            assert storage.leases.adopt("trial/0", OTHER)
+            assert storage.leases.finish("trial/0", OTHER, DONE)
             told.append(1)
         return answer(trial, lease)
 
-    work(desk, make_spec(spec.home, 3), "w", paused)
-    first, *rest = desk.trials()
+    work(storage, make_spec(spec.home, 3), "w", paused)
+    first, *rest = storage.trials()
     assert first.values == [0.5, 9.0]
     for trial in rest:
         assert trial.values == list(figures_of(trial.params).values())
@@ -140,22 +140,22 @@ def test_the_late_result_of_a_paused_worker_is_refused_and_it_goes_on(spec, desk
 
 def test_a_worker_that_sees_its_lease_lost_stops_computing(spec):
     spec = make_spec(spec.home, 1, lease_seconds=0.06)
-    desk = make_desk(spec)
+    storage = make_storage(spec)
 
     def perform(trial, lease):
-        desk.leases.abandon("trial/0")  # as if another had taken it before the first heartbeat
+        storage.leases.abandon("trial/0")  # as if another had taken it before the first heartbeat
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             lease.check()
             time.sleep(0.01)
         raise AssertionError("not noticed")
 
-    trial = desk.new_trial(1, "w", ())
-    run_one(desk, spec, "w", trial, perform)
-    assert desk.trials()[0].state is TrialState.RUNNING
+    trial = storage.new_trial(1, "w", ())
+    run_one(storage, spec, "w", trial, perform)
+    assert storage.trials()[0].state is TrialState.RUNNING
 
 
-def test_a_stopped_worker_gives_its_trial_back_with_the_same_settings(spec, desk):
+def test_a_stopped_worker_gives_its_trial_back_with_the_same_settings(spec, storage):
     seen = []
 
     def stopped(trial, lease):
@@ -163,27 +163,27 @@ def test_a_stopped_worker_gives_its_trial_back_with_the_same_settings(spec, desk
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        work(desk, spec, "w", stopped)
-    work(desk, make_spec(spec.home, 1), "w", answer)
-    (trial,) = desk.trials()
+        work(storage, spec, "w", stopped)
+    work(storage, make_spec(spec.home, 1), "w", answer)
+    (trial,) = storage.trials()
     assert trial.values == list(seen[0].values())
 
 
-def test_a_result_that_was_stored_but_not_told_is_told(spec, desk):
-    trial = desk.new_trial(1, "w", ())
+def test_a_result_that_was_stored_but_not_told_is_told(spec, storage):
+    trial = storage.new_trial(1, "w", ())
     settings = answer(trial, None)
-    desk.leases.finish("trial/0", "w", settings.dump())
-    assert settle(desk, spec, {}) is False
-    assert settle(desk, spec, {}) is True
-    assert desk.trials()[0].values == list(settings.figures.values())
+    storage.leases.finish("trial/0", "w", settings.dump())
+    assert settle(storage, spec, {}) is False
+    assert settle(storage, spec, {}) is True
+    assert storage.trials()[0].values == list(settings.figures.values())
 
 
 def test_a_trial_without_a_lease_is_taken_over_after_the_time_of_one(spec):
     spec = make_spec(spec.home, 1, lease_seconds=0.3)
-    desk = make_desk(spec)
-    desk.new_trial(1, OTHER, ())  # no token of a process: dead
-    work(desk, spec, "w", answer)
-    assert desk.trials()[0].state is TrialState.COMPLETE
+    storage = make_storage(spec)
+    storage.new_trial(1, OTHER, ())  # no token of a process: dead
+    work(storage, spec, "w", answer)
+    assert storage.trials()[0].state is TrialState.COMPLETE
 
 
 def start(spec, seconds):
@@ -197,7 +197,7 @@ def start(spec, seconds):
 def test_killed_workers_lose_nothing(tmp_path):
     """Kill -9 of whole processes, again and again: every number ends once, with its own values."""
     spec, chance = make_spec(tmp_path / "sweep", 40), random.Random(0)
-    desk = make_desk(spec)
+    storage = make_storage(spec)
     workers = [start(spec, 0.05) for _ in range(2)]
     kills = 0
     while any(w.poll() is None for w in workers):
@@ -210,9 +210,9 @@ def test_killed_workers_lose_nothing(tmp_path):
             workers = [*workers[1:], start(spec, 0.05)]
     assert kills == 2
     undisturbed = make_spec(tmp_path / "undisturbed", 40)
-    calm = make_desk(undisturbed)
+    calm = make_storage(undisturbed)
     work(calm, undisturbed, "w", answer)
-    found, wanted = desk.trials(), calm.trials()
+    found, wanted = storage.trials(), calm.trials()
     assert [t.state for t in found] == [TrialState.COMPLETE] * 40
     assert [(t.number, t.params, t.values) for t in found] == [
         (t.number, t.params, t.values) for t in wanted
@@ -224,18 +224,18 @@ def test_killed_workers_lose_nothing(tmp_path):
 def test_a_paused_process_is_fenced(tmp_path):
     """SIGSTOP past the lease: another adopts; woken up, it is refused and takes the next."""
     spec = make_spec(tmp_path / "sweep", 2, lease_seconds=0.6)
-    desk = make_desk(spec)
+    storage = make_storage(spec)
     sleeper = start(spec, 1.0)
     assert sleeper.stdout.readline().strip() == "ready"
     deadline = time.monotonic() + 20
-    while not desk.leases.states("trial") and time.monotonic() < deadline:
+    while not storage.leases.states("trial") and time.monotonic() < deadline:
         time.sleep(0.02)
     sleeper.send_signal(signal.SIGSTOP)
-    work(desk, spec, "w", answer)
-    assert desk.leases.owner("trial/0") == "w"
+    work(storage, spec, "w", answer)
+    assert storage.leases.owner("trial/0") == "w"
     sleeper.send_signal(signal.SIGCONT)
     assert sleeper.wait(20) == 0
-    results = {n: load(t) for n, t in desk.leases.results("trial").items()}
+    results = {n: load(t) for n, t in storage.leases.results("trial").items()}
     assert results["trial/0"].folder == "", "the answer of the one who adopted stands"
-    assert len(desk.trials(TrialState.COMPLETE)) == 2
+    assert len(storage.trials(TrialState.COMPLETE)) == 2
     assert not list(spec.home.glob("running/0-*"))

@@ -17,7 +17,7 @@ from compressbench.core.errors import UserError
 from compressbench.search.result import Result
 from compressbench.search.worker_loop import run_one, settle, work
 from compressbench.store.processes import process_token
-from tests.search.noop import answer, make_desk, make_spec
+from tests.search.noop import answer, make_spec, make_storage
 
 pytestmark = pytest.mark.long
 
@@ -68,7 +68,7 @@ def server(tmp_path_factory):
 
 def test_four_connections_make_exactly_n_trials(server, tmp_path):
     spec = make_spec(tmp_path / "a", 24, storage=server, name="total")
-    desks = [make_desk(spec, create=i == 0) for i in range(4)]
+    desks = [make_storage(spec, create=i == 0) for i in range(4)]
     threads = [threading.Thread(target=work, args=(d, spec, f"elsewhere-{i}-1", answer))
                for i, d in enumerate(desks)]  # fmt: skip
     for thread in threads:
@@ -84,7 +84,7 @@ def test_making_the_same_sweep_at_once(server, tmp_path):
     spec = make_spec(tmp_path / "b", 2, storage=server, name="at once")
     made, threads = [], []
     for _ in range(3):
-        threads.append(threading.Thread(target=lambda: made.append(make_desk(spec))))
+        threads.append(threading.Thread(target=lambda: made.append(make_storage(spec))))
         threads[-1].start()
     for thread in threads:
         thread.join()
@@ -94,33 +94,35 @@ def test_making_the_same_sweep_at_once(server, tmp_path):
 
 def test_leases_are_atomic_and_fenced(server, tmp_path):
     spec = make_spec(tmp_path / "c", 3, storage=server, name="fence", lease_seconds=0.6)
-    desk, me = make_desk(spec), process_token()
+    storage, me = make_storage(spec), process_token()
 
     def paused(trial, lease):
-        desk.leases.hold("trial/0", me)
+        storage.leases.hold("trial/0", me)
         lease.lost.wait(1.0)  # a heartbeat prolongs it
         adopted = False
         while not adopted:  # a heartbeat may come in between
-            desk.leases._change("UPDATE compressbench_tasks SET expires = 0 WHERE study = :study")
-            found = desk.leases.loose("trial")
-            adopted = bool(found) and desk.leases.adopt("trial/0", "other")
+            storage.leases._change(
+                "UPDATE compressbench_tasks SET expires = 0 WHERE study = :study"
+            )
+            found = storage.leases.loose("trial")
+            adopted = bool(found) and storage.leases.adopt("trial/0", "other")
         assert found == [("trial/0", 0)]
-        assert not desk.leases.adopt("trial/0", "another")
+        assert not storage.leases.adopt("trial/0", "another")
         return answer(trial, lease)
 
-    run_one(desk, spec, me, desk.new_trial(3, me, ()), paused)
-    assert desk.trials()[0].state is TrialState.RUNNING
-    assert desk.leases.finish("trial/0", "other", Result("failed", reason="x").dump())
-    settle(desk, spec, {})
-    assert desk.trials()[0].state is TrialState.FAIL
-    work(desk, spec, me, answer)
-    assert [t.state.name for t in desk.trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
+    run_one(storage, spec, me, storage.new_trial(3, me, ()), paused)
+    assert storage.trials()[0].state is TrialState.RUNNING
+    assert storage.leases.finish("trial/0", "other", Result("failed", reason="x").dump())
+    settle(storage, spec, {})
+    assert storage.trials()[0].state is TrialState.FAIL
+    work(storage, spec, me, answer)
+    assert [t.state.name for t in storage.trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_a_server_that_is_not_there_is_one_line_without_the_password(server, tmp_path):
     url = server.rpartition(":")[0] + ":1/postgres"
     with pytest.raises(UserError) as caught:
-        make_desk(make_spec(tmp_path / "d", storage=url))
+        make_storage(make_spec(tmp_path / "d", storage=url))
     text = str(caught.value)
     assert text.startswith("search.storage=postgresql://***@127.0.0.1:1/postgres: ")
     assert "\n" not in text

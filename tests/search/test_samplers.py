@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.results.sweep import Constraint
 from compressbench.search.worker import use_sampler
 from compressbench.search.worker_loop import work
-from tests.search.noop import answer, make_desk, make_spec
+from tests.search.noop import answer, make_spec, make_storage
 
 SLOW = ("gp", "nsgaiii", "qmc")
 FILES = [
@@ -29,14 +29,14 @@ def test_it_finds_settings_within_the_space(path, tmp_path):
     if "population_size" in sampler:
         sampler["population_size"] = 4
     spec = make_spec(tmp_path / "noop", 8, sampler=sampler, constraints=BOUND)
-    desk = make_desk(spec)
-    use_sampler(desk, spec, 0)
-    work(desk, spec, "w", answer)
-    drawn = [t.params for t in desk.trials()]
+    storage = make_storage(spec)
+    use_sampler(storage, spec, 0)
+    work(storage, spec, "w", answer)
+    drawn = [t.params for t in storage.trials()]
     assert all(0 <= p["x"] <= 1 and p["bits"] in (2, 4, 8) for p in drawn)
     assert len({p["x"] for p in drawn}) >= 6, "a genetic algorithm may keep some"
     again = make_spec(tmp_path / "again", 8, sampler=sampler, constraints=BOUND)
-    repeat = make_desk(again)
+    repeat = make_storage(again)
     use_sampler(repeat, again, 0)
     work(repeat, again, "w", answer)
     assert [t.params for t in repeat.trials()] == drawn, "the seed decides"
@@ -46,11 +46,11 @@ def test_it_finds_settings_within_the_space(path, tmp_path):
 def test_workers_and_restarts_draw_differently(name, tmp_path):
     sampler = yaml.safe_load((config_folder() / "sampler" / f"{name}.yaml").read_text())
     spec = make_spec(tmp_path / "noop", 6, sampler=sampler)
-    desk = make_desk(spec)
+    storage = make_storage(spec)
     for total, index in ((2, 0), (4, 1), (6, 0)):  # a worker, another, the first started again
-        use_sampler(desk, spec, index)
-        work(desk, make_spec(spec.home, total), "w", answer)
-    assert len({t.params["x"] for t in desk.trials()}) == 6
+        use_sampler(storage, spec, index)
+        work(storage, make_spec(spec.home, total), "w", answer)
+    assert len({t.params["x"] for t in storage.trials()}) == 6
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_workers_and_restarts_draw_differently(name, tmp_path):
 def test_a_wrong_option_is_one_line(name, option, value, message):
     sampler = yaml.safe_load((config_folder() / "sampler" / f"{name}.yaml").read_text())
     with pytest.raises(UserError, match=message):
-        build({**sampler, option: value}, "search.sampler", seed=0, number=0)
+        instantiate({**sampler, option: value}, "search.sampler", seed=0, number=0)

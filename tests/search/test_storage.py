@@ -15,11 +15,11 @@ from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.snapshot import as_sweep, list_sweeps, read_sweep
 from compressbench.search.space import parse
-from compressbench.search.storage import open_desk
+from compressbench.search.storage import open_storage
 from compressbench.search.trial import failure
 from compressbench.search.worker import _same
 from compressbench.search.worker_loop import work
-from tests.search.noop import answer, make_desk, make_spec, settings_of
+from tests.search.noop import answer, make_spec, make_storage, settings_of
 
 BOUND = Constraint("val/accuracy", True, 0.9)
 
@@ -32,7 +32,7 @@ def described(spec):
 
 def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     spec = make_spec(tmp_path / "sweeps" / "noop", 12, constraints=(BOUND,))
-    desk = make_desk(spec)
+    storage = make_storage(spec)
 
     def perform(trial, lease):
         result = answer(trial, lease)
@@ -42,9 +42,9 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
             return Result("pruned", reason="hopeless")
         return result
 
-    work(desk, spec, "w", perform)
-    desk.leases.finish("repeat/0/0", "w", Result("complete", {"test/accuracy": 0.5}).dump())
-    desk.leases.finish("repeat/0/1", "w", Result("complete", {"val/accuracy": 0.6}).dump())
+    work(storage, spec, "w", perform)
+    storage.leases.finish("repeat/0/0", "w", Result("complete", {"test/accuracy": 0.5}).dump())
+    storage.leases.finish("repeat/0/1", "w", Result("complete", {"val/accuracy": 0.6}).dump())
     described(spec)
     monkeypatch.chdir(tmp_path)
     sweep = read_sweep("noop")
@@ -54,7 +54,7 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     assert [t.state for t in sweep.trials[2:5]] == ["complete", "failed", "pruned"]
     assert sweep.trials[3].reason == "bits must be even"
     for trial in sweep.trials[:3]:
-        stored = desk.study.trials[trial.number]
+        stored = storage.study.trials[trial.number]
         assert dict(trial.settings) == pytest.approx(stored.params)
         assert [trial.figures[o.name] for o in spec.objectives] == stored.values
         assert trial.feasible == (trial.figures["val/accuracy"] >= 0.9)
@@ -64,7 +64,7 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     assert sweep.trials[0].figures["test/accuracy"] == 0.5
     assert [dict(r) for r in sweep.trials[0].repeats] == [{"val/accuracy": 0.6}]
     assert sweep.baseline == {"val/accuracy": 1.0}
-    best = {t.number for t in desk.study.best_trials}
+    best = {t.number for t in storage.study.best_trials}
     assert all(sweep.trials[n].feasible for n in best)
 
 
@@ -73,7 +73,7 @@ def test_no_sweep_no_storage(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing: no sweep; those in sweeps/ are: none"):
         read_sweep("nothing")
     with pytest.raises(UserError, match="there is no sweep"):
-        open_desk(tmp_path, None, "noop", 1.0)
+        open_storage(tmp_path, None, "noop", 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,22 +86,22 @@ def test_no_sweep_no_storage(tmp_path, monkeypatch):
 )
 def test_a_storage_of_another_kind_is_refused_without_its_password(tmp_path, url, message):
     with pytest.raises(UserError, match=message) as caught:
-        open_desk(tmp_path, url, "noop", 1.0, objectives=[Objective("a", "maximize")])
+        open_storage(tmp_path, url, "noop", 1.0, objectives=[Objective("a", "maximize")])
     assert "secret" not in str(caught.value)
 
 
 def test_a_damaged_or_unwritable_database_is_one_line(tmp_path):
     (tmp_path / "sweep.db").write_bytes(b"no database at all" * 99)
     with pytest.raises(UserError, match=r"sweep\.db: file is not a database"):
-        open_desk(tmp_path, None, "noop", 1.0, objectives=[Objective("a", "maximize")])
+        open_storage(tmp_path, None, "noop", 1.0, objectives=[Objective("a", "maximize")])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
-        open_desk(tmp_path / "file", None, "n", 1.0, objectives=[Objective("a", "maximize")])
+        open_storage(tmp_path / "file", None, "n", 1.0, objectives=[Objective("a", "maximize")])
 
 
 def test_the_database_is_in_wal_mode(tmp_path):
     spec = make_spec(tmp_path / "noop")
-    make_desk(spec)
+    make_storage(spec)
     with sqlite3.connect(spec.home / "sweep.db") as database:
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
 
@@ -131,40 +131,40 @@ def test_a_fingerprint_names_what_differs():
 def test_the_same_settings_are_answered_from_the_store(tmp_path):
     known = {"x": 0.25, "bits": 4}
     spec = make_spec(tmp_path / "noop", 3, starts=(known, known, {"x": 0.5, "bits": 4}))
-    desk = make_desk(spec)
+    storage = make_storage(spec)
     asked = []
 
     def perform(trial, lease):
         settings = settings_of(trial)
-        same = _same(desk, trial.number, settings)
+        same = _same(storage, trial.number, settings)
         asked.append(same is None)
         return same or answer(trial, lease)
 
-    work(desk, spec, "w", perform)
+    work(storage, spec, "w", perform)
     assert asked == [True, False, True]
-    first, second, third = desk.trials()
+    first, second, third = storage.trials()
     assert first.values == second.values != third.values
-    sweep = as_sweep(desk, described(spec), spec.home)
+    sweep = as_sweep(storage, described(spec), spec.home)
     assert sweep.trials[1].reason == "same settings as trial 0"
 
 
 def test_settings_by_number_do_not_depend_on_who_asks(tmp_path):
     """Two desks in turn, and one alone, with another order of parameters."""
     spec = make_spec(tmp_path / "one", 4)
-    desk, other = make_desk(spec), make_desk(spec, create=False)
+    storage, other = make_storage(spec), make_storage(spec, create=False)
     for n in range(4):
-        d = (desk, other)[n % 2]
+        d = (storage, other)[n % 2]
         work(d, make_spec(spec.home, n + 1), "w", answer)
     alone = make_spec(tmp_path / "two", 4)
-    single = make_desk(alone)
+    single = make_storage(alone)
     work(single, alone, "w", answer)
-    assert [t.params for t in desk.trials()] == [t.params for t in single.trials()]
+    assert [t.params for t in storage.trials()] == [t.params for t in single.trials()]
     assert len({t.params["x"] for t in single.trials()}) == 4
     single.study.sampler = ByNumber(4)
     work(single, make_spec(alone.home, 6), "w", answer)
     single.study.sampler = ByNumber(3)
     assert {t.params["x"] for t in single.trials()[4:]}.isdisjoint(
-        {t.params["x"] for t in desk.trials()}
+        {t.params["x"] for t in storage.trials()}
     )
 
 
@@ -188,6 +188,6 @@ def test_a_figure_that_was_not_taken_is_no_value(tmp_path):
     result = Result("complete", {"size/download_bytes": 3.0})
     assert result.values(spec.objectives) is None
     assert result.violations((BOUND,)) == {"val/accuracy >= 0.9": 1.0}
-    desk = make_desk(spec)
-    work(desk, spec, "w", lambda trial, lease: failure(MemoryError()))
-    assert desk.trials()[0].state is TrialState.FAIL
+    storage = make_storage(spec)
+    work(storage, spec, "w", lambda trial, lease: failure(MemoryError()))
+    assert storage.trials()[0].state is TrialState.FAIL

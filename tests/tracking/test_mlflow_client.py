@@ -8,7 +8,7 @@ import pytest
 
 from compressbench.cli.sync import sync
 from compressbench.core.errors import UserError
-from compressbench.tracking.mlflow_client import Place, open_commands, place_of
+from compressbench.tracking.mlflow_client import TrackingStore, open_commands, tracking_store
 from compressbench.tracking.outbox import CURSOR, RECORDS, Outbox
 from compressbench.tracking.records import flatten
 from compressbench.tracking.trackers import Local, Logged, NoTracking, Server
@@ -83,11 +83,11 @@ def test_a_dead_server_delays_the_end_by_less_than_six_seconds(tmp_path, capsys)
     with pytest.raises(UserError, match="--to"):
         sync([str(folder)])
     database = tmp_path / "later.db"
-    place = f"sqlite:///{database}"
-    assert sync([str(folder), "--to", place]) == 0
+    store = f"sqlite:///{database}"
+    assert sync([str(folder), "--to", store]) == 0
     before = counts(database)
     assert before["runs"] == 1
-    assert sync([str(folder), "--to", place]) == 0
+    assert sync([str(folder), "--to", store]) == 0
     assert counts(database) == before
     assert "0 of 7 operations" in capsys.readouterr().out
 
@@ -163,14 +163,14 @@ def test_a_server_needs_a_url(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"tracking\.url must start with http"):
         Server().start(tmp_path, "n", {}, {})
     with pytest.raises(UserError, match=r"got 'logs\.example'"):
-        place_of("logs.example")
+        tracking_store("logs.example")
 
 
 def test_commands_that_open_a_run():
-    command, link = open_commands(Place("sqlite:////a b/mlflow.db", "file:///a"), "3", "r")
+    command, link = open_commands(TrackingStore("sqlite:////a b/mlflow.db", "file:///a"), "3", "r")
     assert "mlflow ui" in command
     assert "--backend-store-uri 'sqlite:////a b/mlflow.db' --port 5000" in command
     assert link == "http://127.0.0.1:5000/#/experiments/3/runs/r?workflowType=machine_learning"
-    command, link = open_commands(Place("https://u:p@host/mlflow/"), "3", "r")
+    command, link = open_commands(TrackingStore("https://u:p@host/mlflow/"), "3", "r")
     assert command == ""
     assert link.startswith("https://***@host/mlflow/#/experiments/3/runs/r")

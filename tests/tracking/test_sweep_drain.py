@@ -25,8 +25,8 @@ from tests.tracking.tracked_sweep import (
     counts,
     log_sweep,
     log_trial,
-    place_at,
     rows,
+    store_at,
     tagged,
     volumes,
 )
@@ -73,7 +73,7 @@ def test_members_are_tagged_and_former_ones_are_not(home, by_hand):
     sweep = make_sweep(folder)
     early = replace(sweep, trials=sweep.trials[1:2])
     session = log_sweep(tracker, folder, early)
-    drain = SweepDrain(folder, place_at(home))
+    drain = SweepDrain(folder, store_at(home))
     assert drain.drain(False) == ""
     assert tagged(home) == ["trial 1"]
     assert drain.drain(False) == ""  # nothing new
@@ -105,7 +105,7 @@ def test_a_drain_that_died_anywhere_goes_on_without_double_entries(home, by_hand
     while True:
         left[0] = 2
         try:
-            assert SweepDrain(folder, place_at(home)).drain(True) == ""
+            assert SweepDrain(folder, store_at(home)).drain(True) == ""
         except Killed:
             deaths += 1
             continue
@@ -144,8 +144,8 @@ def test_a_second_supervisor_joins_the_same_parent(home, by_hand):
     joined.changed(sweep)
     away = tracker.open_sweep(elsewhere, "digits", {}, PARAMS, "s-1")
     away.changed(replace(sweep, folder=str(elsewhere)))
-    for place in (folder, elsewhere):
-        assert SweepDrain(place, place_at(home)).drain(False) == ""
+    for store in (folder, elsewhere):
+        assert SweepDrain(store, store_at(home)).drain(False) == ""
     assert counts(home)["runs"] == 7
     assert len(volumes(home)) == 7
     assert tagged(home) == ["trial 0", "trial 3", "trial 4"]
@@ -187,9 +187,9 @@ def test_an_adopted_trial_goes_on_in_its_run(home, by_hand):
     folder, tracker = home / "s", Local(str(home))
     session = tracker.open_sweep(folder, "digits", {}, PARAMS, "s-1")
     log_trial(tracker, folder, 0, steps=2, finish=False)  # its worker dies here
-    SweepDrain(folder, place_at(home)).drain(False)
+    SweepDrain(folder, store_at(home)).drain(False)
     log_trial(tracker, folder, 0, steps=3)
-    SweepDrain(folder, place_at(home)).drain(False)
+    SweepDrain(folder, store_at(home)).drain(False)
     assert counts(home)["runs"] == 2
     onnx = "select step from metrics where key = 'size/onnx_bytes' order by step"
     assert rows(home, onnx) == [(0,), (1,), (2,)]
@@ -204,7 +204,7 @@ def test_what_is_refused_of_one_trial_does_not_hold_up_the_others(home, by_hand)
     bad = Outbox(folder / "trials" / "0", shared=True)
     bad.append({"do": "metrics", "metrics": [["a\nb", 1.0, 1, 0]], "stage": 1})
     log_trial(tracker, folder, 1)
-    problem = SweepDrain(folder, place_at(home)).drain(False)
+    problem = SweepDrain(folder, store_at(home)).drain(False)
     assert problem.startswith("refuses: ")
     assert problem.endswith("(of 0)")
     assert rows(home, "select status from runs where name = 'trial 1'") == [("FINISHED",)]
@@ -215,7 +215,7 @@ def test_nothing_stays_running_when_the_sweep_ends(home, by_hand):
     folder, tracker = home / "s", Local(str(home))
     session = tracker.open_sweep(folder, "digits", {}, PARAMS, "s-1")
     log_trial(tracker, folder, 0, finish=False)
-    drain = SweepDrain(folder, place_at(home))
+    drain = SweepDrain(folder, store_at(home))
     assert drain.drain(ended=True) == ""  # the supervisor was killed
     assert rows(home, "select distinct status from runs") == [("KILLED",)]
     session.worker.communicate()
@@ -235,7 +235,7 @@ def test_sync_logs_trials_with_their_sweep(home, by_hand, monkeypatch, capsys):
 def test_sweeps_of_an_experiment_are_found_here_or_fetched(home, by_hand, monkeypatch):
     folder = home / "s"
     session = log_sweep(Local(str(home)), folder, make_sweep(folder))
-    SweepDrain(folder, place_at(home)).drain(False)
+    SweepDrain(folder, store_at(home)).drain(False)
     session.worker.communicate()
     monkeypatch.chdir(home)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

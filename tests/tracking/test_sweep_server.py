@@ -21,8 +21,8 @@ from tests.tracking.tracked_sweep import (
     counts,
     log_sweep,
     log_trial,
-    place_at,
     rows,
+    store_at,
     tagged,
     volumes,
 )
@@ -44,7 +44,7 @@ def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
     assert not any(b"s3cret" in p.read_bytes() for p in folder.rglob("*") if p.is_file())
     session.worker.communicate(timeout=150)  # it gives up by itself
 
-    assert sync([str(folder), "--to", place_at(home).uri]) == 0
+    assert sync([str(folder), "--to", store_at(home).uri]) == 0
     assert counts(home)["runs"] == 7
     assert len(volumes(home)) == 7
     assert tagged(home) == ["trial 0", "trial 3", "trial 4"]

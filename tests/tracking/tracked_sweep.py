@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from compressbench.tracking.mlflow_client import Place
+from compressbench.tracking.mlflow_client import TrackingStore
 from tests.sample_steps import make_steps
 from tests.sample_sweep import SPARSITY
 
@@ -14,8 +14,8 @@ CONFIG = {"recipe": {"stages": {"prune": {"sparsity": 0.5}, "quantize": {"bits":
 PARAMS = {"n_trials": 8, "space": {SPARSITY: "interval(0.3, 0.95)"}}
 
 
-def place_at(home):
-    return Place(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
+def store_at(home):
+    return TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
 
 
 def rows(home, query):

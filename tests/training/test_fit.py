@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.edits import set_mask_
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Context, DataSpec, Runtime, Split
@@ -60,7 +60,7 @@ def schedule(epochs=3.0, lr=0.1):
 
 def context(folder, **options):
     options = {"checkpoint_seconds": 0.0, **options}
-    return Context(Blobs(), Runtime(), 7, Path(folder), build, **options)
+    return Context(Blobs(), Runtime(), 7, Path(folder), instantiate, **options)
 
 
 def same(a, b):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.errors import UserError
 from compressbench.core.types import TRAINED, Artifact, Context, Runtime
@@ -49,7 +49,7 @@ def cnn(width=4, seed=0) -> Artifact:
 
 
 def context(folder, **runtime) -> Context:
-    return Context(Digits(), Runtime(**{"max_batches": 4} | runtime), 5, folder, build)
+    return Context(Digits(), Runtime(**{"max_batches": 4} | runtime), 5, folder, instantiate)
 
 
 def distill(loss, **options) -> Distill:

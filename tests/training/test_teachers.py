@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.types import (
     ACTIVATION_QUANTIZED,
@@ -27,7 +27,13 @@ from compressbench.training.losses.attention import Attention
 from compressbench.training.losses.hinton import Hinton
 from compressbench.training.losses.mixed import Mixed
 from compressbench.training.teaching import teachers as module
-from compressbench.training.teaching.teachers import ANSWERS, LookUp, Teachers, dtype_for, supply
+from compressbench.training.teaching.teachers import (
+    ANSWERS,
+    LookUp,
+    Teachers,
+    dtype_for,
+    teacher_outputs,
+)
 
 BOTH = Mixed({"kd": Hinton(), "at": Attention()})
 CPU = torch.device("cpu")
@@ -62,7 +68,7 @@ def artifact(model):
 
 
 def context(folder, data=None, **runtime) -> Context:
-    return Context(data or FEW, Runtime(**runtime), 5, folder, build)
+    return Context(data or FEW, Runtime(**runtime), 5, folder, instantiate)
 
 
 def distil(folder, data=None, epochs=2.0, loss=BOTH, teacher=None, **options):
@@ -149,7 +155,7 @@ class Turning(Digits):
 def test_the_choice_and_the_line_that_says_it(tmp_path, monkeypatch, data, looks, bound, how):
     monkeypatch.setattr(module, "LOOK_UP_BYTES", bound)
     model, made = cnn(8), context(tmp_path, data)
-    give, line = supply(Teachers([model], {}, torch.float32), looks, made)
+    give, line = teacher_outputs(Teachers([model], {}, torch.float32), looks, made)
     assert re.match("teacher: float32, .*" + how, line)
     rows = torch.tensor([5, 70, 3])
     inputs = data.prepare(data.split("train").inputs[rows])

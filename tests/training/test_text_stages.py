@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.activation_sites import find_sites
 from compressbench.core.errors import UserError
@@ -65,14 +65,14 @@ def made(width=16, depth=2, heads=4, seed=0) -> Artifact:
         "input_shape": [LENGTH], "num_classes": 3, "vocabulary": VOCABULARY, "pad": PAD,
         "width": width, "depth": depth, "heads": heads,
     }  # fmt: skip
-    model: TextTransformer = build(config)
+    model: TextTransformer = instantiate(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return Artifact(model.eval(), config, (), frozenset({TRAINED}))
 
 
 def context(folder, **runtime) -> Context:
-    return Context(Texts(), Runtime(**{"max_batches": 2} | runtime), 5, folder, build)
+    return Context(Texts(), Runtime(**{"max_batches": 2} | runtime), 5, folder, instantiate)
 
 
 def logits(artifact: Artifact) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_ids_are_no_activation_to_round(tmp_path):
     float_logits, rounded = logits(start), logits(result)
     assert not torch.equal(float_logits, rounded)
     assert (float_logits - rounded).abs().max() < 0.1 * float_logits.abs().max()
-    again = artifacts.load(_saved(result, tmp_path), build, "")
+    again = artifacts.load(_saved(result, tmp_path), instantiate, "")
     assert torch.equal(logits(again), rounded)
 
 
@@ -173,7 +173,7 @@ def test_heads_and_feed_forward_channels_are_removed_and_the_rest_stays(tmp_path
     assert rows["blocks.0.up"].detail == "32 → 16 channels"
     assert "LayerNorm normalises over its channels" in rows["blocks.0.down"].detail
     assert rows["tokens"].touched == 0
-    again = artifacts.load(_saved(outcome.artifact, tmp_path), build, "")
+    again = artifacts.load(_saved(outcome.artifact, tmp_path), instantiate, "")
     assert torch.equal(logits(again), logits(outcome.artifact))
 
 

@@ -22,7 +22,7 @@ Channels = Mapping[int, list[int]]  # channel of the root layer -> channels of a
 
 
 @dataclass(frozen=True)
-class Family:
+class ChannelGroup:
     """All channels coupled with the output channels of the layer `root` (Fang et al. 2023,
     arXiv:2301.12900): across residual additions, BatchNorm, depthwise convolutions, concatenation.
 
@@ -63,8 +63,8 @@ def dependency_graph(model: nn.Module, example: Tensor) -> Iterator[Any]:
         )
 
 
-def families(model: nn.Module, example: Tensor) -> list[Family]:
-    """The families of a model (a copy, see `dependency_graph`), each layer's outputs in one.
+def channel_groups(model: nn.Module, example: Tensor) -> list[ChannelGroup]:
+    """The channel_groups of a model (a copy, see `dependency_graph`), each layer's outputs in one.
 
     CheckFailedError where Torch-Pruning cannot trace it: it follows autograd, through one tensor.
     """
@@ -72,18 +72,22 @@ def families(model: nn.Module, example: Tensor) -> list[Family]:
     tied = _tied(model)
     try:
         with dependency_graph(model, example) as graph:
-            found = [_family(graph, group, names, tied) for group in graph.get_all_groups([])]
+            found = [
+                _channel_group(graph, group, names, tied) for group in graph.get_all_groups([])
+            ]
         widths = head_widths(model, example)
     except REFUSALS as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CheckFailedError(f"cannot follow the channels of this model: {reason}") from error
     return [
-        replace(family, heads={n: widths[n] for n in family.layers() if n in widths})
-        for family in found
+        replace(group, heads={n: widths[n] for n in group.layers() if n in widths})
+        for group in found
     ]
 
 
-def _family(graph: Any, group: Any, names: Mapping[Any, str], tied: set[str]) -> Family:
+def _channel_group(
+    graph: Any, group: Any, names: Mapping[Any, str], tied: set[str]
+) -> ChannelGroup:
     coupled: defaultdict[tuple[str, Side], defaultdict[int, list[int]]]
     coupled = defaultdict(lambda: defaultdict(list))
     reasons = []
@@ -99,7 +103,7 @@ def _family(graph: Any, group: Any, names: Mapping[Any, str], tied: set[str]) ->
                 coupled[name, "out" if is_out else "in"][root].append(channel)
     reason = next(filter(None, reasons), "")
     root = names[group[0].dep.target.module]
-    return Family(root, {key: dict(channels) for key, channels in coupled.items()}, reason)
+    return ChannelGroup(root, {key: dict(channels) for key, channels in coupled.items()}, reason)
 
 
 def _obstacle(node: Any, is_out: bool) -> str:
@@ -132,14 +136,14 @@ def _tied(model: nn.Module) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Channels of one family that belong to the same layers, and so are ranked together.
+class GroupPart:
+    """Channels of one group that belong to the same layers, and so are ranked together.
 
-    `atoms` are channels of the family's root that go only together (one each, but for grouped
+    `atoms` are channels of the group's root that go only together (one each, but for grouped
     convolutions); an atom is `size` channels in each of `layers`, whose outputs they are.
     """
 
-    family: Family
+    group: ChannelGroup
     layers: tuple[str, ...]
     atoms: tuple[tuple[int, ...], ...]
     size: int
@@ -149,16 +153,16 @@ class Unit:
         return len(self.atoms) * self.size
 
 
-def units(family: Family, model: nn.Module) -> tuple[list[Unit], str]:
-    """Split a family by the layers that its channels come from; or the reason why it cannot be."""
+def group_parts(group: ChannelGroup, model: nn.Module) -> tuple[list[GroupPart], str]:
+    """Split a group by the layers that its channels come from; or the reason why it cannot be."""
     prunable = prunable_layers(model)
     outs = {
         name: channels
-        for (name, side), channels in family.coupled.items()
+        for (name, side), channels in group.coupled.items()
         if side == "out" and name in prunable
     }
     by_layers: defaultdict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
-    for atom in _atoms(family, model):
+    for atom in _atoms(group, model):
         sources = tuple(name for name, channels in outs.items() if atom[0] in channels)
         sizes = {sum(len(outs[n].get(r, [])) for r in atom) for n in sources}
         if sizes != {len(atom)}:
@@ -168,15 +172,15 @@ def units(family: Family, model: nn.Module) -> tuple[list[Unit], str]:
     for layers, atoms in by_layers.items():
         if len({len(atom) for atom in atoms}) > 1:
             return [], "grouped convolutions of different group sizes take its channels"
-        found.append(Unit(family, layers, tuple(atoms), len(atoms[0])))
+        found.append(GroupPart(group, layers, tuple(atoms), len(atoms[0])))
     return found, ""
 
 
-def _atoms(family: Family, model: nn.Module) -> list[tuple[int, ...]]:
+def _atoms(group: ChannelGroup, model: nn.Module) -> list[tuple[int, ...]]:
     """Channels of the root that must go together: the same position in every group of a grouped
     convolution, so that all its groups stay equally wide; all channels of an attention head.
     """
-    roots = sorted({r for channels in family.coupled.values() for r in channels})
+    roots = sorted({r for channels in group.coupled.values() for r in channels})
     parent = {r: r for r in roots}
 
     def find(r: int) -> int:
@@ -184,7 +188,7 @@ def _atoms(family: Family, model: nn.Module) -> list[tuple[int, ...]]:
             r = parent[r]
         return r
 
-    for (name, side), channels in family.coupled.items():
+    for (name, side), channels in group.coupled.items():
         layer = model.get_submodule(name)
         if not isinstance(layer, _ConvNd) or layer.groups == 1 or is_depthwise(layer):
             continue
@@ -193,9 +197,9 @@ def _atoms(family: Family, model: nn.Module) -> list[tuple[int, ...]]:
         for root, members in channels.items():
             for member in members:
                 parent[find(root)] = find(first.setdefault(member % size, root))
-    for name, width in family.heads.items():
+    for name, width in group.heads.items():
         leaders: dict[int, int] = {}
-        for root, members in family.coupled[name, "out"].items():
+        for root, members in group.coupled[name, "out"].items():
             for member in members:
                 parent[find(root)] = find(leaders.setdefault(member // width, root))
     return _classes(roots, find)
@@ -208,9 +212,9 @@ def _classes(roots: Iterable[int], find: Callable[[int], int]) -> list[tuple[int
     return sorted(tuple(members) for members in classes.values())
 
 
-def is_shared(unit: Unit, model: nn.Module) -> bool:
-    """Whether several layers give the channels of `unit`; depthwise ones give what they get."""
-    return sum(not is_depthwise(model.get_submodule(name)) for name in unit.layers) > 1
+def is_shared(part: GroupPart, model: nn.Module) -> bool:
+    """Whether several layers give the channels of `part`; depthwise ones give what they get."""
+    return sum(not is_depthwise(model.get_submodule(name)) for name in part.layers) > 1
 
 
 def is_depthwise(layer: nn.Module) -> bool:

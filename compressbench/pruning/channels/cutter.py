@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import Artifact, Context, Coverage, Edit, TimeShare
-from compressbench.pruning.channels.coupling import Family
+from compressbench.pruning.channels.coupling import ChannelGroup
 from compressbench.pruning.channels.limits import (
     LATENCY,
     Limit,
@@ -46,12 +46,12 @@ class Cutter:
     """Cuts channels from `model`, the float model of `start`; the same ones once only.
 
     `timer` gives the time of an artifact over that of the uncut model. `failed` maps roots of
-    families that could not be cut, which then stay, to the reason.
+    groups that could not be cut, which then stay, to the reason.
     """
 
     start: Artifact
     model: nn.Module
-    families: Sequence[Family]
+    groups: Sequence[ChannelGroup]
     example: Tensor
     timer: TimeShare | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -64,27 +64,27 @@ class Cutter:
         key = json.dumps(wanted, sort_keys=True)
         if key not in self._cuts:
             try:
-                small = remove_channels(self.model, self.families, wanted, self.example)
+                small = remove_channels(self.model, self.groups, wanted, self.example)
             except CheckFailedError:
                 self._blame(wanted)
                 return self.cut(cuts)
-            removed = removed_channels(self.families, wanted)
+            removed = removed_channels(self.groups, wanted)
             self._cuts[key] = Cut(small, removed, resize_edit(self.model, small, removed))
         return self._cuts[key]
 
     def alone(self, root: str, channels: Sequence[int]) -> nn.Module | None:
-        """The model without some channels of one family, not kept; None where they cannot go,
+        """The model without some channels of one group, not kept; None where they cannot go,
         which then is among the `failed`.
         """
         if root not in self.failed:
             try:
-                return remove_channels(self.model, self.families, {root: channels}, self.example)
+                return remove_channels(self.model, self.groups, {root: channels}, self.example)
             except CheckFailedError as error:
                 self.failed[root] = str(error)
         return None
 
     def _blame(self, cuts: Cuts) -> None:
-        """Find the families that cannot be cut, each tried alone."""
+        """Find the groups that cannot be cut, each tried alone."""
         before = len(self.failed)
         for root, channels in cuts.items():
             self.alone(root, channels)
@@ -168,13 +168,13 @@ def _fits(figures: Mapping[str, float], allowed: Mapping[str, float]) -> bool:
     return all(figures[name] <= allowed[name] for name in allowed)
 
 
-def reasons_of(found: Sequence[Family], failed: Mapping[str, str]) -> dict[str, str]:
-    """Layer -> why its channels stay, of the families that could not be cut."""
+def reasons_of(found: Sequence[ChannelGroup], failed: Mapping[str, str]) -> dict[str, str]:
+    """Layer -> why its channels stay, of the groups that could not be cut."""
     return {
-        name: failed[family.root]
-        for family in found
-        if family.root in failed
-        for name in family.layers()
+        name: failed[group.root]
+        for group in found
+        if group.root in failed
+        for name in group.layers()
     }
 
 

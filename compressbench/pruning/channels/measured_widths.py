@@ -27,7 +27,7 @@ def by_damage(
     """The same blocks, each scored by what it costs over what it saves: measured widths as in
     NetAdapt (Yang et al. 2018, arXiv:1804.03230), whose steps are one ranking here.
 
-    Every unit is narrowed to each of its widths, to `WIDTHS` of them where there are more, the
+    Every part is narrowed to each of its widths, to `WIDTHS` of them where there are more, the
     others as they are. The cost is how far the answers move when other layers ignore its channels
     (see `costs`), on `IMAGES` training images; what is saved are products where `macs` or
     `latency` is among the `limits`, else parameters under another limit, else channels. A score is
@@ -38,7 +38,7 @@ def by_damage(
     whole = count(cutter.model, cutter.example)
     widths, trials = [], []
     for done, one in enumerate(ranked):
-        context.progress(done, len(ranked), f"what {one.unit.layers[0]} saves")
+        context.progress(done, len(ranked), f"what {one.part.layers[0]} saves")
         widths.append(_widths(one, cutter, whole, weighed))
         trials += [partial(ignoring_weights, cutter.model, w.removed) for w in widths[-1]]
     batches = probe_images(context, IMAGES, BATCH)
@@ -49,7 +49,7 @@ def by_damage(
 
 @dataclass(frozen=True)
 class _Width:
-    """A unit without its first `blocks` blocks: the channels that go, and what that saves."""
+    """A part without its first `blocks` blocks: the channels that go, and what that saves."""
 
     blocks: int
     removed: Removed
@@ -57,15 +57,15 @@ class _Width:
 
 
 def _widths(one: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
-    """The widths to measure, wide ones first; none where the unit cannot be cut."""
-    root, found = one.unit.family.root, []
+    """The widths to measure, wide ones first; none where the part cannot be cut."""
+    root, found = one.part.group.root, []
     for blocks in measured_at(len(one.blocks)):
         going = sorted(c for block in one.blocks[:blocks] for atom in block for c in atom)
         small = cutter.alone(root, going)
         if small is None:
             break
         saved = whole[weighed] - count(small, cutter.example)[weighed] if weighed else len(going)
-        found.append(_Width(blocks, removed_channels(cutter.families, {root: going}), float(saved)))
+        found.append(_Width(blocks, removed_channels(cutter.groups, {root: going}), float(saved)))
     return found
 
 

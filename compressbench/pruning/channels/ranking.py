@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from compressbench.pruning.channels.coupling import Unit
+from compressbench.pruning.channels.coupling import GroupPart
 from compressbench.pruning.channels.removal import Cuts
 from compressbench.pruning.criteria.scores import of_channels, over_mean
 
 Atom = tuple[int, ...]
-Worth = Callable[[Unit, Atom], float]
+Worth = Callable[[GroupPart, Atom], float]
 
 
 def channel_scores(
@@ -26,29 +26,29 @@ def channel_scores(
 
 @dataclass(frozen=True)
 class Ranked:
-    """The atoms of a unit, the least important first, in blocks to be removed one after the other.
+    """The atoms of a part, the least important first, in blocks to be removed one after the other.
 
     After each block the channels left are a multiple of `round_to` (of the atom's size, too), and
     never fewer than the floor. `scores` holds the mean importance of each block, ascending.
     """
 
-    unit: Unit
+    part: GroupPart
     blocks: tuple[tuple[Atom, ...], ...]
     scores: tuple[float, ...]
 
     @classmethod
-    def of(cls, unit: Unit, worth: Worth, round_to: int, floor: int) -> Ranked:
+    def of(cls, part: GroupPart, worth: Worth, round_to: int, floor: int) -> Ranked:
         ranked = sorted(
-            (worth(unit, atom), atom) for atom in unit.atoms
+            (worth(part, atom), atom) for atom in part.atoms
         )  # of equal importance, the lower channels first
-        step = math.lcm(round_to, unit.size) // unit.size
+        step = math.lcm(round_to, part.size) // part.size
         kept, start = len(ranked), 0
         blocks: list[tuple[Atom, ...]] = []
         means = [-math.inf]
         while True:
             count = kept % step or step
-            if (kept - count) * unit.size < max(floor, 1):
-                return cls(unit, tuple(blocks), tuple(means[1:]))
+            if (kept - count) * part.size < max(floor, 1):
+                return cls(part, tuple(blocks), tuple(means[1:]))
             block = ranked[start : start + count]
             blocks.append(tuple(atom for _, atom in block))
             mean = sum(value for value, _ in block) / count
@@ -56,11 +56,11 @@ class Ranked:
             kept, start = kept - count, start + count
 
 
-def mean_worth(unit: Unit, atom: Atom, scores: Mapping[str, Tensor]) -> float:
+def mean_worth(part: GroupPart, atom: Atom, scores: Mapping[str, Tensor]) -> float:
     """The mean importance of an atom's channels over the layers they come from."""
     values: list[float] = []
-    for name in unit.layers:
-        coupled = unit.family.coupled[name, "out"]
+    for name in part.layers:
+        coupled = part.group.coupled[name, "out"]
         values.extend(float(scores[name][channel]) for root in atom for channel in coupled[root])
     return sum(values) / len(values)
 
@@ -69,7 +69,7 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
     """The atoms of each of `pool` to remove: the least important blocks of all, as long as each
     brings the removed channels nearer to `share` of all channels.
     """
-    target = share * sum(one.unit.width for one in pool)
+    target = share * sum(one.part.width for one in pool)
     order = sorted(
         (score, number, position)
         for number, one in enumerate(pool)
@@ -79,7 +79,7 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
     removed = 0
     for _, number, position in order:
         block = pool[number].blocks[position]
-        count = len(block) * pool[number].unit.size
+        count = len(block) * pool[number].part.size
         if not abs(removed + count - target) < abs(removed - target):
             break
         chosen[number].extend(block)
@@ -88,21 +88,21 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
 
 
 def by_root(chosen: Iterable[tuple[Ranked, list[Atom]]]) -> Cuts:
-    """Root of a family -> its channels to remove."""
+    """Root of a group -> its channels to remove."""
     cuts: dict[str, list[int]] = {}
     for one, atoms in chosen:
         channels = [channel for atom in atoms for channel in atom]
         if channels:
-            cuts.setdefault(one.unit.family.root, []).extend(channels)
+            cuts.setdefault(one.part.group.root, []).extend(channels)
     return {root: sorted(channels) for root, channels in cuts.items()}
 
 
 def without_one(ranked: Sequence[Ranked], cuts: Cuts) -> Iterator[Cuts]:
-    """`cuts` without the last block of one unit, the most important such block first."""
+    """`cuts` without the last block of one part, the most important such block first."""
     gone = {root: set(channels) for root, channels in cuts.items()}
     last = []
     for number, one in enumerate(ranked):
-        root = one.unit.family.root
+        root = one.part.group.root
         taken = [b for b in one.blocks if gone.get(root, set()).issuperset(c for a in b for c in a)]
         if taken:
             last.append((one.scores[len(taken) - 1], number, root, taken[-1]))
@@ -124,8 +124,8 @@ def below(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> Worth:
     of scores and threshold; above 1 of all others.
     """
 
-    def worth(unit: Unit, atom: Atom) -> float:
-        values = [mean_worth(unit, atom, scores) for scores, _ in parts]
+    def worth(part: GroupPart, atom: Atom) -> float:
+        values = [mean_worth(part, atom, scores) for scores, _ in parts]
         low = any(v < least for v, (_, least) in zip(values, parts, strict=True))
         return 0.0 if low else 1.0 + max(values[0], 0.0)
 

@@ -18,7 +18,7 @@ from compressbench.core.types import Edit
 from compressbench.pruning.channels.attention_heads import set_counts_
 from compressbench.pruning.channels.coupling import (
     REFUSALS,
-    Family,
+    ChannelGroup,
     Side,
     dependency_graph,
     is_depthwise,
@@ -26,16 +26,16 @@ from compressbench.pruning.channels.coupling import (
 
 TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by far less
 
-Cuts = Mapping[str, Sequence[int]]  # root of a family -> its channels to remove
+Cuts = Mapping[str, Sequence[int]]  # root of a group -> its channels to remove
 Removed = dict[str, dict[Side, list[int]]]
 
 
-def removed_channels(families: Iterable[Family], cuts: Cuts) -> Removed:
+def removed_channels(groups: Iterable[ChannelGroup], cuts: Cuts) -> Removed:
     """Module -> side -> the channels that the cuts remove, counted before the removal."""
     removed: defaultdict[str, dict[Side, list[int]]] = defaultdict(dict)
-    for family in families:
-        chosen = cuts.get(family.root, ())
-        for (name, side), channels in family.coupled.items():
+    for group in groups:
+        chosen = cuts.get(group.root, ())
+        for (name, side), channels in group.coupled.items():
             gone = {channel for root in chosen for channel in channels.get(root, ())}
             if gone:
                 removed[name][side] = sorted(gone | set(removed[name].get(side, ())))
@@ -43,7 +43,7 @@ def removed_channels(families: Iterable[Family], cuts: Cuts) -> Removed:
 
 
 def remove_channels(
-    model: nn.Module, families: Sequence[Family], cuts: Cuts, example: Tensor
+    model: nn.Module, groups: Sequence[ChannelGroup], cuts: Cuts, example: Tensor
 ) -> nn.Module:
     """A copy of `model` without the channels of `cuts`, proven to compute the same.
 
@@ -57,16 +57,16 @@ def remove_channels(
                 layer = small.get_submodule(root)
                 prune = graph.get_pruner_of_module(layer).prune_out_channels
                 graph.get_pruning_group(layer, prune, list(channels)).prune(record_history=False)
-        for family in families:
-            if family.root in cuts:
-                set_counts_(small, model, family.heads)
+        for group in groups:
+            if group.root in cuts:
+                set_counts_(small, model, group.heads)
         _restore_flags_(small, model)
         _slice_masks_(small)
         outputs = run(small, example)
     except REFUSALS as error:
         reason = str(error).partition("\n")[0]
         raise CheckFailedError(f"the model does not run without its channels: {reason}") from error
-    ignoring = ignore_channels(model, removed_channels(families, cuts))
+    ignoring = ignore_channels(model, removed_channels(groups, cuts))
     expected = run(ignoring, example)
     bound = TOLERANCE * float(expected.abs().max())
     if outputs.shape != expected.shape or not float((outputs - expected).abs().max()) <= bound:

@@ -86,10 +86,10 @@ class SparseGpt:
         target = moments.rows(moments.weight).double()
         target = target + torch.linalg.solve(hessian, moments.shift.double().mT).mT
 
-        def place(values: Tensor, column: int) -> Tensor:
+        def update_column(values: Tensor, column: int) -> Tensor:
             return values * kept[..., column]
 
-        moved = compensated(target, hessian, place).reshape(mask.shape).float()
+        moved = compensated(target, hessian, update_column).reshape(mask.shape).float()
         plain = moments.weight * mask
         better = moments.error(moved) < moments.error(plain)
         return torch.where(better.view(-1, *[1] * (mask.ndim - 1)), moved, plain)

@@ -91,7 +91,7 @@ class Gptq:
         back = order.argsort(dim=1)
         rounding = Rounding.of(moments, nearest, grid).permuted(order)
         target, hessian = columns(target, order), columns(columns(hessian, order).mT, order)
-        steps = torch.round(compensated(target, hessian, rounding.place) / rounding.scale)
+        steps = torch.round(compensated(target, hessian, rounding.update_column) / rounding.scale)
         for _ in range(self.sweeps):
             sweep_(steps, target, hessian, rounding)
         found = columns(steps, back).reshape(weight.shape).to(torch.int16)
@@ -137,7 +137,7 @@ class Rounding:
         steps = steps.clamp(self.low[..., column], self.high[..., column])
         return steps.masked_fill(self.zero[..., column], 0.0)
 
-    def place(self, values: Tensor, column: int) -> Tensor:
+    def update_column(self, values: Tensor, column: int) -> Tensor:
         """The values float64 on the grid nearest to `values` of one column."""
         return self(values, column).double() * self.scale[..., column]
 

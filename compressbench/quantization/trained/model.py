@@ -27,7 +27,7 @@ from compressbench.quantization.trained.protocols import (
 )
 
 
-class OnGrid(nn.Module):
+class FakeQuantizedModel(nn.Module):
     """`model` with the weights of the layers in `grids` rounded at every call, and with trained
     quantizers in the place of its calibrated ones, until `settle_`. `power_of_two` is about the
     scales of activations; those of weights are as their grids say.

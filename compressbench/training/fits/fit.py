@@ -21,7 +21,7 @@ from compressbench.core.memory_format import channels_last
 from compressbench.core.types import Context
 from compressbench.data.batches import batches, image_order
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
-from compressbench.training.fits.schedule import BatchLoss, Companion, Schedule
+from compressbench.training.fits.schedule import BatchLoss, FitCallback, Schedule
 from compressbench.training.losses.positions import IGNORED
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
@@ -42,10 +42,10 @@ class _Module(pl.LightningModule):
         schedule: Schedule,
         context: Context,
         groups: ParameterGroups,
-        companion: Companion | None,
+        callback: FitCallback | None,
     ) -> None:
         super().__init__()
-        self.companion = companion
+        self.callback = callback
         self.groups = groups
         self.model, self.loss, self.schedule, self.context = model, loss, schedule, context
         self.masked = list(masked_layers(model).values())
@@ -78,8 +78,8 @@ class _Module(pl.LightningModule):
         self.model.load_state_dict(state["model"])
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
-        if self.companion is not None:
-            self.companion.resume(state["companion"])
+        if self.callback is not None:
+            self.callback.resume(state["callback"])
 
     def checkpoint(self) -> dict[str, Any]:
         optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
@@ -91,7 +91,7 @@ class _Module(pl.LightningModule):
             "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),  # type: ignore[union-attr]
-            "companion": self.companion.state() if self.companion is not None else {},
+            "callback": self.callback.state() if self.callback is not None else {},
         }
 
     def train_dataloader(self) -> _Epoch:
@@ -124,14 +124,14 @@ class _Module(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.companion is not None:
-            self.companion.before_step(self.model, optimizer.param_groups[0]["lr"])
+        if self.callback is not None:
+            self.callback.before_step(self.model, optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         for layer in self.masked:
             apply_mask_(layer)
-        if self.companion is not None:
-            self.companion.after_step(self.model, self.step, self.steps)
+        if self.callback is not None:
+            self.callback.after_step(self.model, self.step, self.steps)
         if self.step % CHECK_EVERY == 0 or self.step == self.steps:
             self._refuse_nan()
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -160,8 +160,8 @@ class _Module(pl.LightningModule):
             self.history.setdefault(f"train/{name}", []).append(float(total) / images)
         self.parts.clear()
         self.sums.zero_()
-        if self.companion is not None:
-            self.companion.after_epoch(self.model, self.epoch + 1)
+        if self.callback is not None:
+            self.callback.after_epoch(self.model, self.epoch + 1)
         due = time.monotonic() - self.saved >= self.context.checkpoint_seconds
         if due and rank() == 0 and self.step < self.steps:
             save_checkpoint(self.checkpoint(), self.context.folder / CHECKPOINT)
@@ -207,14 +207,14 @@ def fit_(
     schedule: Schedule,
     context: Context,
     groups: ParameterGroups | None = None,
-    companion: Companion | None = None,
+    callback: FitCallback | None = None,
 ) -> dict[str, list[float]]:
     """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
 
     `loss(model, inputs, targets, rows)`, `rows` their numbers in the training split, returns the
     scalar loss and the logits; one that is a module has its parameters trained along, and the means
     of its `terms` returned, too. The optimizer gets `groups`, or one group with all that is
-    trainable; a `companion` is told of every step. Masked weights are exactly zero after every
+    trainable; a `callback` is told of every step. Masked weights are exactly zero after every
     step. Raises CheckFailedError when the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def fit_(
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
         own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
         groups = [*groups, {"params": own}] if own else groups
-        module = _Module(model.train(), loss, schedule, context, groups, companion)
+        module = _Module(model.train(), loss, schedule, context, groups, callback)
         state = load_checkpoint(context.folder / CHECKPOINT)
         if state is not None:
             module.resume_(state)

@@ -18,7 +18,7 @@ Optimizer = Callable[..., torch.optim.Optimizer]
 BatchLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Companion(Protocol):
+class FitCallback(Protocol):
     """Looks after a model while it is fitted; what it knows is saved with the fit."""
 
     def before_step(self, model: nn.Module, rate: float) -> None:

@@ -27,8 +27,9 @@ def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
 
 
 def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
-    """What each module inside `model` gives for one sample of `example` [B, ...] (as `watched`
-    hands it), in the order in which they finish; modules that give no tensor are left out.
+    """What each module inside `model` gives for one sample of `example` [B, ...] (as
+    `capture_outputs` hands it), in the order in which they finish; modules that give no tensor are
+    left out.
     """
     found: dict[str, Shape] = {}
     names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
@@ -38,14 +39,14 @@ def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
         found[name] = tuple(output.shape[1:])
 
     training = model.training
-    with watched(model.eval(), {name: name for name in names}, note), torch.no_grad():
+    with capture_outputs(model.eval(), {name: name for name in names}, note), torch.no_grad():
         model(example)
     model.train(training)
     return found
 
 
 @contextmanager
-def watched(
+def capture_outputs(
     model: nn.Module, layers: Mapping[str, str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call.

@@ -20,8 +20,8 @@ from compressbench.core.protocols import FeatureLoss
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_share
 from compressbench.training.fits.schedule import BatchLoss, Schedule
-from compressbench.training.teaching.features import Shape, pair, shapes, watched
-from compressbench.training.teaching.teachers import ANSWERS, Teachers, dtype_for, supply
+from compressbench.training.teaching.features import Shape, capture_outputs, pair, shapes
+from compressbench.training.teaching.teachers import ANSWERS, Teachers, dtype_for, teacher_outputs
 from compressbench.training.train import cross_entropy, touched
 
 Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`terms`)
@@ -110,11 +110,11 @@ def compared_layers(
     return compare(loss, shapes(student, inputs), shapes(teachers[0], inputs))
 
 
-class Lesson(nn.Module):
+class DistillationObjective(nn.Module):
     """The loss of `fit_` against what teachers give for the same images as the student sees.
 
     Parameters of this module are those of the connectors between features; `terms` holds the parts
-    of the last loss, `supply` gives what teachers say to (inputs, rows).
+    of the last loss, `teacher_outputs` gives what teachers say to (inputs, rows).
     """
 
     def __init__(self, loss: Teaching, compared: Sequence[Compared]) -> None:
@@ -122,7 +122,7 @@ class Lesson(nn.Module):
         self.losses = terms_of(loss)
         self.compared = list(compared)
         self.connectors = nn.ModuleList(c.connector for c in self.compared if c.connector)
-        self.supply: Callable[[Tensor, Tensor], dict[str, Tensor]]
+        self.teacher_outputs: Callable[[Tensor, Tensor], dict[str, Tensor]]
         self.notes: tuple[str, ...] = ()
         self.terms: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
@@ -131,13 +131,13 @@ class Lesson(nn.Module):
     def attached(self, student: nn.Module) -> Iterator[None]:
         """Look at the features of `student`."""
         layers = {f"s{i}": c.student for i, c in enumerate(self.compared)}
-        with watched(student, layers, self._seen.__setitem__):
+        with capture_outputs(student, layers, self._seen.__setitem__):
             yield
 
     def forward(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        taught = self.supply(inputs, rows)
+        taught = self.teacher_outputs(inputs, rows)
         self._seen.clear()
         logits = model(inputs)
         self.terms = self._terms(logits, taught, targets)
@@ -169,7 +169,7 @@ def lesson(
     loss: Teaching,
     schedule: Schedule,
     context: Context,
-) -> Iterator[Lesson]:
+) -> Iterator[DistillationObjective]:
     """What `fit_` trains `student` on, which learns from the teachers among `inputs`."""
     device = context.runtime.device
     found = [inputs[role] for role in sorted(inputs) if role.startswith("teacher")]
@@ -178,14 +178,16 @@ def lesson(
     models = [deepcopy(a.model) for a in found]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # of the connectors
-        made = Lesson(loss, compared_layers(loss, student, models, context.data.spec))
+        made = DistillationObjective(
+            loss, compared_layers(loss, student, models, context.data.spec)
+        )
     layers = {f"t{i}": c.teacher for i, c in enumerate(made.compared)}
     dtype = dtype_for(device, chain.from_iterable(a.properties for a in found))
     teachers = Teachers([model.to(device) for model in models], layers, dtype)
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(channels_last(model, context.data.spec.blank(2), device))
-        made.supply, note = supply(teachers, _looks(schedule, context), context)
+        made.teacher_outputs, note = teacher_outputs(teachers, _looks(schedule, context), context)
         made.notes = (note,)
         stack.enter_context(made.attached(student))
         yield made

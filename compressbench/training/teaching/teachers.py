@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressbench.core.distributed import rank, sum_over_ranks, world_size
 from compressbench.core.formatting import bytes_text
 from compressbench.core.types import ACTIVATION_QUANTIZED, WEIGHT_QUANTIZED, Context, Data
-from compressbench.training.teaching.features import watched
+from compressbench.training.teaching.features import capture_outputs
 
 ANSWERS = "answers"  # the mean of the teachers' logits; features have labels of their own
 LOOK_UP_BYTES = 256 * 2**20  # at most so many are kept of what teachers give
@@ -38,7 +38,7 @@ class Teachers:
         with (
             torch.no_grad(),
             torch.autocast(inputs.device.type, self.dtype if half else None, enabled=half),
-            watched(self.models[0], self.layers, seen.__setitem__),
+            capture_outputs(self.models[0], self.layers, seen.__setitem__),
         ):
             logits = [model(inputs).float() for model in self.models]
         return {ANSWERS: torch.stack(logits).mean(0)} | {n: x.float() for n, x in seen.items()}
@@ -80,7 +80,7 @@ class LookUp:
         return {name: table[rows] for name, table in self.tables.items()}
 
 
-def supply(
+def teacher_outputs(
     teachers: Teachers, looks: int, context: Context
 ) -> tuple[Callable[[Tensor, Tensor], dict[str, Tensor]], str]:
     """(inputs, their rows -> what teachers give, a line that says how).

@@ -13,7 +13,7 @@ from torch import nn
 
 from compressbench.analysis.input_moments import Moments
 from compressbench.analysis.layer_inputs import working_copies
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, choose_scale, expand, round_to_grid, step_limits
 from compressbench.core.types import Context, Runtime
@@ -49,7 +49,7 @@ GRIDS = {
 
 
 def context() -> Context:
-    return Context(Digits(), Runtime(), 3, Path("unused"), build)
+    return Context(Digits(), Runtime(), 3, Path("unused"), instantiate)
 
 
 def layer_and_inputs(kind: str, seed: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

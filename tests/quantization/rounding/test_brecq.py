@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compressbench.analysis.layer_inputs import calibration_batches, input_of, working_copies
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, choose_scale, expand, step_limits
 from compressbench.core.types import Context, Runtime
@@ -32,7 +32,7 @@ GRIDS = {
 
 
 def context() -> Context:
-    return Context(Digits(), Runtime(), 3, Path("unused"), build)
+    return Context(Digits(), Runtime(), 3, Path("unused"), instantiate)
 
 
 def resnet8() -> nn.Module:

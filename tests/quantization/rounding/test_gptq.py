@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.config.instantiate import build
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, choose_scale, round_to_grid
 from compressbench.core.types import Context, Runtime
@@ -172,7 +172,7 @@ def test_a_whole_model_layer_after_layer_with_progress_and_left_as_it_was():
     model = digits_model()
     before = {name: values.clone() for name, values in model.state_dict().items()}
     seen = []
-    context = Context(Digits(), Runtime(), 0, Path("unused"), build,
+    context = Context(Digits(), Runtime(), 0, Path("unused"), instantiate,
                       progress=lambda *args: seen.append(args))  # fmt: skip
     grids = {"0": Grid(3), "3": Grid(2, "tensor"), "5": Grid(4, "group", 8)}
     found = Gptq(Mse(), images=48)(model, grids, context)
@@ -185,7 +185,7 @@ def test_a_whole_model_layer_after_layer_with_progress_and_left_as_it_was():
 
 
 def one_rank(rank: int):
-    context = Context(Digits(), Runtime(), 0, Path("unused"), build)
+    context = Context(Digits(), Runtime(), 0, Path("unused"), instantiate)
     found = Gptq(Mse(), images=64)(digits_model(), {"0": Grid(3), "3": Grid(2)}, context)
     return {name: result.steps.tolist() for name, result in found.items()}
 
@@ -195,7 +195,7 @@ def test_two_ranks_find_the_same_steps(tmp_path):
     """Those of one process as well, up to the first BatchNorm: it uses a rank's own statistics."""
     results = on_two_ranks(one_rank, tmp_path)
     assert results[0] == results[1]
-    context = Context(Digits(), Runtime(), 0, Path("unused"), build)
+    context = Context(Digits(), Runtime(), 0, Path("unused"), instantiate)
     alone = Gptq(Mse(), images=64)(digits_model(), {"0": Grid(3), "3": Grid(2)}, context)
     assert results[0]["0"] == alone["0"].steps.tolist()
 
