@@ -6,13 +6,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from compressbench.cli.help import help_page
-from compressbench.config.groups import config_folder
+from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
 from compressbench.config.overrides import explain, refuse
 from compressbench.core.errors import CheckFailedError, UserError
@@ -29,7 +30,7 @@ class SignalledError(BaseException):
 
 
 def main() -> None:
-    """Run a command or a recipe; the exit code says how it went."""
+    """Run a command or a recipe from the command line; the exit code says how it went."""
     # Threads that spin while they wait make training several times slower on a shared machine.
     # Read when torch is loaded, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -86,7 +87,7 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "replay":
         return _replay(arguments[1:])
     if first in ("-h", "--help"):
-        print(help_page(_folders(arguments)))
+        print(help_page(config_folders(arguments)))
         return DONE
     return _compose(arguments)
 
@@ -97,7 +98,8 @@ def _replay(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: compressbench replay RUN/recipe.yaml", file=sys.stderr)
         return USAGE
-    return replay(Path(arguments[0]))
+    replay(Path(arguments[0]))
+    return DONE
 
 
 def _take_allow(arguments: list[str]) -> list[str]:
@@ -118,13 +120,15 @@ def _take_allow(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _folders(arguments: list[str]) -> list[Path]:
-    """The config folders: ours, then the user's."""
-    own = [a.partition("=")[2] for a in arguments if a.startswith("--config-dir=")]
-    for flag in ("--config-dir", "-cd"):
-        if flag in arguments[:-1]:
-            own.append(arguments[arguments.index(flag) + 1])
-    return [config_folder(), *(Path(p).resolve() for p in own)]
+@contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """What `hydra.main` is to parse: it reads sys.argv, and takes no arguments."""
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _compose(arguments: list[str]) -> int:
@@ -143,18 +147,18 @@ def _compose(arguments: list[str]) -> int:
             raise SystemExit(codes[-1])
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of to Hydra's printer
-    sys.argv = [sys.argv[0], *arguments]
     entry = hydra.main(
         config_path=str(config_folder()),
         config_name="config",
         execution_whitelist=allowed(),
     )(task)
     try:
-        entry()
+        with _command_line(arguments):
+            entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
-        raise UserError(explain(error, arguments, _folders(arguments))) from error
+        raise UserError(explain(error, arguments, config_folders(arguments))) from error
     except OSError as error:
         if error.filename is None:
             raise
@@ -177,18 +181,24 @@ def _with_sweeper(arguments: list[str]) -> list[str]:
 
 
 def _run_job(config: Any, arguments: list[str]) -> int:
+    """What Hydra calls with the composed config of one job."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from compressbench.engine.run import remove_if_empty, run_recipe
+    from compressbench.config.run_config import RunConfig
+    from compressbench.engine.run import run_recipe
+    from compressbench.engine.run_folder import remove_if_empty
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        checked = RunConfig.of(plain)
     except OmegaConfBaseException as error:
         remove_if_empty(folder)
         raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
-    plain.pop("search")  # of sweeps
-    command = ["python", "run.py", *allow_arguments(), *arguments]
-    return run_recipe(plain, folder, command)
+    except UserError:
+        remove_if_empty(folder)
+        raise
+    run_recipe(checked, folder, ["python", "run.py", *allow_arguments(), *arguments])
+    return DONE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 GROUPS = {
@@ -30,6 +31,13 @@ def config_folder() -> Path:
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """The config folders of a command line: ours, then those of `--config-dir`."""
+    own = [a.partition("=")[2] for a in arguments if a.startswith("--config-dir=")]
+    own += [b for a, b in itertools.pairwise(arguments) if a in ("--config-dir", "-cd")]
+    return [config_folder(), *(Path(folder).resolve() for folder in own)]
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, str]:

@@ -52,14 +52,23 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
         )
         previous = next(reversed(done.values()), None)
         step = Step(
-            index, planned.name, planned.kind, planned.key, hit, time.monotonic() - started,
-            artifact, measurement,
-            tuple(Coverage(**row) for row in outcome["coverage"]),
-            outcome["history"],
-            tuple(outcome["warnings"]) + measurement.warnings,
-            files, baseline is None, index == len(plan) - 1, outcome["tables"],
-            tuple(outcome["notes"]),
-        )  # fmt: skip
+            index=index,
+            name=planned.name,
+            kind=planned.kind,
+            key=planned.key,
+            hit=hit,
+            seconds=time.monotonic() - started,
+            artifact=artifact,
+            measurement=measurement,
+            coverage=tuple(Coverage(**row) for row in outcome["coverage"]),
+            history=outcome["history"],
+            warnings=tuple(outcome["warnings"]) + measurement.warnings,
+            files=files,
+            is_baseline=baseline is None,
+            is_last=index == len(plan) - 1,
+            tables=outcome["tables"],
+            notes=tuple(outcome["notes"]),
+        )
         warning = shrink_warning(previous, step) if previous else None
         done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))
         yield done[planned.name]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from compressbench.config.instantiate import takes_option
+import torch
+
+from compressbench.config.instantiate import instantiate, takes_option
 from compressbench.core.errors import UserError
-from compressbench.core.types import DataSpec
+from compressbench.core.types import Data, DataSpec
+from compressbench.models.checkpoint import load_checkpoint_
 
 STUDENT = "student"  # of a model: which of its options a student has others; of a stage: that model
 _NOT_OPTIONS = ("checkpoint", STUDENT)
@@ -45,3 +49,58 @@ def check_domain(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
         f"{where}: {name} takes images, but dataset {spec.name} has texts: choose text_transformer,"
         " or a class of your own that takes vocabulary and pad, too"
     )
+
+
+def checked_architecture(
+    own: Mapping[str, Any], data: Data, where: str
+) -> tuple[dict[str, Any], Path | None, torch.nn.Module]:
+    """The config that builds a model for `data`, its checkpoint, and the model, built and tried.
+
+    `where` is its place in the config, for messages. Raises UserError for what does not fit.
+    """
+    if not isinstance(own, Mapping):
+        raise UserError(
+            f"{where}={own} is not a model: choose one of the group, model@{where}={own}"
+        )
+    spec = data.spec
+    check_domain(own, spec, where)
+    config = {
+        "input_shape": list(spec.input_shape),
+        "num_classes": spec.num_classes,
+        **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
+        **options_of(own),
+    }
+    if config["num_classes"] != spec.num_classes:
+        raise UserError(
+            f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
+            f"{spec.num_classes} classes: teacher, student and dataset must agree"
+        )
+    path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
+    if path is not None and not path.is_file():
+        raise UserError(f"{where}.checkpoint={path}: there is no such file")
+    return config, path, _try_model(config, path, spec, where)
+
+
+def _try_model(
+    config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
+) -> torch.nn.Module:
+    """Build a model and run it on two blank samples: what cannot work shows before any training."""
+    with torch.random.fork_rng(devices=()):
+        model = instantiate(config, where)
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(f"{where}._target_={config['_target_']} is not a torch.nn.Module")
+    if checkpoint is not None:
+        load_checkpoint_(model, checkpoint)
+    inputs = spec.blank(2)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(inputs)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{where} fails on inputs {list(inputs.shape)}: {first}") from error
+    if tuple(getattr(logits, "shape", ())) != (2, spec.num_classes):
+        raise UserError(
+            f"{where} maps {list(inputs.shape)} to {list(getattr(logits, 'shape', ()))}, but "
+            f"dataset {spec.name} has {spec.num_classes} classes: [2, {spec.num_classes}] expected"
+        )
+    return model

@@ -1,10 +1,15 @@
-"""A recipe laid out before it runs: stages built and checked, parents named, keys computed."""
+"""A recipe laid out before it runs: stages built and checked, parents named, keys computed.
+
+Stages and models are built here, to be checked and keyed, and built again by `stage_job` where a
+stage runs: that may be another process (a rank), on another day (a resumed run), or never (a stage
+that the store has). What passes between the two is plain JSON, `stage_job.Job`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +17,16 @@ import torch
 
 from compressbench.config.instantiate import instantiate, nearest, own_targets
 from compressbench.core.errors import UserError
-from compressbench.core.types import Data, DataSpec, Runtime, Stage
+from compressbench.core.types import Data, Runtime, Stage
 from compressbench.engine.environment import machine
-from compressbench.engine.model_config import STUDENT, check_domain, options_of, student_of
+from compressbench.engine.model_config import (
+    STUDENT,
+    checked_architecture,
+    student_of,
+)
 from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job, sha256_of
 from compressbench.export.opsets import NEWEST
-from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
 
@@ -57,8 +65,22 @@ class Planned:
         return type(self.stage).__name__.lower()
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """What all stages of a plan are laid out with."""
+
+    stages: Mapping[str, Any]
+    model: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    data: Data
+    runtime: Runtime
+    seed: int
+    opset: int
+
+
 def make_plan(
     stages: Mapping[str, Any],
+    *,
     model: Mapping[str, Any],
     dataset: Mapping[str, Any],
     data: Data,
@@ -82,21 +104,20 @@ def make_plan(
     fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
     check_order(built, fresh)
     _check_lines(built, fresh)
+    recipe = _Recipe(stages, model, dataset, data, runtime, seed, opset)
     planned: dict[str, Planned] = {}
     for name, stage in built.items():
-        planned[name] = _plan_stage(
-            name, stage, stages, model, dataset, data, runtime, seed, planned, opset
-        )
+        planned[name] = _plan_stage(name, stage, recipe, planned)
     return list(planned.values())
 
 
 def _build_stage(name: str, config: Any) -> Stage:
     where = f"recipe.stages.{name}"
     if not isinstance(config, Mapping) or "_target_" not in config:
-        raise UserError(f"{where} has no _target_: it is no stage")
+        raise UserError(f"{where} has no _target_: it is not a stage")
     stage = instantiate(_own_options(config), where)
     if not isinstance(stage, Stage):
-        raise UserError(f"{where}._target_={config['_target_']} is no stage")
+        raise UserError(f"{where}._target_={config['_target_']} is not a stage")
     return stage
 
 
@@ -125,72 +146,87 @@ def _own_model(
     return found
 
 
-def _plan_stage(
-    name: str,
-    stage: Stage,
-    stages: Mapping[str, Any],
-    model: Mapping[str, Any],
-    dataset: Mapping[str, Any],
-    data: Data,
-    runtime: Runtime,
-    seed: int,
-    before: Mapping[str, Planned],
-    opset: int,
-) -> Planned:
-    where = f"recipe.stages.{name}"
-    own = _own_model(name, stage, stages, model)
-    architecture = checkpoint = None
-    parents: dict[str, str] = {}
-    if own is None:
-        parents["model"] = list(before)[-1]
-        begins_with = before[parents["model"]].begins_with
-    else:
-        given = stages[name].get("model")
-        at = f"model.{STUDENT}" if given == STUDENT else f"{where}.model" if given else "model"
-        architecture, checkpoint, begins_with = _architecture(own, data, at)
-    _ask(stage, "check_model", where, begins_with, data.spec)
-    teachers = _teachers(name, stages[name], before, where)
+def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, Planned]) -> Planned:
+    start = _start_of(name, stage, recipe, before)
+    parents = dict(start.parents)
+    where, spec = f"recipe.stages.{name}", recipe.data.spec
+    _ask(stage, "check_model", where, start.begins_with, spec)
+    teachers = _teachers(name, recipe.stages[name], before, where)
     parents |= teachers
     if teachers:
         taught_by = [before[teacher].begins_with for teacher in teachers.values()]
-        _ask(stage, "check_teachers", where, begins_with, taught_by, data.spec)
-    config = _own_options(stages[name])
-    times = bool(getattr(stage, "times_files", False))
-    weighs = times or bool(getattr(stage, "weighs_files", False))
-    exporters = {_EXPORTER} if weighs else set()
-    exporters |= {_TIMER} if times else set()
-    targets = {*_ALWAYS_RUNS, *own_targets([config, architecture, dataset])}
-    parts: dict[str, Any] = {
+        _ask(stage, "check_teachers", where, start.begins_with, taught_by, spec)
+    parts = _key_parts(name, stage, recipe, start, {r: before[p].key for r, p in parents.items()})
+    job = Job(
+        name=name,
+        config=parts["config"],
+        model=start.architecture,
+        checkpoint=str(start.checkpoint) if start.checkpoint else None,
+        checkpoint_sha256=parts["checkpoint"],
+        seed=parts["seed"],
+        key=content_key(parts),
+    )
+    timed = _times(stage) or any(before[parent].timed for parent in parents.values())
+    return Planned(job, stage, parents, parts, start.begins_with, timed)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a stage starts from: an architecture and a checkpoint, or its parent's result."""
+
+    begins_with: torch.nn.Module
+    architecture: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+
+def _start_of(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, Planned]) -> _Start:
+    own = _own_model(name, stage, recipe.stages, recipe.model)
+    if own is None:
+        parent = list(before)[-1]
+        return _Start(before[parent].begins_with, parents={"model": parent})
+    given = recipe.stages[name].get("model")
+    stage_model = f"recipe.stages.{name}.model"
+    where = f"model.{STUDENT}" if given == STUDENT else stage_model if given else "model"
+    architecture, checkpoint, begins_with = checked_architecture(own, recipe.data, where)
+    return _Start(begins_with, architecture, checkpoint)
+
+
+def _key_parts(
+    name: str, stage: Stage, recipe: _Recipe, start: _Start, parents: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on; `parents` maps roles to keys."""
+    config = _own_options(recipe.stages[name])
+    weighs = _times(stage) or bool(getattr(stage, "weighs_files", False))
+    targets = {*_ALWAYS_RUNS, *own_targets([config, start.architecture, recipe.dataset])}
+    targets |= {_EXPORTER} if weighs else set()
+    targets |= {_TIMER} if _times(stage) else set()
+    libraries = (
+        *_FIT_LIBRARIES,
+        *(_EXPORT_LIBRARIES if weighs else ()),
+        *getattr(start.begins_with, "libraries", ()),
+    )
+    return {
         "schema": SCHEMA,
         "kind": "stage",
         "stage": type(stage).__name__,
         "config": config,
-        "parents": {role: before[parent].key for role, parent in parents.items()},
-        "model": architecture,
-        "checkpoint": sha256_of(checkpoint) if checkpoint else None,
-        "data": data.manifest(),
-        "code": source_digest(sorted(targets | exporters)),
-        "environment": versions(
-            _FIT_LIBRARIES
-            + (_EXPORT_LIBRARIES if weighs else ())
-            + tuple(getattr(begins_with, "libraries", ()))
-        ),
-        "seed": stage_seed(seed, name),
-        "runtime": asdict(runtime),
-        **({"opset": opset} if weighs else {}),
-        **({"machine": machine()} if times else {}),
+        "parents": parents,
+        "model": start.architecture,
+        "checkpoint": sha256_of(start.checkpoint) if start.checkpoint else None,
+        "data": recipe.data.manifest(),
+        "code": source_digest(sorted(targets)),
+        "environment": versions(libraries),
+        "seed": stage_seed(recipe.seed, name),
+        "runtime": asdict(recipe.runtime),
+        **({"opset": recipe.opset} if weighs else {}),
+        **({"machine": machine()} if _times(stage) else {}),
     }
-    job = Job(
-        name,
-        config,
-        architecture,
-        str(checkpoint) if checkpoint else None,
-        parts["checkpoint"],
-        parts["seed"],
-        content_key(parts),
-    )
-    timed = times or any(before[parent].timed for parent in parents.values())
-    return Planned(job, stage, parents, parts, begins_with, timed)
+
+
+def _times(stage: Stage) -> bool:
+    """Whether what a stage does depends on measured times."""
+    return bool(getattr(stage, "times_files", False))
 
 
 def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
@@ -201,55 +237,6 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
             method(*given)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-
-
-def _architecture(
-    own: Mapping[str, Any], data: Data, where: str
-) -> tuple[dict[str, Any], Path | None, torch.nn.Module]:
-    if not isinstance(own, Mapping):
-        raise UserError(f"{where}={own} is no model: choose one of the group, model@{where}={own}")
-    spec = data.spec
-    check_domain(own, spec, where)
-    config = {
-        "input_shape": list(spec.input_shape),
-        "num_classes": spec.num_classes,
-        **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
-        **options_of(own),
-    }
-    if config["num_classes"] != spec.num_classes:
-        raise UserError(
-            f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
-            f"{spec.num_classes} classes: teacher, student and dataset must agree"
-        )
-    path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
-    if path is not None and not path.is_file():
-        raise UserError(f"{where}.checkpoint={path}: there is no such file")
-    return config, path, _try_model(config, path, spec, where)
-
-
-def _try_model(
-    config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
-) -> torch.nn.Module:
-    """Build a model and run it on two blank samples: what cannot work shows before any training."""
-    with torch.random.fork_rng(devices=()):
-        model = instantiate(config, where)
-    if not isinstance(model, torch.nn.Module):
-        raise UserError(f"{where}._target_={config['_target_']} is no torch.nn.Module")
-    if checkpoint is not None:
-        load_checkpoint_(model, checkpoint)
-    inputs = spec.blank(2)
-    try:
-        with torch.no_grad():
-            logits = model.eval()(inputs)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise UserError(f"{where} fails on inputs {list(inputs.shape)}: {first}") from error
-    if tuple(getattr(logits, "shape", ())) != (2, spec.num_classes):
-        raise UserError(
-            f"{where} maps {list(inputs.shape)} to {list(getattr(logits, 'shape', ()))}, but "
-            f"dataset {spec.name} has {spec.num_classes} classes: [2, {spec.num_classes}] expected"
-        )
-    return model
 
 
 def _teachers(
@@ -269,7 +256,7 @@ def _teachers(
     for teacher in names:
         if teacher not in before:
             choices = nearest(str(teacher), before)
-            raise UserError(f"{where}.teacher={teacher} is no stage before {name}{choices}")
+            raise UserError(f"{where}.teacher={teacher} is not a stage before {name}{choices}")
     return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,39 +43,51 @@ DEFAULT_TRIALS = 50
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
 
 
-def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
-    """Run or continue the sweep that `arguments` describe; its last state.
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: how to search, which parameters, with which other overrides.
 
-    `arguments` are the overrides of `python run.py -m`, without Hydra's own. Workers are our own
-    processes, or jobs that `launch` runs. Raises UserError before anything runs for what cannot
-    work.
+    `conf` are the config folders, ours first; `command` is the command line that asks it again.
     """
-    conf = (config_folder(), *_own_folders(sys.argv))
-    options, space, fixed = _read(arguments, conf)
+
+    options: Options
+    space: Sequence[spaces.Parameter]
+    fixed: Sequence[str]
+    conf: tuple[Path, ...]
+    command: Sequence[str]
+
+
+def sweep(
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    command: Sequence[str],
+    launch: Launch | None = None,
+) -> Sweep:
+    """Run or continue the sweep that `overrides` describe; return its last state.
+
+    `folders` are the user's own config folders, `command` is what to type to get the same sweep.
+    Workers are our own processes, or jobs that `launch` runs. Raises UserError before anything runs
+    for what cannot work.
+    """
+    asked = _read(overrides, (config_folder(), *folders), command)
+    count = asked.options.workers
     if launch is not None:
-        return _sweep(options, space, fixed, conf, functools.partial(
-            supervise_jobs, count=options.workers, launch=launch))  # fmt: skip
-    waiting = [call_worker() for _ in range(options.workers)]  # they import while we check
+        return _sweep(asked, functools.partial(supervise_jobs, count=count, launch=launch))
+    waiting = [call_worker() for _ in range(count)]  # they import while we check
     try:
-        return _sweep(options, space, fixed, conf, functools.partial(supervise, waiting=waiting))
+        return _sweep(asked, functools.partial(supervise, waiting=waiting))
     finally:
         for process in waiting:
             process.kill()
             process.wait()
 
 
-def _sweep(
-    options: Options,
-    space: list[spaces.Parameter],
-    fixed: list[str],
-    conf: tuple[Path, ...],
-    run: Callable[..., None],
-) -> Sweep:
-    spec, print_ = _plan(options, space, fixed, conf)
+def _sweep(asked: Asked, run: Callable[..., None]) -> Sweep:
+    spec, print_ = _plan(asked)
     storage = open_storage(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
     )
-    spec = _identify(storage, spec, print_, options.workers)
+    spec = _identify(storage, spec, print_, asked.options.workers)
     description = _describe(spec)
     look = functools.partial(as_sweep, storage, description, spec.home)
     print(f"sweep {spec.name} in {spec.home}")
@@ -118,22 +128,8 @@ def _watched(
     return tracked
 
 
-def _typed(argv: Sequence[str]) -> list[str]:
-    """The command line as it can be typed again: our sweeper is implied."""
-    return [a for a in argv if a != "hydra/sweeper=pareto"]
-
-
-def _own_folders(argv: Sequence[str]) -> tuple[Path, ...]:
-    """The user's config folders, as `--config-dir` names them."""
-    found = [a.partition("=")[2] for a in argv if a.startswith("--config-dir=")]
-    found += [b for a, b in itertools.pairwise(argv) if a in ("--config-dir", "-cd")]
-    return tuple(Path(f).resolve() for f in found)
-
-
-def _read(
-    arguments: Sequence[str], conf: tuple[Path, ...]
-) -> tuple[Options, list[spaces.Parameter], list[str]]:
-    """(options, space, fixed overrides); every parameter is in the config of some combination."""
+def _read(arguments: Sequence[str], conf: tuple[Path, ...], command: Sequence[str]) -> Asked:
+    """Parse the overrides; every parameter is in the config of some combination."""
     _, fixed = spaces.parse(arguments, conf)
     options = read_options(cached_config(tuple(fixed), conf)["search"])
     space, fixed = spaces.joined(options.space, arguments, conf)
@@ -146,13 +142,12 @@ def _read(
         if parameter.place.split(".")[0] in ("search", "sampler", "tracking", "hydra", "trainer",
                                              "name", "plan"):  # fmt: skip
             raise UserError(f"{parameter.key}={parameter.text} cannot be searched")
-    return options, space, fixed
+    return Asked(options, space, fixed, conf, command)
 
 
-def _plan(
-    options: Options, space: list[spaces.Parameter], fixed: list[str], conf: tuple[Path, ...]
-) -> tuple[Spec, dict[str, str]]:
+def _plan(asked: Asked) -> tuple[Spec, dict[str, str]]:
     """The sweep, checked as far as it can be without running a trial; and its fingerprint."""
+    options, space, fixed, conf = asked.options, asked.space, asked.fixed, asked.conf
 
     def configs(chosen: tuple[str, ...]) -> Mapping[str, Any]:
         return cached_config((*fixed, *chosen), conf)
@@ -183,7 +178,7 @@ def _plan(
         folder=str((Path(options.folder) / name).absolute()),
         storage=options.storage,
         tag="",
-        command=["python", "run.py", *allow_arguments(), *redact(_typed(sys.argv[1:]))],
+        command=["python", "run.py", *allow_arguments(), *redact(list(asked.command))],
         metric=metric,
         validation_rows=validation_rows,
         objectives=objectives,

@@ -2,64 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compressbench.config.compose import compose_config
-from compressbench.config.instantiate import allow_arguments, instantiate
+from compressbench.config.instantiate import allow_arguments
+from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Step
 from compressbench.engine.executor import run
-from compressbench.engine.run import begin, prepare, record, ship, tags
-from compressbench.results.run_report import markdown
+from compressbench.engine.prepare import prepare
+from compressbench.engine.run import reported, run_stages
+from compressbench.engine.run_folder import begin, tags
 from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
-from compressbench.tracking.trackers import Tracker
 
 Stop = Callable[[Step], str]  # why to stop after a stage, "" to go on
 SEED_STEP = 1  # the seed of repeat r is the recipe's plus r
 
 
-def trial_config(spec: Spec, overrides: Sequence[str]) -> dict[str, Any]:
-    config = compose_config([*spec.fixed, *overrides], spec.conf_folders)
-    config.pop("search")
-    return config
+def trial_config(spec: Spec, overrides: Sequence[str]) -> RunConfig:
+    """The config of one trial, as `python run.py` with these overrides would compose it."""
+    return RunConfig.of(compose_config([*spec.fixed, *overrides], spec.conf_folders))
 
 
 def run_trial(
     spec: Spec,
-    config: Mapping[str, Any],
+    config: RunConfig,
     overrides: Sequence[str],
+    *,
     name: str,
     folder: Path,
     stop: Stop,
     progress: Callable[[int, int, str], None],
 ) -> Result:
     """Run a recipe into `folder`, as a single run does, but without test data and pictures."""
-    plan, run_context = prepare(config)
-    run_context = replace(run_context, test=False, progress=progress)
+    prepared = prepare(config).with_context(test=False, progress=progress)
     command = ["python", "run.py", *allow_arguments(), *_shown(spec.fixed), *overrides]
-    info = begin(config, folder, command, run_context.data)
-    tracker: Tracker = instantiate(config["tracking"], "tracking")
-    labels = tags(config, run_context.data)
-    session = tracker.start_trial(folder, name, labels, config, spec.tag)
-    steps: list[Step] = []
-    status, reason = "failed", ""
-    try:
-        for step in run(plan, run_context):
-            steps.append(step)
-            session.log_step(step)
-            reason = "" if step.is_last else stop(step)
-            if reason:
-                break
-        if not reason:
-            ship(steps[-1], run_context, folder)
-        status = "finished"
-    finally:
-        report, files = record(info, steps, status)
-        session.finish(status.upper(), markdown(report), files)
+    info = begin(prepared, folder, command)
+    session = prepared.tracker.start_trial(folder, name, tags(prepared), config.as_dict(), spec.tag)
+    with reported(info, session, pictures=False) as steps:
+        reason = run_stages(prepared, steps, session, folder, after=stop)
     return _result(spec, steps, reason, session.run)
 
 
@@ -92,11 +76,10 @@ def _result(spec: Spec, steps: Sequence[Step], reason: str, run_tag: str) -> Res
 def run_repeat(spec: Spec, overrides: Sequence[str], repeat: int) -> Result:
     """A member of the final front once more, under another seed, with test data."""
     config = trial_config(spec, overrides)
-    seed = config["seed"] + repeat * SEED_STEP
-    plan, run_context = prepare({**config, "seed": seed})
-    steps = list(run(plan, run_context))
-    return Result("complete", dict(steps[-1].measurement.figures),
-                  dict(steps[0].measurement.figures))  # fmt: skip
+    prepared = prepare(replace(config, seed=config.seed + repeat * SEED_STEP))
+    steps = list(run(prepared.plan, prepared.context))
+    first, last = (dict(step.measurement.figures) for step in (steps[0], steps[-1]))
+    return Result("complete", last, first)
 
 
 def failure(error: Exception) -> Result:

@@ -43,7 +43,7 @@ def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
     """The metric that a dataset's figures are in, such as accuracy, and its validation rows."""
     data = instantiate(dataset, "dataset")
     if not hasattr(data, "spec"):
-        raise UserError(f"dataset._target_={dataset['_target_']} is no dataset")
+        raise UserError(f"dataset._target_={dataset['_target_']} is not a dataset")
     return str(data.spec.metric), len(data.split("validation"))
 
 
@@ -52,12 +52,13 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
 
     Raises UserError for an end that is refused, and for a choice that is refused at all ends.
     """
-    from compressbench.engine.run import prepare
+    from compressbench.config.run_config import RunConfig
+    from compressbench.engine.prepare import prepare
 
     def try_(settings: Settings) -> None:
         chosen = overrides(space, settings)
         try:
-            prepare({k: v for k, v in configs(tuple(chosen)).items() if k != "search"})
+            prepare(RunConfig.of(configs(tuple(chosen))))
         except UserError as error:
             raise UserError(f"{error} (with {' '.join(chosen)})") from error
 

@@ -70,7 +70,7 @@ def serve(spec: Spec, index: int) -> None:
 
 def warm_up(spec: Spec) -> None:
     """Import all that a trial needs and lay one out: a worker that starts holds no trial yet."""
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
     from compressbench.search.trial import trial_config
 
     settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
@@ -159,7 +159,7 @@ def _run(
 
     overrides = spaces.overrides(spec.space, settings)
     config = trial_config(spec, overrides)
-    order = list(config["recipe"]["stages"])
+    order = list(config.stages)
 
     def stop(step: Any) -> str:
         lease.check()
@@ -175,7 +175,9 @@ def _run(
                         spec.objectives, spec.constraints)  # fmt: skip
 
     name = lease.task.replace("/", " ")
-    return run_trial(spec, config, overrides, name, folder, stop, lease.check)
+    return run_trial(
+        spec, config, overrides, name=name, folder=folder, stop=stop, progress=lease.check
+    )
 
 
 if __name__ == "__main__":

@@ -85,20 +85,17 @@ def settings(model: str, seeds: int, targets: Sequence[str], epochs: float) -> I
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     """Run one setting; its row: figures of the exported file."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
-    fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none", "name=study",
-             "~search"]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *where, *setting.overrides()])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    plan, run_context = prepare({str(k): v for k, v in config.items()})
+    fixed = ["dataset=cifar10", "trainer=cpu", "trainer.threads=1", "tracking=none",
+             "name=study"]  # fmt: skip
+    config = compose_config([*fixed, *where, *setting.overrides()], [config_folder()])
+    prepared = prepare(RunConfig.of(config))
+    plan, run_context = prepared.plan, prepared.context
     if setting.method in OURS:
         first, *_, last = run(plan, run_context)
         figures = dict(last.measurement.figures)

@@ -39,24 +39,20 @@ METHODS: dict[str, list[str]] = {
 
 def measure(method: str, seed: int, epochs: float, where: Sequence[str]) -> dict[str, Any]:
     """Run one recipe; its row: figures of the exported student."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
     student = [f"+stage@{STAGE}=distill", f"+model@{STAGE}.model=resnet20",
                f"{STAGE}.model.depth=8", f"{STAGE}.model.base_width=8"]  # fmt: skip
     fixed = ["recipe=baseline", "model=resnet20", "dataset=cifar10", "trainer=cpu",
-             "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
+             "trainer.threads=1", "name=study", "tracking=none", f"seed={seed}",
              f"{STAGE}.epochs={epochs}", *student]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *METHODS[method], *where])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    plan, run_context = prepare({str(k): v for k, v in config.items()})
-    *_, last = run(plan, run_context)
+    config = compose_config([*fixed, *METHODS[method], *where], [config_folder()])
+    prepared = prepare(RunConfig.of(config))
+    *_, last = run(prepared.plan, prepared.context)
     figures = last.measurement.figures
     return {
         "method": method,

@@ -38,25 +38,21 @@ Cell = tuple[int, str, bool]  # seed, case, with a teacher
 
 def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
     """Run one recipe; its row: figures of the exported file."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
     seed, case, taught = cell
     stage, overrides = CASES[case]
     teacher = [f"+loss@{stage}.loss=hinton", f"{stage}.teacher=train"] if taught else []
     fixed = ["model=resnet20", "dataset=cifar10", "dataset.crop_padding=0", "trainer=cpu",
-             "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
+             "trainer.threads=1", "name=study", "tracking=none", f"seed={seed}",
              f"{stage}.epochs={epochs}"]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*overrides, *fixed, *teacher, *where])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    plan, run_context = prepare({str(k): v for k, v in config.items()})
-    *_, last = run(plan, run_context)
+    config = compose_config([*overrides, *fixed, *teacher, *where], [config_folder()])
+    prepared = prepare(RunConfig.of(config))
+    *_, last = run(prepared.plan, prepared.context)
     figures = last.measurement.figures
     return {
         "seed": seed,

@@ -81,22 +81,17 @@ def settings() -> Iterator[Setting]:
 
 def measure(setting: Setting, where: Sequence[str]) -> dict[str, Any]:
     """Run one recipe; its row: figures of the exported file, and seconds of the stage."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
     fixed = ["model=resnet20", "dataset=cifar10", "trainer=cpu", "trainer.threads=1", "name=study"]
-    with initialize_config_dir(str(config_folder())):
-        composed = compose(
-            "config", [*fixed, "tracking=none", "~search", *where, *setting.overrides()]
-        )
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    plan, run_context = prepare({str(k): v for k, v in config.items()})
-    baseline, last = run(plan, run_context)
+    overrides = [*fixed, "tracking=none", *where, *setting.overrides()]
+    config = compose_config(overrides, [config_folder()])
+    prepared = prepare(RunConfig.of(config))
+    baseline, last = run(prepared.plan, prepared.context)
     figures = last.measurement.figures
     return {
         **asdict(setting),

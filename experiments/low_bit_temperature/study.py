@@ -44,27 +44,23 @@ Cell = tuple[int, str, str]  # seed, width, teacher
 
 def measure(cell: Cell, epochs: float, where: Sequence[str]) -> dict[str, Any]:
     """Run one recipe; its row: figures of the exported student."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
     seed, width, teacher = cell
     student = ["+stage@recipe.stages.student=train", "+model@recipe.stages.student.model=resnet20",
                "recipe.stages.student.model.depth=8", "recipe.stages.student.model.base_width=8",
                f"recipe.stages.student.epochs={epochs}"]  # fmt: skip
     fixed = ["recipe=baseline", "model=resnet20", "dataset=cifar10", "trainer=cpu",
-             "trainer.threads=1", "name=study", "tracking=none", "~search", f"seed={seed}",
+             "trainer.threads=1", "name=study", "tracking=none", f"seed={seed}",
              *student, *WIDTHS[width], *TEACHERS[teacher], f"{LAST}.epochs={epochs / 2}",
              f"{LAST}.optimizer.lr=0.03"]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *where])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    plan, run_context = prepare({str(k): v for k, v in config.items()})
-    *_, last = run(plan, run_context)
+    config = compose_config([*fixed, *where], [config_folder()])
+    prepared = prepare(RunConfig.of(config))
+    *_, last = run(prepared.plan, prepared.context)
     figures = last.measurement.figures
     return {
         "seed": seed,

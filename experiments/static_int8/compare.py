@@ -22,6 +22,7 @@ from compressbench.data.calibration import training_images
 from compressbench.engine.context import RunContext
 from compressbench.engine.executor import run
 from compressbench.engine.plan import Planned
+from compressbench.engine.prepare import Prepared, prepare
 from compressbench.measure.accuracy import predict, score
 from compressbench.measure.kernels import INTEGER, integer_kernels
 from compressbench.measure.latency import measure_latency
@@ -45,21 +46,16 @@ class Reader:
         return None if batch is None else {"input": batch}
 
 
-def layout(where: Sequence[str], *more: str) -> tuple[list[Planned], RunContext]:
+def layout(where: Sequence[str], *more: str) -> Prepared:
     """The plan of the checkpoint and an 8-bit quantize stage."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
-    from compressbench.engine.run import prepare
+    from compressbench.config.run_config import RunConfig
 
     fixed = ["model=resnet20", "dataset=cifar10", "recipe=quantize", "trainer=cpu",
              "trainer.threads=1", "tracking=none", "name=study"]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *where, *more])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    return prepare({str(k): v for k, v in config.items()})
+    config = compose_config([*fixed, *where, *more], [config_folder()])
+    return prepare(RunConfig.of(config))
 
 
 def theirs(source: Path, target: Path, reader: Reader, form: str) -> Path:
@@ -99,7 +95,8 @@ def main() -> None:
         f"dataset.validation_rows={Path(chosen.validation_rows).resolve()}",
         f"model.checkpoint={Path(chosen.checkpoint).resolve()}",
     ]
-    plan, run_context = layout(where)
+    prepared = layout(where)
+    plan, run_context = prepared.plan, prepared.context
     baseline, ours = (step.files / "model.onnx" for step in run(plan, run_context))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -32,26 +32,22 @@ FIGURES = ("val/accuracy", "test/accuracy", "size/onnx_bytes", "size/download_by
 
 def measure(name: str, seed: int, root: Path, epochs: int, quick: bool) -> dict[str, Any]:
     """Run one recipe; the figures of the file that it ends with."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
+    from compressbench.config.compose import compose_config
     from compressbench.config.groups import config_folder
+    from compressbench.config.run_config import RunConfig
     from compressbench.engine.executor import run
-    from compressbench.engine.run import prepare
+    from compressbench.engine.prepare import prepare
 
     fits = ["train", *(["distill"] if "recipe=baseline" not in ROWS[name] else [])]
     fixed = ["dataset=ag_news", f"dataset.root={root}", "dataset.test_fraction=0.3",
              "model=text_transformer", "trainer=cpu", "trainer.threads=1", "name=study",
              "tracking=none", f"seed={seed}",
              *(f"recipe.stages.{fit}.epochs={epochs}" for fit in fits)]  # fmt: skip
-    with initialize_config_dir(str(config_folder())):
-        composed = compose("config", [*fixed, *ROWS[name], *(QUICK if quick else [])])
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
+    config = compose_config([*fixed, *ROWS[name], *(QUICK if quick else [])], [config_folder()])
     if name == "student alone":
         config["model"] |= config["model"]["student"]
-    plan, run_context = prepare({str(k): v for k, v in config.items() if k != "search"})
-    *_, last = run(plan, run_context)
+    prepared = prepare(RunConfig.of(config))
+    *_, last = run(prepared.plan, prepared.context)
     return {"row": name, "seed": seed, **{f: last.measurement.figures[f] for f in FIGURES}}
 
 

@@ -12,6 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 _OUR_PROCESSES = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+_TYPED = "command-line"  # Hydra's name for the config folder that --config-dir names
+_IMPLIED = ("hydra/sweeper=", "hydra.mode=")
 
 
 class ParetoSweeper(Sweeper):
@@ -25,8 +27,16 @@ class ParetoSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from compressbench.search.command import sweep
 
-        own = self.config.hydra.launcher._target_ == _OUR_PROCESSES
-        return sweep(arguments, None if own else self._launch)
+        hydra = self.config.hydra
+        folders = [Path(s.path) for s in hydra.runtime.config_sources if s.provider == _TYPED]
+        chosen = [o for o in hydra.overrides.hydra if not o.startswith(_IMPLIED)]
+        own = hydra.launcher._target_ == _OUR_PROCESSES
+        return sweep(
+            arguments,
+            folders,
+            ["-m", *(f"--config-dir={folder}" for folder in folders), *chosen, *arguments],
+            None if own else self._launch,
+        )
 
     def _launch(self, workers: int, spec: Path) -> None:
         """Run workers as jobs of the launcher that the command line chose."""

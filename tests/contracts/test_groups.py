@@ -209,7 +209,9 @@ def test_a_recipe_lays_out(path):
 
     with initialize_config_dir(str(CONF)):
         config = OmegaConf.to_container(compose("config", overrides=[f"recipe={path.stem}"]))
-    plan = make_plan(config["recipe"]["stages"], config["model"], config["dataset"], Digits(),
-                     Runtime(), 0)  # fmt: skip
+    plan = make_plan(
+        config["recipe"]["stages"], model=config["model"], dataset=config["dataset"],
+        data=Digits(), runtime=Runtime(), seed=0,
+    )  # fmt: skip
     assert [p.name for p in plan] == list(config["recipe"]["stages"])
     assert len({p.key for p in plan}) == len(plan)

@@ -92,8 +92,8 @@ MISTAKES = [
         ["recipe=quant_then_prune", f"criterion@{PRUNE}.criterion=sparsegpt"],
         "this criterion moves weights",
     ),
-    (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is no stage before .* mean train?"),
-    (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is no stage before distill"),
+    (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is not a stage before .* mean train?"),
+    (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),
     (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),
     (
         ["recipe=distill", "+recipe.stages.distill.model.num_classes=7"],
@@ -101,7 +101,7 @@ MISTAKES = [
     ),
     (
         ["recipe=distill", "recipe.stages.distill.model=mlp"],
-        "distill.model=mlp is no model: .* model@recipe.stages.distill.model=mlp",
+        "distill.model=mlp is not a model: .* model@recipe.stages.distill.model=mlp",
     ),
     (["model.checkpoint=5"], "model.checkpoint=5: there is no such file"),
     (["name=null"], "name must be text, got None"),

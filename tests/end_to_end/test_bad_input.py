@@ -172,9 +172,9 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         (recipe_text(dataset={"root": "x"}), "dataset._target_ is required"),
         (
             recipe_text(dataset=HINTON),
-            "_target_=compressbench.training.losses.hinton.Hinton is no dataset",
+            "_target_=compressbench.training.losses.hinton.Hinton is not a dataset",
         ),
-        (recipe_text(tracking=HINTON), "is no tracking"),
+        (recipe_text(tracking=HINTON), "is not a tracking"),
         (recipe_text(model=HINTON), "model.input_shape: no such option"),
         ("model: " + "[" * 50_000, "nested deeper than 40 levels"),
         ("seed: 1\n" * 50_000, "larger than 200,000 bytes"),
@@ -197,7 +197,7 @@ def test_a_bug_of_ours_shows_its_traceback(tmp_path, monkeypatch):
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("made up")
 
-    monkeypatch.setattr("compressbench.engine.run.make_plan", broken)
+    monkeypatch.setattr("compressbench.engine.prepare.make_plan", broken)
     done = run_here(["recipe=baseline", *QUIET], tmp_path, tmp_path / "store")
     assert done.code == 70
     assert "Traceback" in done.err

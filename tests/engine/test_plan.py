@@ -41,7 +41,10 @@ DATASET = {"_target_": "compressbench.data.digits.Digits"}
 
 
 def plan(stages=STAGES, model=MODEL, runtime=None, seed=0, data=None):
-    return make_plan(stages, model, DATASET, data or Digits(), runtime or Runtime(), seed)
+    return make_plan(
+        stages, model=model, dataset=DATASET, data=data or Digits(), runtime=runtime or Runtime(),
+        seed=seed,
+    )  # fmt: skip
 
 
 def keys(**options):
@@ -143,8 +146,11 @@ def test_a_stage_with_a_model_of_its_own_starts_fresh():
     ("stages", "message"),
     [
         ({}, "recipe.stages is empty"),
-        (changed(("distill", "teacher"), "trian"), "teacher=trian is no stage before distill; did"),
-        (changed(("distill", "teacher"), "distill"), "is no stage before distill"),
+        (
+            changed(("distill", "teacher"), "trian"),
+            "trian is not a stage before distill; did",
+        ),
+        (changed(("distill", "teacher"), "distill"), "is not a stage before distill"),
         (changed(("distill", "loss"), None), "distill: loss must be a distillation loss, got None"),
         (changed(("distill",), {**QAT, "teacher": "train"}), "teacher=train has no use without a"),
         (changed(("distill",), {**QAT, "loss": LOSS}), "teacher is required: the name of an earl"),

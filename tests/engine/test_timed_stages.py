@@ -33,7 +33,7 @@ CAPPED = Runtime(max_batches=2)
 
 def plan(**changed):
     stages = {**STAGES, "prune": {**STAGES["prune"], **changed}}
-    return make_plan(stages, MODEL, DATASET, Digits(), CAPPED, 0)
+    return make_plan(stages, model=MODEL, dataset=DATASET, data=Digits(), runtime=CAPPED, seed=0)
 
 
 def hidden(step) -> int:

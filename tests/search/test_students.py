@@ -26,7 +26,14 @@ def plans(*arguments):
 
 def plan(config):
     stages, data = config["recipe"]["stages"], Digits()
-    made = make_plan(stages, config["model"], config["dataset"], data, Runtime(), 0)
+    made = make_plan(
+        stages,
+        model=config["model"],
+        dataset=config["dataset"],
+        data=data,
+        runtime=Runtime(),
+        seed=0,
+    )
     return {planned.name: planned for planned in made}
 
 

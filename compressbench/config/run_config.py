@@ -1,0 +1,65 @@
+"""The config of one run with a type: what comes out of YAML files is checked here, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from compressbench.config.instantiate import nearest
+from compressbench.core.errors import UserError
+from compressbench.core.validation import check_flag, check_not_negative
+
+SECTIONS = ("model", "dataset", "recipe", "trainer", "tracking")
+OF_SWEEPS = "search"  # composed with every config, but of no concern to a single run
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: the keys of conf/config.yaml, resolved to plain JSON.
+
+    The sections are nested `_target_` configs, built where they are used; everything else has its
+    final type.
+    """
+
+    model: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+    seed: int
+    plan: bool
+    checkpoint_seconds: float
+    opset: int
+    name: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Check a composed config. Raises UserError for a key that is missing, unknown or of a
+        wrong type.
+        """
+        wanted = {field.name for field in fields(cls)}
+        given = set(config) - {OF_SWEEPS}
+        for name in sorted(given ^ wanted):
+            problem = "is required" if name in wanted else f"no such key{nearest(name, wanted)}"
+            raise UserError(f"{name}: {problem}")
+        for name in SECTIONS:
+            if not isinstance(config[name], Mapping):
+                raise UserError(f"{name} must be a section of options, got {config[name]!r}")
+        for name in sorted(set(config["recipe"]) - {"stages"}):
+            raise UserError(f"recipe.{name}: no such key; a recipe has stages")
+        if not isinstance(config["name"], str) or not config["name"].strip():
+            raise UserError(f"name must be text, got {config['name']!r}")
+        check_flag("plan", config["plan"])
+        check_not_negative("checkpoint_seconds", config["checkpoint_seconds"])
+        return cls(**{name: config[name] for name in wanted})
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """The stages of the recipe by name, in order."""
+        stages: Mapping[str, Any] = self.recipe.get("stages", {})
+        return stages
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `of` takes, as plain JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,71 @@
+"""From a checked config to everything that a run needs; nothing is trained or written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from compressbench.config.instantiate import instantiate
+from compressbench.config.run_config import RunConfig
+from compressbench.core.errors import UserError
+from compressbench.core.types import Data
+from compressbench.engine.context import RunContext
+from compressbench.engine.plan import Planned, make_plan
+from compressbench.engine.runtime import resolve
+from compressbench.export.opsets import check_opset
+from compressbench.measure.accuracy import check_metric
+from compressbench.store.entries import Store
+from compressbench.tracking.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: its config, the plan of its stages, what they share, its tracker."""
+
+    config: RunConfig
+    plan: list[Planned]
+    context: RunContext
+    tracker: Tracker
+
+    def with_context(self, **changes: Any) -> Self:
+        """The same run with other fields of its context."""
+        return replace(self, context=replace(self.context, **changes))
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Build the dataset and the tracker, and lay out the recipe.
+
+    Raises UserError for whatever cannot work, before anything is trained.
+    """
+    check_opset(config.opset)
+    runtime = resolve(config.trainer)
+    tracker: Tracker = _built("tracking", config.tracking, "start")
+    data: Data = _built("dataset", config.dataset, "manifest")
+    check_metric(data.spec.metric)
+    plan = make_plan(
+        config.stages,
+        model=config.model,
+        dataset=config.dataset,
+        data=data,
+        runtime=runtime,
+        seed=config.seed,
+        opset=config.opset,
+    )
+    context = RunContext(
+        store=Store.default(),
+        data=data,
+        dataset=config.dataset,
+        runtime=runtime,
+        checkpoint_seconds=config.checkpoint_seconds,
+        opset=config.opset,
+    )
+    return Prepared(config, plan, context, tracker)
+
+
+def _built(group: str, section: Mapping[str, Any], method: str) -> Any:
+    """The object of a config group, which must have the `method` that makes it one."""
+    made = instantiate(section, group)
+    if not callable(getattr(made, method, None)):
+        raise UserError(f"{group}._target_={section['_target_']} is not a {group}")
+    return made

@@ -1,0 +1,122 @@
+"""What a run leaves in its folder: the recipe, the report, the pictures, the file to ship."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from compressbench.core.errors import UserError
+from compressbench.core.types import Step
+from compressbench.engine.context import RunContext
+from compressbench.engine.environment import environment
+from compressbench.engine.prepare import Prepared
+from compressbench.results.run_report import (
+    Report,
+    RunInfo,
+    build_report,
+    write_json_atomic,
+    write_tables,
+)
+
+RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
+SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenizer.json", "artifact")
+
+
+def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
+    """Write the recipe into the run folder and note what is known before the run."""
+    import yaml
+
+    config = prepared.config
+    info = RunInfo(
+        name=run_name(prepared),
+        recipe=config.name,
+        folder=folder,
+        config=config.as_dict(),
+        environment=environment(),
+        command=command,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        metric=prepared.context.data.spec.metric,
+    )
+    again = {**config.as_dict(), "plan": False}
+    text = f"# {shlex.join(command)}\n" + yaml.safe_dump(again, sort_keys=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
+    return info
+
+
+def run_name(prepared: Prepared) -> str:
+    """Recipe, model and time: how people tell runs apart."""
+    stamp = datetime.now().strftime("%m-%d %H:%M:%S")
+    return f"{prepared.config.name} {_model_class(prepared)} {stamp}"
+
+
+def tags(prepared: Prepared) -> dict[str, str]:
+    """Tags of a tracked run: recipe, model, dataset."""
+    return {
+        "recipe": prepared.config.name,
+        "model": _model_class(prepared),
+        "dataset": prepared.context.data.spec.name,
+    }
+
+
+def _model_class(prepared: Prepared) -> str:
+    return str(prepared.config.model["_target_"]).rpartition(".")[2]
+
+
+def ship(last: Step, run_context: RunContext, folder: Path) -> None:
+    """Put the file to ship into the run folder, with what explains and rebuilds it."""
+    from compressbench.export.bundle import write_bundle
+
+    report = json.loads((last.files / "export.json").read_text())
+    companions = getattr(run_context.data, "companions", None)
+    beside: dict[str, str] = companions() if companions is not None else {}
+    write_bundle(last.files / "model.onnx", run_context.data.spec, report, folder, beside)
+    entry = run_context.store.read(last.key)
+    if entry is None:
+        raise UserError(
+            f"cache entry {last.key[:12]} disappeared during the run; run the command again"
+        )
+    (folder / "artifact").mkdir(exist_ok=True)
+    for name in ("model.safetensors", "artifact.json"):
+        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+
+
+def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
+    """Write the report and its tables; return the report and the files that a tracker logs."""
+    folder = info.folder
+    report = build_report(info, steps, status)
+    write_json_atomic(folder / REPORT_FILE, report)
+    write_json_atomic(folder / "environment.json", info.environment)
+    files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
+    if steps:
+        files += write_tables(report, folder)
+    return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Write the pictures of a run as pages that work offline."""
+    from compressbench.results.pruning_plots import pruning_pictures
+    from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_html
+
+    made = {
+        "accuracy_size": accuracy_against_size(report),
+        "layer_widths": layer_widths(report),
+        **pruning_pictures(report),
+    }
+    figures = {folder / f"{name}.html": f for name, f in made.items() if f is not None}
+    for path, figure in figures.items():
+        write_html(figure, path)
+    return list(figures)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Hydra makes the run folder before anything is known to be right."""
+    for path in (folder, *folder.parents[:2]):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
