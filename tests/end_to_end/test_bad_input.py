@@ -194,7 +194,7 @@ def test_wrong_usage_has_an_exit_code_of_its_own(tmp_path, arguments):
 
 
 def test_a_bug_of_ours_shows_its_traceback(tmp_path, monkeypatch):
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("made up")
 
     monkeypatch.setattr("compressbench.engine.prepare.make_plan", broken)
