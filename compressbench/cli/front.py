@@ -202,4 +202,4 @@ def _show_ship(ship: Member) -> None:
     else:
         print(f"file to ship: {folder / _MODEL}")
     replay = shlex.join(["compressbench", *allow_arguments(), "replay", str(folder / _RECIPE)])
-    print(f"the same again: {replay}")
+    print(f"run it again: {replay}")

@@ -1,4 +1,4 @@
-"""The command line: a first word picks a command, everything else goes to Hydra."""
+"""The command line: the first word may be a command; everything else goes to Hydra."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
 
 
 class SignalledError(BaseException):
-    """A signal asked us to stop. No Exception, so that nothing on the way swallows it."""
+    """A signal asked us to stop. Not an Exception, so that no handler on the way swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -58,7 +58,7 @@ def guard(action: Callable[[], int]) -> int:
         return REFUSED
     except SignalledError as error:
         name = signal.Signals(error.number).name
-        print(f"\ncompressbench: {name}: the same command continues where it stopped",
+        print(f"\ncompressbench: interrupted ({name}): run the same command to resume",
               file=sys.stderr)  # fmt: skip
         return 128 + error.number
     except Exception:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
@@ -70,7 +70,9 @@ def guard(action: Callable[[], int]) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
-        raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets checkpoints run code: unset it")
+        raise UserError(
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"
+        )
     first = arguments[0] if arguments else ""
     if first == "store":
         from compressbench.cli.store import main as store
@@ -103,7 +105,7 @@ def _replay(arguments: list[str]) -> int:
 
 
 def _take_allow(arguments: list[str]) -> list[str]:
-    """Move `--allow PATTERN` into the environment, where ranks inherit it."""
+    """Move `--allow PATTERN` into the environment, which child processes inherit."""
     rest: list[str] = []
     patterns = os.environ.get(ALLOW_VARIABLE, "").split()
     stream = iter(arguments)
@@ -116,13 +118,15 @@ def _take_allow(arguments: list[str]) -> list[str]:
             rest.append(argument)
     if patterns:
         os.environ[ALLOW_VARIABLE] = " ".join(patterns)
-        sys.path.insert(0, str(Path.cwd()))  # the console script does not look there by itself
+        sys.path.insert(
+            0, str(Path.cwd())
+        )  # unlike `python run.py`, the console script does not add it
     return rest
 
 
 @contextmanager
 def _command_line(arguments: list[str]) -> Iterator[None]:
-    """What `hydra.main` is to parse: it reads sys.argv, and takes no arguments."""
+    """Set sys.argv, the only input that `hydra.main` parses, for the duration of a call."""
     before = sys.argv
     sys.argv = [before[0], *arguments]
     try:
@@ -167,7 +171,7 @@ def _compose(arguments: list[str]) -> int:
 
 
 def _with_sweeper(arguments: list[str]) -> list[str]:
-    """A sweep that names a search, or an interval to search, goes to our sweeper."""
+    """Select our sweeper for a multirun that names a search or an interval."""
     from compressbench.config.overrides import is_interval
 
     if not {"-m", "--multirun"} & set(arguments):
@@ -176,12 +180,14 @@ def _with_sweeper(arguments: list[str]) -> list[str]:
     wanted = any(a.startswith(("search=", "search.")) or is_interval(a) for a in arguments)
     lost = next((a for a in arguments if a.startswith("~")), None)
     if lost and not chosen and not wanted:  # Hydra's own sweeper passes it on as ~STAGE=null
-        raise UserError(f"{lost}: a grid cannot leave a stage out; a search can: search.n_trials=N")
+        raise UserError(
+            f"{lost}: a plain grid cannot leave out a stage; use a search: search.n_trials=N"
+        )
     return [*arguments, "hydra/sweeper=pareto"] if wanted and not chosen else arguments
 
 
 def _run_job(config: Any, arguments: list[str]) -> int:
-    """What Hydra calls with the composed config of one job."""
+    """Run one job, with the config that Hydra composed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

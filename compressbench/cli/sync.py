@@ -1,4 +1,4 @@
-"""`compressbench sync`: log later what a server missed."""
+"""`compressbench sync`: log runs that a tracking server has missed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _TOPS = ("runs", "multirun", "sweeps")
 
 
 def sync(argv: Sequence[str]) -> int:
-    """`compressbench sync [--to URL] [RUN ...]`: log what a server missed. 0 when all is there."""
+    """`compressbench sync [--to URL] [RUN ...]`: log what a server has missed; return 0 when it has
+    everything.
+    """
     parser = argparse.ArgumentParser("compressbench sync", description=sync.__doc__)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders; all when none is named")
     parser.add_argument("--to", default="", help="another MLflow server or database")
@@ -31,7 +33,7 @@ def sync(argv: Sequence[str]) -> int:
 
 
 def _run_folders() -> list[Path]:
-    """All with an outbox; those of trials belong to their sweep's."""
+    """All folders with an outbox; a sweep's outbox stands for those of its trials."""
     found = {p.parent for top in _TOPS for p in Path(top).rglob(RECORDS)}
     return sorted(f for f in found if f.parent.parent not in found)
 
@@ -67,7 +69,7 @@ def _sync(outbox: Outbox, to: str) -> int:
 
 
 def _target(operations: Sequence[Operation], to: str) -> TrackingStore:
-    """Where an outbox goes: `to`, or where its run wanted it."""
+    """The server to log to: `to`, or the one that the run was configured with."""
     if to:
         return tracking_store(to)
     start = next(o for o in operations if o["do"] == "start")

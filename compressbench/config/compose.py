@@ -1,4 +1,4 @@
-"""Overrides -> the resolved config of one trial, composed by Hydra outside of hydra.main."""
+"""Composes overrides into a resolved config with Hydra, outside of `hydra.main`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
             try:
                 return _plain(_with_values(_composed(before, tuple(folders)), values))
             except OmegaConfBaseException:
-                pass  # Hydra itself says it best
+                pass  # let Hydra compose it all: its message is clearer
         return _plain(_compose(overrides, folders))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error, overrides, folders)) from error
@@ -39,7 +39,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
 
 @functools.lru_cache(maxsize=256)
 def cached_config(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> dict[str, Any]:
-    """The same for overrides that come again and again; not to be changed."""
+    """`compose_config`, cached. The result must not be modified."""
     return compose_config(overrides, folders)
 
 
@@ -62,7 +62,7 @@ def _composed(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> DictConf
 
 @functools.lru_cache(maxsize=64)
 def _names_overrides(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> bool:
-    """Whether a config uses its command line as text, so that later values change it there."""
+    """Whether a config interpolates its own command line, so that values cannot be added later."""
     from omegaconf import OmegaConf
 
     sections = {k: v for k, v in _composed(overrides, folders).items_ex(False) if k != "hydra"}

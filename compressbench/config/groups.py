@@ -27,7 +27,7 @@ GROUPS = {
 
 
 def config_folder() -> Path:
-    """conf/ beside the package in a checkout, inside it in an installed wheel."""
+    """Our conf/: next to the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -41,7 +41,7 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, str]:
-    """Name -> purpose of every option of a group; the purpose is the first line's comment."""
+    """Map the options of a group to their purpose, the comment in the first line of the YAML."""
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted((folder / group).glob("*.yaml")):

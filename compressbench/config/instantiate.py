@@ -1,4 +1,4 @@
-"""From a `_target_` config to the object: only allowed targets, only known options.
+"""Instantiates `_target_` configs: only allowed targets, only known options.
 
 What may be named is this package's plug-ins, torch's optimizers, and what the user adds by
 `--allow mymodule.*` or COMPRESSBENCH_ALLOW; a YAML file cannot widen the list.
@@ -29,12 +29,12 @@ def allowed() -> list[str]:
 
 
 def allow_arguments() -> list[str]:
-    """The arguments that give leave to the user's own targets once more."""
+    """The `--allow` arguments that reproduce this run's permissions."""
     return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
 
 
 def own_targets(tree: Any) -> Iterator[str]:
-    """Every `_target_` in a config whose source is not a versioned library's."""
+    """Every `_target_` in a config except those of torch, which counts by version."""
     if isinstance(tree, Mapping):
         target = tree.get("_target_")
         if target is not None and not str(target).startswith("torch."):
@@ -70,7 +70,7 @@ def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: An
     except Exception:
         _check_types(config, where)
         raise
-    _check_types(config, where)  # last: what the target says itself is more exact
+    _check_types(config, where)  # last: the target's own message is more precise
     return made
 
 
@@ -84,7 +84,7 @@ def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> N
 
 
 def takes_option(config: Mapping[str, Any], name: str, where: str) -> bool | None:
-    """Whether the target of `config` has an option of that name; None: it takes any, or is none."""
+    """Whether the target of `config` takes this option; None if it takes any, or has no target."""
     if "_target_" not in config:
         return None
     parameters = inspect.signature(_locate(str(config["_target_"]), where)).parameters
@@ -94,7 +94,7 @@ def takes_option(config: Mapping[str, Any], name: str, where: str) -> bool | Non
 
 
 def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(path, config) of the configs right inside another one, in lists as well."""
+    """(path, config) of the configs directly inside another one, including those in lists."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield f"{where}.{name}", value
@@ -138,7 +138,7 @@ def _locate(target: str, where: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise
-        raise UserError(f"{where}._target_={target}: there is no module {module}") from None
+        raise UserError(f"{where}._target_={target}: no module {module}") from None
     if not callable(found) or inspect.ismodule(found):
         raise UserError(f"{where}._target_={target}: {module} has no class or function {name}")
     return found
@@ -160,7 +160,7 @@ def _check_options(config: Mapping[str, Any], target: Any, where: str, given: se
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """What to add to a message about an unknown `name`: the closest choice, or all of them."""
+    """Suggestion for a message about an unknown `name`: the closest choice, or all choices."""
     known = sorted(set(choices))
     close = difflib.get_close_matches(name, known, n=1)
     if close:

@@ -1,6 +1,6 @@
-"""Where the modules that a config may name have moved to, for recipe files of before 0.2.
+"""New names of modules that a config may name, for recipe files written before the move.
 
-To be deleted with 0.2.0: by then a `recipe.yaml` that is worth replaying was written by 0.1.
+Kept for one release: to be deleted with 0.2.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the options of a config have the types that their target's signature names."""
+"""Checks the options of a config against the type annotations of its target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mistyped(target: Any, options: Mapping[str, Any]) -> Iterator[str]:
         function = function.__init__
     try:
         hints = get_type_hints(function)
-    except (NameError, TypeError):  # names that exist for a type checker alone; built-ins
+    except (NameError, TypeError):  # names imported for type checkers only; built-ins
         return
     for name, value in options.items():
         kinds = _alternatives(hints.get(name))
@@ -37,7 +37,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _word(kind: Any) -> str:
-    """The plain name of a kind of values; "" for one that is not judged."""
+    """The plain-English name of a type; "" for types that are not checked."""
     if _is_list(kind):
         return "a list" if _word(get_args(kind)[0]) else ""
     return _WORDS.get(kind, "")

@@ -1,4 +1,4 @@
-"""What Hydra would accept or explain badly on the command line, said in one line."""
+"""One-line errors for command-line mistakes that Hydra accepts silently or explains poorly."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse(arguments: Sequence[str]) -> None:
 
 
 def is_interval(argument: str) -> bool:
-    """Whether an override has values that can be drawn, but not listed."""
+    """Whether an override has values that can be sampled but not enumerated."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -56,7 +56,7 @@ def is_interval(argument: str) -> bool:
 
 
 def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path]) -> str:
-    """One line for what Hydra or OmegaConf said while composing."""
+    """Turn an error of Hydra or OmegaConf while composing into one line."""
     text = str(error)
     group = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
     if group:
@@ -73,7 +73,7 @@ def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path])
 
 
 def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
-    """Name the key nearest to an unknown one, from the config composed without it."""
+    """Suggest a key for an unknown one, from the config composed without it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -85,13 +85,13 @@ def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) ->
     with initialize_config_dir(str(folders[0])):
         config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
     known = set(_keys(OmegaConf.to_container(config, resolve=False)))
-    if key in known:  # something in its value is new
+    if key in known:  # a key inside its value is new
         return f"{key}: only keys that it has can be set; +{key}.NAME=VALUE adds one"
     return f"{key}: no such key{nearest_key(key, known)}"
 
 
 def nearest_key(key: str, known: set[str]) -> str:
-    """The nearest of the keys under the same parent, else of all."""
+    """The nearest key under the same parent, or else of all keys."""
     parent = key.rpartition(".")[0]
     siblings = {k for k in known if k.rpartition(".")[0] == parent}
     return nearest(key, siblings or known)

@@ -1,4 +1,4 @@
-"""`recipe.yaml` of a run folder, read with limits: it may come from a stranger."""
+"""Reads the `recipe.yaml` of a run folder, with limits: it may come from a stranger."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ MAX_RECIPE_DEPTH = 40
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A resolved config from a file; raises UserError for anything but plain YAML of our size."""
+    """Read a resolved config. Raises UserError for anything but plain YAML below the limits."""
     import yaml
 
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: no such file")
     if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so no recipe of ours")
+        raise UserError(f"{path}: larger than {MAX_RECIPE_BYTES:,} bytes, so not a recipe of ours")
     text = path.read_text(encoding="utf-8")
     try:
         _refuse_bombs(yaml.parse(text), path)
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: no valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: no recipe: a mapping is expected")
+        raise UserError(f"{path}: not a recipe: expected a mapping")
     return dict(with_current_targets(config))
 
 

@@ -1,4 +1,4 @@
-"""The config of one run with a type: what comes out of YAML files is checked here, and once."""
+"""The typed config of one run: composed YAML is checked here, once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.validation import check_flag, check_not_negative
 
 SECTIONS = ("model", "dataset", "recipe", "trainer", "tracking")
-OF_SWEEPS = "search"  # composed with every config, but of no concern to a single run
+OF_SWEEPS = "search"  # part of every composed config, ignored by a single run
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ class RunConfig:
         return stages
 
     def as_dict(self) -> dict[str, Any]:
-        """What `of` takes, as plain JSON."""
+        """The config as plain JSON; the inverse of `of`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

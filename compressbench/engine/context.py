@@ -1,4 +1,4 @@
-"""What the stages of one run share, and what a stage asks of the engine."""
+"""What all stages of a run share: store, data, runtime; and the exports a stage may ask for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TRACERS = (
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of one run share. `dataset` is the config that `data` was built from."""
+    """Shared by all stages of one run. `dataset` is the config that `data` was built from."""
 
     store: Store
     data: Data
@@ -51,7 +51,7 @@ class RunContext:
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
     opset: int = NEWEST  # highest of the target runtime
-    test: bool = True  # false: test data are not read at all
+    test: bool = True  # False: the test split is never read
 
     def context(self, job: Job, scratch: Path) -> Context:
         return Context(
@@ -68,7 +68,7 @@ class RunContext:
 
 
 def _exported_bytes(artifact: Artifact, run_context: RunContext, scratch: Path) -> int:
-    """Bytes of the ONNX file of an artifact, which is written for this and removed."""
+    """Size in bytes of an artifact's ONNX file, which is exported for this and deleted."""
     from compressbench.export.onnx import export_onnx
 
     scratch.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,9 @@ def _timed_against(original: Artifact, run_context: RunContext, scratch: Path) -
 
 
 def tracer(artifact: Artifact, run_context: RunContext) -> Trace:
-    """Graphs from the store: artifacts of one architecture share theirs, whatever their weights."""
+    """Take traced graphs from the store: artifacts of one architecture share one, whatever the
+    weights.
+    """
     from compressbench.export.traced import read_graph, traced_edits, write_graph
     from compressbench.export.translate import to_graph
 

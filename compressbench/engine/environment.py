@@ -1,4 +1,4 @@
-"""What the figures of a run may depend on beside its config: machine and versions."""
+"""Machine and library versions, which figures may depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """What the figures may depend on; names no machine and no person."""
+    """Versions, CPU and GPU model, threads, commit; no host name and no user name."""
     import torch
 
     return {
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a measured time depends on, beside versions."""
+    """The part of the machine that measured times depend on."""
     return {"cpu": _cpu_model(), "cores": os.cpu_count()}
 
 
@@ -44,7 +44,7 @@ def _cpu_model() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working folder; None outside a repository or without git."""
+    """The commit of the working folder, None outside a repository or without git."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

@@ -1,4 +1,4 @@
-"""How long a plan will take: images of its stages times the measured speed of its models."""
+"""Estimates how long a plan takes: images per stage times the measured speed of its models."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
 def _stored_or_built(
     planned: Planned, done: Mapping[str, Step], run_context: RunContext
 ) -> tuple[Entry, bool]:
-    """The entry of a stage, and whether it was there.
+    """Return the store entry of a stage, and whether it was there before.
 
     What depends on measured times may come out otherwise when it is computed again under its key:
     then what was made from the one before is no hit.
@@ -98,7 +98,7 @@ def _stored_or_built(
 
 
 def _parents(planned: Planned, done: Mapping[str, Step]) -> dict[str, str]:
-    """Role -> digest of what a stage starts from, where its key does not say that."""
+    """Role -> digest of each parent, for stages whose key does not determine their parents."""
     if not planned.timed:
         return {}
     return {r: artifacts.digest(done[name].artifact) for r, name in planned.parents.items()}
@@ -125,7 +125,9 @@ def _build(
 def _recalled(
     planned: Planned, run_context: RunContext, parts: Mapping[str, Any], compute: Callable[[], Any]
 ) -> Any:
-    """A result on the way of a stage, shared by stages that begin alike, whatever their options."""
+    """An intermediate result, cached under everything but the stage's own options, so that stages
+    with the same starting point share it.
+    """
     begun = {name: planned.parts[name] for name in _BEGINNING}
     key = {**begun, **parts, "kind": "costs"}
     return run_context.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
@@ -134,7 +136,9 @@ def _recalled(
 def _measured(
     artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, test: bool
 ) -> tuple[Path, Measurement]:
-    """Export, measure the file beside the float baseline's, and read test data where allowed."""
+    """Export an artifact and measure its file next to the float baseline's; `test` allows reading
+    the test split.
+    """
     from compressbench.export.onnx import export_onnx
     from compressbench.measure.figures import measure_model, test_figures
 
@@ -182,7 +186,9 @@ def _export(
     shared = {
         "parents": {
             "model": artifact.key,
-            **({"digest": artifacts.digest(artifact)} if timed else {}),  # the key is not enough
+            **(
+                {"digest": artifacts.digest(artifact)} if timed else {}
+            ),  # timed stages: the key does not determine the weights
         },
         "data": asdict(run_context.data.spec),
         "opset": run_context.opset,
@@ -193,5 +199,5 @@ def _export(
 
 
 def _machine() -> dict[str, str]:
-    """A latency holds for the machine it was taken on."""
+    """The machine is part of the key: latency is only valid where it was measured."""
     return {"machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"}

@@ -1,7 +1,7 @@
-"""One stage on several processes: the parent decides and publishes, the ranks compute.
+"""Runs one stage on several processes: the parent decides and publishes, the ranks compute.
 
-The ranks are Hydra-free processes (rank.py) that start from a JSON file. When one dies the others
-are stopped, with its last words as the reason.
+The ranks are processes without Hydra (rank_process.py) that start from a JSON file. When one dies,
+the others are stopped and its last line of output becomes the error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from compressbench.engine.context import RunContext
     from compressbench.engine.stage_job import Job
 
-EXIT_USER, EXIT_CHECK, EXIT_BUG = 101, 103, 170  # of a rank; Python itself may end with 1
+EXIT_USER, EXIT_CHECK, EXIT_BUG = (
+    101,
+    103,
+    170,
+)  # of a rank; Python itself exits with 1 on import errors
 POLL_SECONDS, GRACE_SECONDS = 0.2, 5.0
 
 
@@ -71,18 +75,18 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
         return subprocess.Popen(
             [sys.executable, "-m", "compressbench.engine.rank_process", str(job)],
             env=environment, stdout=log, stderr=log, start_new_session=True,
-            stdin=subprocess.PIPE,  # its end tells the rank that we are gone
+            stdin=subprocess.PIPE,  # closed when we die, which ends the rank
         )  # fmt: skip
 
 
 def _watch(
     processes: list[subprocess.Popen[bytes]], scratch: Path, run_context: RunContext
 ) -> None:
-    """Wait for all ranks, passing on the first one's progress; raise when one fails."""
+    """Wait for all ranks and forward the progress of rank 0; raise when a rank fails."""
     seen = ""
     while None in (codes := [p.poll() for p in processes]):
         if any(codes):
-            time.sleep(POLL_SECONDS)  # one that lost its peer may have been seen before the peer
+            time.sleep(POLL_SECONDS)  # the rank that failed first may not be the one seen first
             break
         progress = scratch / "progress.json"
         text = progress.read_text() if progress.exists() else ""
@@ -97,7 +101,7 @@ def _watch(
 
 
 def _precedence(code: int) -> int:
-    """A rank whose peer died ends with an error of its own, which is not the reason."""
+    """Order of exit codes: a rank whose peer died also fails, but that failure is not the cause."""
     return 0 if code < 0 else 1 if code in (EXIT_USER, EXIT_CHECK) else 2
 
 

@@ -1,4 +1,4 @@
-"""The config of a model: options of its class, a checkpoint, a student; does it fit the data?"""
+"""The config of a model: class options, checkpoint, student; and whether it fits the data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Data, DataSpec
 from compressbench.models.checkpoint import load_checkpoint_
 
-STUDENT = "student"  # of a model: which of its options a student has others; of a stage: that model
+STUDENT = "student"  # in a model: options that its student overrides; in a stage: that student
 _NOT_OPTIONS = ("checkpoint", STUDENT)
 
 
 def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What the class of a model is called with."""
+    """The options that are passed to the model's class."""
     return {k: v for k, v in model.items() if k not in _NOT_OPTIONS}
 
 
@@ -30,7 +30,7 @@ def student_of(model: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
     where = f"recipe.stages.{stage}.model={STUDENT}"
     if not isinstance(changes, Mapping) or not changes:
         raise UserError(
-            f"{where}: model.{STUDENT} must say which options of the model are others, such as "
+            f"{where}: model.{STUDENT} must list the options to override, such as "
             f"{{width: 8}}, got {changes!r}; or choose a model of the group, "
             f"model@recipe.stages.{stage}.model=NAME"
         )
@@ -38,7 +38,7 @@ def student_of(model: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 
 
 def check_domain(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
-    """UserError for a model of images where the data are texts, and the other way round."""
+    """Raise UserError for an image model on text data, or a text model on images."""
     takes = takes_option(own, "vocabulary", where)
     if takes is None or takes == (spec.tokens is not None):
         return
@@ -77,14 +77,14 @@ def checked_architecture(
         )
     path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
     if path is not None and not path.is_file():
-        raise UserError(f"{where}.checkpoint={path}: there is no such file")
+        raise UserError(f"{where}.checkpoint={path}: no such file")
     return config, path, _try_model(config, path, spec, where)
 
 
 def _try_model(
     config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
 ) -> torch.nn.Module:
-    """Build a model and run it on two blank samples: what cannot work shows before any training."""
+    """Build a model and run it on two blank samples, so that errors show before any training."""
     with torch.random.fork_rng(devices=()):
         model = instantiate(config, where)
     if not isinstance(model, torch.nn.Module):

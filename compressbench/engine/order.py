@@ -1,4 +1,4 @@
-"""Which orders of stages can work, decided before anything runs."""
+"""Checks the order of a recipe's stages before anything runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _first_conflict(
 def _nearest_legal(
     order: list[str], stages: Mapping[str, Stage], fresh: frozenset[str]
 ) -> list[str] | None:
-    """The legal order with the fewest swapped pairs, the first of equals."""
+    """The legal order with the fewest swapped pairs; the first one of several."""
     if len(order) > MAX_PERMUTED:
         return None
     rank = {name: i for i, name in enumerate(order)}

@@ -1,4 +1,4 @@
-"""A recipe laid out before it runs: stages built and checked, parents named, keys computed.
+"""Plans a recipe before it runs: builds and checks its stages, finds parents, computes keys.
 
 Stages and models are built here, to be checked and keyed, and built again by `stage_job` where a
 stage runs: that may be another process (a rank), on another day (a resumed run), or never (a stage
@@ -40,7 +40,7 @@ _ALWAYS_RUNS = ("compressbench.engine.stage_job.execute",)
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of a plan: what its processes need, where it comes from, what its key is made of.
+    """One stage of a plan: its job, its parents, and the parts of its content key.
 
     `parents` maps roles ("model", "teacher") to names of earlier stages.
     """
@@ -49,8 +49,8 @@ class Planned:
     stage: Stage
     parents: dict[str, str]
     parts: dict[str, Any]
-    begins_with: torch.nn.Module  # the architecture at the start of its line, untrained
-    timed: bool = False  # it, or what it comes from, depends on measured times
+    begins_with: torch.nn.Module  # the untrained architecture that its chain of stages starts from
+    timed: bool = False  # its result, or a parent's, depends on measured latency
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What all stages of a plan are laid out with."""
+    """The arguments of `make_plan`, shared by all its stages."""
 
     stages: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -122,7 +122,7 @@ def _build_stage(name: str, config: Any) -> Stage:
 
 
 def _check_lines(stages: Mapping[str, Stage], fresh: frozenset[str]) -> None:
-    """Let each stage look at those that its model went through."""
+    """Let each stage check the earlier stages of its own chain."""
     line: list[Stage] = []
     for name, stage in stages.items():
         line = [] if name in fresh else line
@@ -172,7 +172,7 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
 
 @dataclass(frozen=True)
 class _Start:
-    """What a stage starts from: an architecture and a checkpoint, or its parent's result."""
+    """The starting point of a stage: an architecture and a checkpoint, or its parent's result."""
 
     begins_with: torch.nn.Module
     architecture: dict[str, Any] | None = None
@@ -195,7 +195,7 @@ def _start_of(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, Pla
 def _key_parts(
     name: str, stage: Stage, recipe: _Recipe, start: _Start, parents: dict[str, str]
 ) -> dict[str, Any]:
-    """Everything that a stage's result depends on; `parents` maps roles to keys."""
+    """Everything a stage's result depends on; `parents` maps roles to keys."""
     config = _own_options(recipe.stages[name])
     weighs = _times(stage) or bool(getattr(stage, "weighs_files", False))
     targets = {*_ALWAYS_RUNS, *own_targets([config, start.architecture, recipe.dataset])}
@@ -225,12 +225,12 @@ def _key_parts(
 
 
 def _times(stage: Stage) -> bool:
-    """Whether what a stage does depends on measured times."""
+    """Whether the result of a stage depends on measured latency."""
     return bool(getattr(stage, "times_files", False))
 
 
 def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
-    """Let a stage that has the method `check` refuse what it is to begin with."""
+    """Call the optional method `check` of a stage, which may reject its inputs."""
     method = getattr(stage, check, None)
     if method is not None:
         try:
@@ -242,17 +242,17 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
 def _teachers(
     name: str, config: Mapping[str, Any], before: Mapping[str, Planned], where: str
 ) -> dict[str, str]:
-    """Role ("teacher", "teacher.1", ...) -> the stage that `teacher` names, or that it lists."""
+    """Map roles ("teacher", "teacher.1", ...) to the stages that `teacher` names."""
     given = config.get("teacher")
     if given is None:
         if config.get("loss") is not None and "teacher" in config:
             raise UserError(f"{where}.teacher is required: the name of an earlier stage")
         return {}
     if "loss" in config and config["loss"] is None:
-        raise UserError(f"{where}.teacher={given} has no use without a loss: set both or neither")
+        raise UserError(f"{where}.teacher={given} needs a loss: set both or neither")
     names = list(given) if isinstance(given, (list, tuple)) else [given]
     if not names or len(set(map(str, names))) < len(names):
-        raise UserError(f"{where}.teacher={given} must name stages, each once")
+        raise UserError(f"{where}.teacher={given} must name different earlier stages")
     for teacher in names:
         if teacher not in before:
             choices = nearest(str(teacher), before)
@@ -261,5 +261,5 @@ def _teachers(
 
 
 def stage_seed(seed: int, name: str) -> int:
-    """The seed of a stage: of the run's seed and the stage's name, of nothing else."""
+    """The seed of a stage, derived from the run's seed and the stage's name alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")

@@ -1,4 +1,4 @@
-"""`plan=true`: what would run, what the store has of it, and how long the rest would take."""
+"""`plan=true`: shows the stages, which of them the store already has, and the estimated time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressbench.store.explain import explain
 
 
 def show_plan(plan: Sequence[Planned], run_context: RunContext) -> None:
-    """Print the stages, what the store has of them, why it lacks the rest, and the time."""
+    """Print each stage with its key, a store hit or the reason for the miss, and its time."""
     terminal = Terminal([], console=make_console())
     seconds = stage_seconds(plan, run_context.data, run_context.runtime)
     total, rows, reasons = 0.0, [], []

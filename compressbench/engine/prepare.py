@@ -1,4 +1,4 @@
-"""From a checked config to everything that a run needs; nothing is trained or written yet."""
+"""Builds everything a run needs from its config; nothing is trained or written yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compressbench.tracking.trackers import Tracker
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: its config, the plan of its stages, what they share, its tracker."""
+    """A run that is ready to start."""
 
     config: RunConfig
     plan: list[Planned]
@@ -29,7 +29,7 @@ class Prepared:
     tracker: Tracker
 
     def with_context(self, **changes: Any) -> Self:
-        """The same run with other fields of its context."""
+        """A copy with some fields of its context replaced."""
         return replace(self, context=replace(self.context, **changes))
 
 
@@ -64,7 +64,7 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def _built(group: str, section: Mapping[str, Any], method: str) -> Any:
-    """The object of a config group, which must have the `method` that makes it one."""
+    """Instantiate a config group and check that the object has `method`."""
     made = instantiate(section, group)
     if not callable(getattr(made, method, None)):
         raise UserError(f"{group}._target_={section['_target_']} is not a {group}")

@@ -1,4 +1,4 @@
-"""One of several processes of a stage: join the group, load the parents, run the stage."""
+"""A rank: one of the processes of a stage. Joins the group, loads the parents, runs the stage."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _run(path: Path) -> None:
 def _entry_folder(store: Store, key: str) -> Path:
     entry = store.read(key)
     if entry is None:
-        raise CheckFailedError(f"the store lost entry {key[:12]} while the recipe ran")
+        raise CheckFailedError(f"cache entry {key[:12]} disappeared during the run")
     return entry.folder
 
 
@@ -63,7 +63,7 @@ def _progress_file(scratch: Path) -> Progress:
 
 
 def _die_with_parent() -> None:
-    """A killed run leaves no ranks behind: they would write beside those of the next run."""
+    """End with the parent: a rank that outlives a killed run would disturb the next one."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(EXIT_BUG)
 

@@ -38,13 +38,13 @@ from compressbench.results.terminal import Terminal
 from compressbench.tracking.sweep_session import Tracked
 from compressbench.tracking.trackers import Session
 
-End = Callable[[str, Report, Tracked], None]  # status, report, what tracking came to
+End = Callable[[str, Report, Tracked], None]  # called with status, report, tracking result
 
 
 def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
-    """Run what `config` says, or show its plan; everything that is left behind is in `folder`.
+    """Run a recipe, or show its plan. All output goes into `folder`.
 
-    `command` is the command line that does the same again. Raises UserError for what cannot work,
+    `command` is the command line that repeats the run. Raises UserError for what cannot work,
     CheckFailedError for a stage or file that fails a check.
     """
     try:
@@ -115,7 +115,7 @@ def reported(
 
 
 def _last_lines(info: RunInfo) -> End:
-    """What the terminal says when a run is over."""
+    """Returns the callback that prints the end of a run."""
 
     def show(status: str, report: Report, tracked: Tracked) -> None:
         terminal, folder = Terminal([], info.metric), info.folder
@@ -130,13 +130,13 @@ def _last_lines(info: RunInfo) -> End:
         terminal.console.print(headline(report), markup=False, soft_wrap=True)
         recipe = str(folder / RECIPE_FILE)
         again = shlex.join(["compressbench", *allow_arguments(), "replay", recipe])
-        terminal.console.print(f"the same again: {again}", markup=False, soft_wrap=True)
+        terminal.console.print(f"run it again: {again}", markup=False, soft_wrap=True)
 
     return show
 
 
 def replay(path: Path) -> None:
-    """Run a `recipe.yaml` again; say whether the file to ship has the same bytes as before."""
+    """Run a `recipe.yaml` again and print whether model.onnx has the same bytes as before."""
     config = RunConfig.of(read_recipe(path))
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
     folder = Path("runs").absolute() / stamp

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the recipe, the report, the pictures, the file to ship."""
+"""Writes the run folder: recipe, report, plots, and the file to ship."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenize
 
 
 def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
-    """Write the recipe into the run folder and note what is known before the run."""
+    """Write `recipe.yaml` into the run folder; return what is known before the run."""
     import yaml
 
     config = prepared.config
@@ -51,7 +51,7 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
 
 
 def run_name(prepared: Prepared) -> str:
-    """Recipe, model and time: how people tell runs apart."""
+    """A name that tells runs apart: recipe, model, time."""
     stamp = datetime.now().strftime("%m-%d %H:%M:%S")
     return f"{prepared.config.name} {_model_class(prepared)} {stamp}"
 
@@ -70,7 +70,7 @@ def _model_class(prepared: Prepared) -> str:
 
 
 def ship(last: Step, run_context: RunContext, folder: Path) -> None:
-    """Put the file to ship into the run folder, with what explains and rebuilds it."""
+    """Copy model.onnx, its description and the artifact into the run folder."""
     from compressbench.export.bundle import write_bundle
 
     report = json.loads((last.files / "export.json").read_text())
@@ -88,7 +88,7 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
 
 
 def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
-    """Write the report and its tables; return the report and the files that a tracker logs."""
+    """Write report and tables; return the report and the files to log."""
     folder = info.folder
     report = build_report(info, steps, status)
     write_json_atomic(folder / REPORT_FILE, report)
@@ -100,7 +100,7 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Write the pictures of a run as pages that work offline."""
+    """Write the plots of a run as HTML pages that work offline."""
     from compressbench.results.pruning_plots import pruning_pictures
     from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_html
 
@@ -116,7 +116,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Hydra makes the run folder before anything is known to be right."""
+    """Remove the run folder, which Hydra creates before the config is checked."""
     for path in (folder, *folder.parents[:2]):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -1,4 +1,4 @@
-"""From the `trainer` group to a Runtime that this machine can give."""
+"""Resolves the `trainer` config group to a Runtime on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def resolve(config: Mapping[str, Any]) -> Runtime:
-    """Check the `trainer` config and fill in what `auto` and `null` stand for."""
+    """Check the `trainer` config and resolve `auto` and `null`."""
     for name in sorted(set(config) ^ _OPTIONS):
         problem = "is required" if name in _OPTIONS else f"no such option{nearest(name, _OPTIONS)}"
         raise UserError(f"trainer.{name}: {problem}")

@@ -1,6 +1,6 @@
-"""One stage, run: from its parents to a checked artifact on disk, in each of its processes.
+"""Runs one stage, from its parents to a checked artifact on disk, in each of its processes.
 
-What is imported here counts in the content key of every stage, so it is as little as can be.
+Every import here becomes part of the content key of every stage, so there are few.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know to run one stage; plain JSON.
+    """The description of one stage for the process that runs it; plain JSON.
 
     `model` is the architecture to start from, None for a stage that goes on from its parent;
     `checkpoint` a file with its weights, whose digest was `checkpoint_sha256` at planning.

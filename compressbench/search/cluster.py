@@ -1,4 +1,4 @@
-"""Workers as jobs of a Hydra launcher: Slurm by submitit, Ray, and so on."""
+"""Runs workers as jobs of a Hydra launcher: Slurm through submitit, Ray, and so on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from compressbench.search.storage import SweepStorage
 from compressbench.search.supervisor import LOOK_SECONDS, OnChange
 
 SPEC_FILE = ".worker.json"
-Launch = Callable[[int, Path], None]  # so many workers, on the spec in a file; returns at the end
+Launch = Callable[
+    [int, Path], None
+]  # (number of workers, file with the spec); returns when all have ended
 
 
 def run_worker(config: Any) -> None:

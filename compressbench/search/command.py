@@ -1,4 +1,4 @@
-"""`python run.py -m search=...`: from the command line's overrides to a finished sweep."""
+"""`python run.py -m search=...`: runs a sweep from the overrides of a command line."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag",
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for: how to search, which parameters, with which other overrides.
+    """A sweep as requested: search options, searched parameters, and fixed overrides.
 
-    `conf` are the config folders, ours first; `command` is the command line that asks it again.
+    `conf` are the config folders, ours first; `command` is the command line that repeats it.
     """
 
     options: Options
@@ -65,7 +65,7 @@ def sweep(
 ) -> Sweep:
     """Run or continue the sweep that `overrides` describe; return its last state.
 
-    `folders` are the user's own config folders, `command` is what to type to get the same sweep.
+    `folders` are the user's own config folders; `command` is the command line that repeats it.
     Workers are our own processes, or jobs that `launch` runs. Raises UserError before anything runs
     for what cannot work.
     """
@@ -73,7 +73,9 @@ def sweep(
     count = asked.options.workers
     if launch is not None:
         return _sweep(asked, functools.partial(supervise_jobs, count=count, launch=launch))
-    waiting = [call_worker() for _ in range(count)]  # they import while we check
+    waiting = [
+        call_worker() for _ in range(count)
+    ]  # they import their libraries while we check the space
     try:
         return _sweep(asked, functools.partial(supervise, waiting=waiting))
     finally:
@@ -101,7 +103,7 @@ def _sweep(asked: Asked, run: Callable[..., None]) -> Sweep:
 def _watched(
     spec: Spec, start: Callable[..., None], storage: SweepStorage, look: Callable[[], Sweep]
 ) -> Tracked:
-    """Run the workers, with the sweep on the terminal, in `sweep.json`, and tracked."""
+    """Run the workers while the sweep is shown on the terminal, stored and tracked."""
     config = cached_config(tuple(spec.fixed), spec.conf_folders)
     tracker: Tracker = instantiate(config["tracking"], "tracking")
     tags = {"recipe": config["name"], "sweep": spec.name}
@@ -129,7 +131,7 @@ def _watched(
 
 
 def _read(arguments: Sequence[str], conf: tuple[Path, ...], command: Sequence[str]) -> Asked:
-    """Parse the overrides; every parameter is in the config of some combination."""
+    """Parse the overrides of a sweep and check which parameters may be searched."""
     _, fixed = spaces.parse(arguments, conf)
     options = read_options(cached_config(tuple(fixed), conf)["search"])
     space, fixed = spaces.joined(options.space, arguments, conf)
@@ -146,7 +148,9 @@ def _read(arguments: Sequence[str], conf: tuple[Path, ...], command: Sequence[st
 
 
 def _plan(asked: Asked) -> tuple[Spec, dict[str, str]]:
-    """The sweep, checked as far as it can be without running a trial; and its fingerprint."""
+    """The spec of the sweep, checked as far as possible without running a trial, and its
+    fingerprint.
+    """
     options, space, fixed, conf = asked.options, asked.space, asked.fixed, asked.conf
 
     def configs(chosen: tuple[str, ...]) -> Mapping[str, Any]:
@@ -197,7 +201,7 @@ def _plan(asked: Asked) -> tuple[Spec, dict[str, str]]:
 
 
 def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], workers: int) -> Spec:
-    """Bind the name to the fingerprint; what all who join the sweep must share comes from it.
+    """Bind the name to the fingerprint, and take what all participants must share from the study.
 
     The CPU threads of a trial are such: other threads give slightly other weights.
     """
@@ -217,7 +221,7 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
 
 
 def _describe(spec: Spec) -> dict[str, Any]:
-    """Write what a reader of the sweep's folder needs, without credentials."""
+    """Write the description of the sweep into its folder, without credentials."""
     from compressbench.results.run_report import write_json_atomic
 
     description = {

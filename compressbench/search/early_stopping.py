@@ -1,4 +1,4 @@
-"""When a trial is hopeless: its best possible end is dominated by the front already.
+"""Stops trials that can no longer reach the front: their best possible result is dominated.
 
 The rule looks at each stage but the last, and at the finished trials whose later stages have the
 same choices and integers: at least `LEAST_TRIALS`, the last `MOST_TRIALS`. They bound the end

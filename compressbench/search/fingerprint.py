@@ -1,4 +1,4 @@
-"""What a sweep's name stands for: its space, objectives, constraints, recipe, model, dataset."""
+"""Identifies a sweep by its space, objectives, constraints, recipe, model and dataset."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def digest(print_: Mapping[str, str]) -> str:
 
 
 def check_same(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise UserError naming the differences of two fingerprints."""
+    """Raise UserError that lists the differences between two fingerprints."""
     changed = [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]
     changed.sort(key=lambda k: (not k.startswith("search."), k))
     if not changed:
@@ -56,6 +56,6 @@ def check_same(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> 
     ]
     more = f" and {len(changed) - _MOST_SHOWN} more" if len(changed) > _MOST_SHOWN else ""
     raise UserError(
-        f"search.name={name} is another sweep, it differs in: {'; '.join(shown)}{more}; "
+        f"search.name={name} is already another sweep, which differs in: {'; '.join(shown)}{more}; "
         "give this one another search.name"
     )

@@ -1,4 +1,4 @@
-"""Who runs which task of a sweep: one row a task, changed by single atomic statements.
+"""Leases on the tasks of a sweep: one row per task, changed by single atomic statements.
 
 A task (`trial/12`, `repeat/12/1`) is `running` under an owner until its lease expires, `released`
 by an owner that stopped in order, or `done` with a result. Writing the result is the fence: it
@@ -42,7 +42,7 @@ class Leases:
         self._change(_INDEX)
 
     def hold(self, task: str, owner: str) -> bool:
-        """Begin or prolong a lease; False when somebody else has the task now."""
+        """Begin or extend a lease; False if another owner has the task."""
         return self._change(
             f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'running', 0, {self._soon}, "
             f"NULL) ON CONFLICT (study, task) DO UPDATE SET expires = {self._soon} WHERE {_MINE}",
@@ -50,7 +50,7 @@ class Leases:
         )  # fmt: skip
 
     def finish(self, task: str, owner: str, result: str) -> bool:
-        """Write the result; False, and nothing written, when the task is not the owner's now."""
+        """Write the result; False, and nothing written, if the owner has lost the task."""
         return self._change(
             f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'done', 0, 0, :result) "
             f"ON CONFLICT (study, task) DO UPDATE SET state = 'done', result = :result "
@@ -59,7 +59,7 @@ class Leases:
         )  # fmt: skip
 
     def adopt(self, task: str, owner: str) -> bool:
-        """Take over a released task, or one whose lease ran out and that was not lost too often."""
+        """Take over a released task, or one whose lease expired and that was not lost too often."""
         return self._change(
             f"UPDATE {_TABLE} SET owner = :owner, expires = {self._soon}, state = 'running', "
             "losses = losses + CASE WHEN state = 'running' THEN 1 ELSE 0 END "
@@ -78,7 +78,7 @@ class Leases:
         )  # fmt: skip
 
     def release(self, task: str, owner: str) -> None:
-        """Give a task back in order: the next worker takes it at once, and nothing was lost."""
+        """Return a task in good order: the next worker takes it at once, and it is not a loss."""
         self._change(
             f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'released', 0, 0, NULL) "
             f"ON CONFLICT (study, task) DO UPDATE SET state = 'released' WHERE {_MINE}",
@@ -91,7 +91,7 @@ class Leases:
         )
 
     def abandon(self, task: str) -> None:
-        """A task that nobody wrote a lease for can be adopted from now on."""
+        """Make a task that has no lease available for adoption."""
         self._change(
             f"INSERT INTO {_TABLE} VALUES (:study, :task, '', 'running', 0, 0, NULL) "
             "ON CONFLICT (study, task) DO NOTHING",
@@ -132,7 +132,7 @@ class Leases:
         return rows[0].result if rows else None
 
     def results(self, prefix: str) -> dict[str, str]:
-        """Task -> result of all that are done."""
+        """Task -> result, of all finished tasks."""
         rows = self._rows(
             f"SELECT task, result FROM {_TABLE} WHERE study = :study AND state = 'done' "
             "AND task LIKE :prefix",

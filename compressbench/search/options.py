@@ -1,4 +1,4 @@
-"""The `search` section of the config, checked."""
+"""Reads and checks the `search` section of the config."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _check_numbers(options: Options) -> None:
 
 
 def read_objectives(texts: Sequence[str] | None, metric: str) -> tuple[Objective, ...]:
-    """`maximize val/accuracy` and so on; None is accuracy against download bytes."""
+    """Parse `maximize val/accuracy` and so on; None means accuracy against download bytes."""
     if texts is None:
         texts = [f"maximize val/{metric}", "minimize size/download_bytes"]
     if not isinstance(texts, (list, tuple)) or not texts:
@@ -112,7 +112,7 @@ def _figure(name: str, metric: str, where: str) -> str:
 
 
 def read_constraints(texts: Sequence[str], metric: str) -> tuple[Constraint, ...]:
-    """`val/accuracy >= 0.9` and so on. Raises UserError for what no trial can meet."""
+    """Parse `val/accuracy >= 0.9` and so on. Raises UserError for constraints no trial can meet."""
     found = tuple(_constraint(text, metric) for text in texts)
     for name in {c.name for c in found}:
         floors = [c.bound for c in found if c.name == name and c.at_least]
@@ -143,5 +143,5 @@ def _constraint(text: Any, metric: str) -> Constraint:
     except ValueError:
         bound = math.nan
     if not math.isfinite(bound):
-        raise UserError(f"search.constraints: {text!r}: {number} is no number")
+        raise UserError(f"search.constraints: {text!r}: {number} is not a number")
     return Constraint(_figure(name, metric, "constraints"), sign == ">=", bound)

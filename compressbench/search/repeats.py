@@ -1,4 +1,4 @@
-"""The end of a sweep: the members of the front once more, with test data and under other seeds."""
+"""The end of a sweep: measures the front on test data, and repeats it under other seeds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _take(
 
 
 def final_front(storage: SweepStorage, spec: Spec) -> dict[int, Mapping[str, Any]]:
-    """Number -> settings of the feasible trials that no other dominates."""
+    """Number -> settings of the feasible trials that no other trial dominates."""
     results = storage.results()
     rows = [
         (t.number, t.params, values)

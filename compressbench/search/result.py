@@ -1,4 +1,4 @@
-"""What a trial came to, as it is stored: plain JSON under the trial's lease."""
+"""The result of a trial, stored as plain JSON with the trial's lease."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Result:
         return json.dumps(asdict(self), allow_nan=False)
 
     def values(self, objectives: Sequence[Objective]) -> list[float] | None:
-        """The objectives' values; None where one was not taken."""
+        """The values of the objectives; None for one that was not measured."""
         found = [self.figures.get(o.name) for o in objectives]
         return [v for v in found if v is not None] if None not in found else None
 
     def violations(self, constraints: Sequence[Constraint]) -> dict[str, float]:
-        """Of each constraint, at most 0 where it holds; a figure not taken violates it by 1."""
+        """The violation of each constraint, at most 0 if it holds; 1 for a missing figure."""
         return {
             f"{c.name} {'>=' if c.at_least else '<='} {c.bound:g}": c.violation(
                 self.figures[c.name]

@@ -1,4 +1,4 @@
-"""A sweep as it is stored -> plain values."""
+"""Reads the stored state of a sweep into plain values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATES: dict[str, State] = {
 
 
 def list_sweeps(root: Path = Path("sweeps")) -> list[Path]:
-    """The folders of the sweeps in `root`, the one changed last first."""
+    """The folders of the sweeps in `root`, most recently changed first."""
     found = [path.parent for path in root.glob(f"*/{DESCRIPTION}")]
     return sorted(found, key=lambda p: (p / DESCRIPTION).stat().st_mtime, reverse=True)
 
@@ -42,7 +42,7 @@ def read_sweep(which: str | Path, url: str | None = None) -> Sweep:
     path = folder / DESCRIPTION
     if not path.is_file():
         names = ", ".join(p.name for p in list_sweeps()) or "none"
-        raise UserError(f"{which}: no sweep; those in sweeps/ are: {names}")
+        raise UserError(f"{which}: no such sweep; sweeps/ has: {names}")
     description = json.loads(path.read_text(encoding="utf-8"))
     stored = description["storage"]
     if stored is not None:
@@ -55,7 +55,7 @@ def read_sweep(which: str | Path, url: str | None = None) -> Sweep:
 
 
 def as_sweep(storage: SweepStorage, description: Mapping[str, Any], folder: Path) -> Sweep:
-    """The trials of an open storage, by number."""
+    """The current state of an open sweep, with its trials by number."""
     results, repeats = storage.results(), _repeats(storage)
     constraints = tuple(Constraint(**c) for c in description["constraints"])
     trials = []
@@ -109,7 +109,7 @@ def _finished(
 
 
 def _repeats(storage: SweepStorage) -> dict[int, dict[int, Result]]:
-    """Trial number -> repeat -> result, of those that worked."""
+    """Trial number -> repeat -> result, of the successful repeats."""
     found: dict[int, dict[int, Result]] = {}
     for task, text in storage.leases.results("repeat").items():
         _, number, repeat = task.split("/")

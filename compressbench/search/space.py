@@ -1,4 +1,4 @@
-"""A search space: overrides whose value is an interval, a range or a choice, read and drawn from.
+"""A search space: overrides whose value is an interval, a range or a choice; parsing, sampling.
 
 `interval(0.3,0.95)` is a float, `int(interval(2,8))` an integer, `tag(log,interval(..))` is drawn
 on a log scale; `range(a,b,step)` excludes its end; `choice(..)` and `a,b` are unordered.
@@ -45,7 +45,7 @@ class Parameter:
 
     @property
     def place(self) -> str:
-        """Where in the config it goes, such as `recipe.stages.prune.sparsity`."""
+        """Its path in the config, such as `recipe.stages.prune.sparsity`."""
         name, _, package = self.key.lstrip("+").partition("@")
         return package or name
 
@@ -93,7 +93,7 @@ class Parameter:
 
 
 def parse(arguments: Iterable[str], folders: Sequence[Path]) -> tuple[list[Parameter], list[str]]:
-    """(searched, fixed) of command-line overrides. Raises UserError for what cannot be drawn."""
+    """(searched, fixed) overrides. Raises UserError for values that cannot be sampled."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -135,7 +135,7 @@ def _parameter(override: Override, argument: str, folders: Sequence[Path]) -> Pa
 
 
 def _quoted(text: str) -> str:
-    """Text as an override takes it, in quotes where Hydra would read something else."""
+    """Text as an override, quoted where Hydra would parse something else."""
     if _WORD.fullmatch(text) and text.lower() not in ("true", "false", "null", "inf", "nan"):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -193,7 +193,7 @@ def levels(space: Sequence[Parameter]) -> list[list[Parameter]]:
 
 
 def exists(parameter: Parameter, config: Mapping[str, Any]) -> bool:
-    """Whether a composed config has the place of a parameter (for `+` and groups: its parent)."""
+    """Whether a composed config has the path of a parameter (for `+` and groups: its parent)."""
     parts = parameter.place.split(".")
     added = parameter.key.startswith("+") or parameter.group
     place: Any = config

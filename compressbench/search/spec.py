@@ -1,4 +1,4 @@
-"""What the workers of a sweep need to know, as plain JSON on their standard input."""
+"""The specification of a sweep that its workers get, as plain JSON on standard input."""
 
 from __future__ import annotations
 

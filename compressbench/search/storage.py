@@ -36,7 +36,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class SweepStorage:
-    """Where trials are handed out and told."""
+    """Storage of a sweep: hands out trials and records their results."""
 
     study: optuna.Study
     leases: Leases
@@ -70,14 +70,14 @@ class SweepStorage:
             return int(found.scalar_one())
 
     def states(self) -> dict[str, int]:
-        """How many trials are in each state; changes whenever a trial does."""
+        """Number of trials in each state; changes whenever a trial does."""
         statement = "SELECT state, count(*) FROM trials WHERE study_id = :study GROUP BY state"
         with self.engine.connect() as connection:
             found = connection.execute(sqlalchemy.text(statement), {"study": self.study._study_id})
             return {str(state): int(count) for state, count in found}
 
     def trial(self, number: int) -> Trial:
-        """An existing trial, to go on with."""
+        """An existing trial, to be resumed."""
         storage, study = self.study._storage, self.study._study_id
         self.study._thread_local.cached_all_trials = None
         return Trial(self.study, storage.get_trial_id_from_study_id_trial_number(study, number))
@@ -92,7 +92,7 @@ class SweepStorage:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
     ) -> None:
-        """Hand a stored result to Optuna; one that was told already is left alone."""
+        """Report a stored result to Optuna, unless that has happened already."""
         values = result.values(objectives) if result.state == "complete" else None
         with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
             for name, violation in result.violations(constraints).items() if values else ():
@@ -139,7 +139,7 @@ def open_storage(
         if objectives is not None and url is None:
             folder.mkdir(parents=True, exist_ok=True)
         if objectives is None and url is None and not (folder / DATABASE).is_file():
-            raise UserError(f"{folder}: there is no sweep")
+            raise UserError(f"{folder}: no sweep here")
         lock = folder / f".{DATABASE}.lock" if url is None else None
         address = f"sqlite:///{folder / DATABASE}" if url is None else database_address(url)
         with _lock(lock, _engine(address), 0):
@@ -151,7 +151,7 @@ def open_storage(
     except OSError as error:
         raise UserError(f"{error.filename or shown}: {error.strerror}") from error
     except KeyError:
-        raise UserError(f"{shown}: there is no sweep {name}") from None
+        raise UserError(f"{shown}: no sweep named {name}") from None
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""The end of a sweep on the terminal: the front, and what to do next."""
+"""Prints the end of a sweep: the front, and the next commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressbench.tracking.sweep_session import Tracked
 
 
 def show_end(sweep: Sweep, tracked: Tracked) -> None:
-    """The front as a table, then the next commands and links."""
+    """Print the front as a table, then the next commands and links."""
     say = []
     if fronts.members(sweep):
         show([sweep])

@@ -1,4 +1,4 @@
-"""The process that starts workers, starts them again when they die, and watches the sweep."""
+"""Starts the workers of a sweep, restarts those that die, and watches the sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OnChange = Callable[[Sweep], None]
 
 @dataclass(frozen=True)
 class Worker:
-    """One running worker and where it writes."""
+    """A running worker and its log file."""
 
     process: subprocess.Popen[str]
     log: Path
@@ -45,25 +45,25 @@ def call_worker() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "compressbench.search.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        start_new_session=True,  # Ctrl-C is for us; workers get a signal from us
+        start_new_session=True,  # Ctrl-C reaches us alone; we signal the workers
     )  # fmt: skip
 
 
 def start_worker(process: subprocess.Popen[str], spec: Spec, index: int) -> Worker:
-    """Tell a waiting process which sweep to work on."""
+    """Send the spec of a sweep to a waiting process."""
     path = spec.home / "logs" / f"worker-{os.getpid()}-{index}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     message = {"spec": spec.dump(), "index": index, "log": str(path)}
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died already; that is seen later
+    with contextlib.suppress(BrokenPipeError):  # it has died; the supervisor will notice
         process.stdin.write(json.dumps(message) + "\n")
         process.stdin.flush()
     return Worker(process, path)
 
 
 def stop_workers(workers: Sequence[Worker]) -> None:
-    """Ask the workers to give their trials back, then insist."""
+    """Ask the workers to return their trials; kill those that do not end in time."""
     for worker in workers:
         worker.process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
@@ -111,7 +111,7 @@ def supervise(
 
 
 def _died(worker: Worker) -> bool:
-    """Whether a worker must be started again. Raises UserError with its reason for a mistake."""
+    """Whether to restart a worker. Raises UserError with its message if the user made a mistake."""
     if worker.process.returncode == EXIT_USER:
         raise UserError(worker.last_words())
     return worker.process.returncode != 0
@@ -123,7 +123,7 @@ def _refuse_endless(deaths: int, worker: Worker) -> None:
 
 
 def _refuse_hopeless(storage: SweepStorage, before: frozenset[int]) -> None:
-    """Stop when all that the first trials said is one and the same mistake of the user's."""
+    """Raise UserError if the first trials all failed with the same mistake of the user."""
     results = storage.results()
     reasons = {r.reason for n, r in results.items() if n not in before}
     fresh = len(results.keys() - before)

@@ -1,4 +1,4 @@
-"""One trial: its settings -> a composed config -> a recipe run in a folder of its own."""
+"""Runs one trial: composes its config and runs the recipe in its own folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compressbench.engine.run_folder import begin, tags
 from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
 
-Stop = Callable[[Step], str]  # why to stop after a stage, "" to go on
+Stop = Callable[[Step], str]  # the reason to stop after a stage, "" to continue
 SEED_STEP = 1  # the seed of repeat r is the recipe's plus r
 
 
@@ -68,13 +68,13 @@ def _result(spec: Spec, steps: Sequence[Step], reason: str, run_tag: str) -> Res
     missing = [o.name for o in spec.objectives if o.name not in figures]
     if missing:
         return Result("failed", figures, stages=rows, kind="check", run=run_tag,
-                      reason=f"{missing[0]} could not be taken")  # fmt: skip
+                      reason=f"{missing[0]} was not measured")  # fmt: skip
     baseline = dict(steps[0].measurement.figures)
     return Result("complete", figures, baseline, rows, run=run_tag)
 
 
 def run_repeat(spec: Spec, overrides: Sequence[str], repeat: int) -> Result:
-    """A member of the final front once more, under another seed, with test data."""
+    """Run a member of the final front again, with another seed and with test data."""
     config = trial_config(spec, overrides)
     prepared = prepare(replace(config, seed=config.seed + repeat * SEED_STEP))
     steps = list(run(prepared.plan, prepared.context))
@@ -83,7 +83,7 @@ def run_repeat(spec: Spec, overrides: Sequence[str], repeat: int) -> Result:
 
 
 def failure(error: Exception) -> Result:
-    """The result of a trial that raised."""
+    """The result of a trial that raised an exception."""
     kind: Kind = "bug"
     text = str(error).strip().partition("\n")[0] or type(error).__name__
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""A space is checked before anything runs: its places in the config, and its extreme values."""
+"""Checks a search space before anything runs: its paths in the config, its extreme values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_places(space: Sequence[Parameter], configs: Configs) -> dict[str, Mapp
     for parameter in space:
         if not any(exists(parameter, config) for config in found.values()):
             value = parameter.choices[0] if parameter.choices else parameter.low
-            configs((parameter.override(value),))  # says which key is the nearest
+            configs((parameter.override(value),))  # raises, and suggests the nearest key
             raise UserError(f"{parameter.key}: no such key")
     return found
 
@@ -40,7 +40,7 @@ def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[S
 
 
 def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
-    """The metric that a dataset's figures are in, such as accuracy, and its validation rows."""
+    """The metric of a dataset, such as accuracy, and its number of validation samples."""
     data = instantiate(dataset, "dataset")
     if not hasattr(data, "spec"):
         raise UserError(f"dataset._target_={dataset['_target_']} is not a dataset")
@@ -48,7 +48,7 @@ def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
-    """Lay out the recipes at the ends of the space, and with every choice.
+    """Plan the recipes at the ends of the space, and with every choice.
 
     Raises UserError for an end that is refused, and for a choice that is refused at all ends.
     """

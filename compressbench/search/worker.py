@@ -1,4 +1,4 @@
-"""A worker process: asks, runs and tells until the sweep has its trials. Without Hydra's main."""
+"""A worker process: asks for trials, runs them and reports results until the sweep is complete."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def serve(spec: Spec, index: int) -> None:
-    """Work on a sweep until it is finished, its front's last runs included."""
+    """Work on a sweep until it is finished, including the final runs of its front."""
     owner = process_token()
     storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
     use_sampler(storage, spec, index)
@@ -69,7 +69,7 @@ def serve(spec: Spec, index: int) -> None:
 
 
 def warm_up(spec: Spec) -> None:
-    """Import all that a trial needs and lay one out: a worker that starts holds no trial yet."""
+    """Import everything a trial needs and plan one, before this worker holds a trial."""
     from compressbench.engine.prepare import prepare
     from compressbench.search.trial import trial_config
 
@@ -78,7 +78,7 @@ def warm_up(spec: Spec) -> None:
 
 
 def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
-    """The sampler of this worker, whose random numbers differ from any other worker's."""
+    """Set this worker's sampler, whose random numbers differ from every other worker's."""
     number = storage.created() * 1000 + index
     storage.study.sampler = instantiate(
         spec.sampler, "search.sampler", seed=spec.seed, number=number
@@ -90,7 +90,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _write_to(log: Path) -> None:
-    """Let this process and whatever it starts print into a file."""
+    """Redirect the output of this process and its children into a file."""
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -102,7 +102,7 @@ def _watch_parent() -> None:
 
 
 def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Result:
-    """Choose the settings of a trial and run it; whatever goes wrong is its result."""
+    """Choose the settings of a trial and run it; an error becomes its result."""
     from compressbench.search.trial import failure
 
     folder = work_folder(spec, trial.number, lease.owner)
@@ -136,7 +136,7 @@ def _configs(spec: Spec) -> Configs:
 
 
 def _same(storage: SweepStorage, number: int, settings: Mapping[str, Any]) -> Result | None:
-    """The answer of an earlier trial with the same settings."""
+    """The result of an earlier trial with the same settings."""
     rounded = _plain(settings)
     for other in storage.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         if other.number != number and _plain(other.params) == rounded:
@@ -182,5 +182,5 @@ def _run(
 
 if __name__ == "__main__":
     code = main()
-    gc.freeze()  # ends 1.5 s sooner, as in cli.py
+    gc.freeze()  # ends 1.5 s sooner, as in cli/main.py
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The loop of a worker: take a trial, keep its lease alive, store its result, tell it.
+"""The loop of a worker: take a trial, keep its lease alive, store its result, report it.
 
 It takes first what another worker lost, then a new number. Several workers, in any process and on
 any machine, may do this on one storage.
@@ -31,23 +31,23 @@ Perform = Callable[[Trial, "Lease"], Result]
 
 
 class StoppedError(BaseException):
-    """A signal asked us to stop; no Exception, so that nothing on the way swallows it."""
+    """A signal asked us to stop; not an Exception, so that no handler on the way swallows it."""
 
 
 class LostLeaseError(BaseException):
-    """Another worker has our trial: what we compute of it is of no use any more."""
+    """Another worker has taken over our trial, so our result would be discarded."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A task that is ours while the heartbeat goes on."""
+    """A task that is ours as long as its heartbeat continues."""
 
     task: str
     owner: str
     lost: threading.Event
 
     def check(self, done: int = 0, total: int = 0, text: str = "") -> None:
-        """The progress callback of a run: stop working on what is not ours."""
+        """Progress callback of a run: stops it once the lease is lost."""
         if self.lost.is_set():
             raise LostLeaseError(self.task)
 
@@ -92,7 +92,7 @@ def work(storage: SweepStorage, spec: Spec, owner: str, perform: Perform) -> Non
 
 
 def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform: Perform) -> None:
-    """Run a trial, write its result if it is still ours, tell it."""
+    """Run a trial, write its result if it is still ours, and report it to Optuna."""
     task = f"trial/{trial.number}"
     started = time.monotonic()
     try:
@@ -110,11 +110,14 @@ def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform
         conclude(storage, spec, trial, owner, result)
     else:
         shutil.rmtree(work_folder(spec, trial.number, owner), ignore_errors=True)
-        print(f"{task}: late, another worker took it over: not told", file=sys.stderr)
+        print(
+            f"{task}: finished too late, another worker took it over: result discarded",
+            file=sys.stderr,
+        )
 
 
 def conclude(storage: SweepStorage, spec: Spec, trial: Trial, owner: str, result: Result) -> None:
-    """What follows a stored result: the trial's folder goes to its place, Optuna is told."""
+    """Finish a trial whose result is stored: move its folder into place and report it to Optuna."""
     folder = work_folder(spec, trial.number, owner)
     target = spec.home / TRIALS / str(trial.number)
     if folder.is_dir() and not target.exists():
@@ -124,7 +127,7 @@ def conclude(storage: SweepStorage, spec: Spec, trial: Trial, owner: str, result
 
 
 def work_folder(spec: Spec, number: int, owner: str) -> Path:
-    """Where an attempt writes: no two attempts share it, so none can spoil another's files."""
+    """The working folder of one attempt; attempts never share one."""
     return spec.home / RUNNING / f"{number}-{owner}"
 
 

@@ -25,12 +25,12 @@ def test_builds():
             {"_target_": "compressbench.training.losses.hinton.Hintn"},
             "has no class or function Hintn",
         ),
-        ({"_target_": "compressbench.training.losses.nowhere.X"}, "there is no module"),
+        ({"_target_": "compressbench.training.losses.nowhere.X"}, "no module"),
         ({"_target_": HINTON, "alpha": {"_target_": "os.getcwd"}}, r"loss\.alpha\._target_=os"),
         ({"_target_": HINTON, "alpha": [{"_target_": "os.getcwd"}]}, r"loss\.alpha\[0\]\._target_"),
         (
             {"_target_": "compressbench.training.losses.hinton.math.floor"},
-            "there is no module|not allowed",
+            "no module|not allowed",
         ),
     ],
 )

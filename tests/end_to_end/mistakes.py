@@ -27,7 +27,7 @@ MISTAKES = [
     ),
     (
         ["-m", "recipe=prune", "~recipe.stages.finetune", "seed=1,2"],
-        "~recipe.stages.finetune: a grid cannot leave a stage out; a search can: search.n_trials=N",
+        "~recipe.stages.finetune: a plain grid cannot leave out a stage; use a search",
     ),
     (["seed=1", "seed=2"], "seed is given twice: seed=1 and seed=2"),
     (["recipe=prune", "+recipe=quantize"], "recipe is given twice"),
@@ -103,7 +103,7 @@ MISTAKES = [
         ["recipe=distill", "recipe.stages.distill.model=mlp"],
         "distill.model=mlp is not a model: .* model@recipe.stages.distill.model=mlp",
     ),
-    (["model.checkpoint=5"], "model.checkpoint=5: there is no such file"),
+    (["model.checkpoint=5"], "model.checkpoint=5: no such file"),
     (["name=null"], "name must be text, got None"),
     (["recipe.stages.train.warmup=abc"], "warmup must be a number"),
     (["recipe.stages.train.label_smoothing=2"], "label_smoothing must be a number"),

@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_model_is_refused(refused, tmp_path):
 
 def test_a_variable_that_lets_checkpoints_run_code_is_refused(refused):
     line = refused("recipe=baseline", *QUIET, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
-    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets checkpoints run code" in line
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code" in line
 
 
 def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
@@ -162,11 +162,11 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a list", "a mapping is expected"),
-        ("{", "no valid YAML"),
-        ("!!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("- a list", "expected a mapping"),
+        ("{", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("seed: 1", "checkpoint_seconds: is required"),
-        ("\x00", "no valid YAML"),
+        ("\x00", "not valid YAML"),
         (recipe_text(model=5), "model must be a section of options, got 5"),
         (recipe_text(recipe={"stages": 5}), "recipe.stages is empty"),
         (recipe_text(dataset={"root": "x"}), "dataset._target_ is required"),

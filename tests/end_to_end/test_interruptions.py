@@ -77,7 +77,7 @@ def test_a_signal_ends_a_fit_with_a_line(tmp_path, number, code):
     done = signalled(number, folder, store)
     assert done.code == code
     assert done.err.strip() == (
-        f"compressbench: {number.name}: the same command continues where it stopped"
+        f"compressbench: interrupted ({number.name}): run the same command to resume"
     )
     assert read_run(folder).report["status"] == "killed"
     assert not [name for name in files_in(store) if name.startswith("entries/")]

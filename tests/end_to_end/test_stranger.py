@@ -124,7 +124,7 @@ def test_its_channels_are_really_removed(toy_run):
 
 def test_the_command_that_replays_it_gives_leave(toy_run, toy_store, tmp_path):
     run = toy_run("baseline")
-    (line,) = (text for text in run.out.splitlines() if text.startswith("the same again: "))
+    (line,) = (text for text in run.out.splitlines() if text.startswith("run it again: "))
     command, *arguments = shlex.split(line.partition(": ")[2])
     assert command == "compressbench"
     assert "--allow=stranger_net.*" in arguments

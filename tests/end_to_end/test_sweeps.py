@@ -47,7 +47,10 @@ def test_a_sweep_ends_with_a_front_of_real_files_and_keeps_its_name(tmp_path):
         assert (folder / "model.onnx").stat().st_size == trial.figures["size/onnx_bytes"]
     other = run_here([*TINY, SPACE[0], *SPACE[2:]], tmp_path, store)
     assert other.code == 1
-    assert f"search.name=tiny is another sweep, it differs in: search.space.{IMAGES}" in other.line
+    assert (
+        f"search.name=tiny is already another sweep, which differs in: search.space.{IMAGES}"
+        in other.line
+    )
     assert len(trials_of(tmp_path)) == 3
 
 
@@ -96,7 +99,7 @@ def test_an_interrupted_sweep_continues_under_the_same_numbers(tmp_path, number,
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert said.strip().endswith("the same command continues where it stopped")
+    assert said.strip().endswith("run the same command to resume")
     before = trials_of(tmp_path)
     assert 1 <= len(before) < 5
     assert not list(tmp_path.glob("sweeps/tiny/running/*")), "workers clean up"

@@ -70,9 +70,9 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
 
 def test_no_sweep_no_storage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nothing: no sweep; those in sweeps/ are: none"):
+    with pytest.raises(UserError, match="nothing: no such sweep; sweeps/ has: none"):
         read_sweep("nothing")
-    with pytest.raises(UserError, match="there is no sweep"):
+    with pytest.raises(UserError, match="no sweep"):
         open_storage(tmp_path, None, "noop", 1.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -119,7 +119,7 @@ def test_a_fingerprint_names_what_differs():
     config["recipe"]["stages"]["q"]["bits"] = 4  # searched: its value does not count
     check_same("x", first, fingerprint(space, objectives, (), {"": config}))
     changed = {**config, "model": {"width": 16}}
-    with pytest.raises(UserError, match=r"x is another sweep.*model.width 8 → 16; give"):
+    with pytest.raises(UserError, match=r"x is already another sweep.*model.width 8 → 16; give"):
         check_same("x", first, fingerprint(space, objectives, (), {"": changed}))
     with pytest.raises(UserError, match=r"search.constraints none → val/accuracy >= 0.9"):
         check_same("x", first, fingerprint(space, objectives, (BOUND,), {"": config}))
