@@ -8,7 +8,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 project = "compressbench"
-author = copyright = "The compressbench developers"
+author = "The compressbench developers"
+project_copyright = author
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser"]
