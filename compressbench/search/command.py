@@ -133,7 +133,10 @@ def _watched(
 def _read(arguments: Sequence[str], conf: tuple[Path, ...], command: Sequence[str]) -> Asked:
     """Parse the overrides of a sweep and check which parameters may be searched."""
     _, fixed = spaces.parse(arguments, conf)
-    options = read_options(cached_config(tuple(fixed), conf)["search"])
+    config = cached_config(tuple(fixed), conf)
+    if config["plan"]:
+        raise UserError("plan=true is for a single run; a search would train: leave it out")
+    options = read_options(config["search"])
     space, fixed = spaces.joined(options.space, arguments, conf)
     if not space:
         raise UserError(

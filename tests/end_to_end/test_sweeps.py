@@ -67,6 +67,7 @@ MISTAKES = [
     (["recipe.stages.prune.sparsity=interval(0.5,1.5)"], r"sparsity must be .* got 1.5"),
     (["recipe.stages.quantize.bits=choice(4,9,8)", "search.seed=1"], r"bits must be .* got 9"),
     (["seed=int(interval(0,9))", "trainer.threads=int(interval(1,2))"], "cannot be searched"),
+    (["seed=int(interval(0,9))", "plan=true"], "plan=true is for a single run"),
 ]
 
 
