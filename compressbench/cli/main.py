@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from compressbench import __version__
 from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
@@ -71,6 +72,9 @@ def _dispatch(arguments: list[str]) -> int:
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
         raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets checkpoints run code: unset it")
     first = arguments[0] if arguments else ""
+    if "--version" in arguments:
+        print(f"compressbench {__version__}")
+        return DONE
     if first == "store":
         from compressbench.cli.store import main as store
 
@@ -85,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
         return sync(arguments[1:])
     if first == "replay":
         return _replay(arguments[1:])
-    if first in ("-h", "--help"):
+    if {"-h", "--help"} & set(arguments):
         print(help_page(_folders(arguments)))
         return DONE
     return _compose(arguments)
