@@ -204,18 +204,9 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
 
 
 def _pictures(report: Report, folder: Path) -> list[Path]:
-    from compressbench.results.pruning_plots import pruning_pictures
-    from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_html
+    from compressbench.results.run_plots import write_pages
 
-    made = {
-        "accuracy_size": accuracy_against_size(report),
-        "layer_widths": layer_widths(report),
-        **pruning_pictures(report),
-    }
-    figures = {folder / f"{name}.html": f for name, f in made.items() if f is not None}
-    for path, figure in figures.items():
-        write_html(figure, path)
-    return list(figures)
+    return write_pages(report, folder)
 
 
 def _close(info: RunInfo, steps: list[Step], status: str, session: Session) -> None:
