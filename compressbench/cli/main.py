@@ -98,8 +98,12 @@ def _dispatch(arguments: list[str]) -> int:
 def _replay(arguments: list[str]) -> int:
     from compressbench.engine.run import replay
 
+    usage = "usage: compressbench replay RUN/recipe.yaml"
+    if arguments in (["-h"], ["--help"]):
+        print(usage)
+        return DONE
     if len(arguments) != 1:
-        print("usage: compressbench replay RUN/recipe.yaml", file=sys.stderr)
+        print(usage, file=sys.stderr)
         return USAGE
     return replay(Path(arguments[0]))
 

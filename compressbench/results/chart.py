@@ -1,4 +1,4 @@
-"""What a chart shows, whatever draws it: points in series, lines across, axes, and what is said."""
+"""Charts as data: series of points, axes, rules and notes, independent of what draws them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Unit = Literal["number", "percent", "bytes"]
 
 @dataclass(frozen=True)
 class Point:
-    """A place, its standard errors (0: unknown), and what is said of it when pointed at."""
+    """A point with its standard errors (0 where unknown) and its hover text."""
 
     x: float
     y: float
@@ -28,24 +28,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind, and how they look. Series of the same name share an entry of the legend.
+    """Points of one kind and their style. Series of the same name share one entry in the legend.
 
-    `line` joins them in order: "hold" keeps the value of a point up to the next, "step" has that of
-    the next at once.
+    `line` joins the points in order: "hold" keeps each value until the next point, "step" takes the
+    value of the next point at once, "arrows" draws an arrow from point to point.
     """
 
     name: str
     points: Sequence[Point]
     colour: str
     mark: Mark = "circle"
-    size: float = 6.0  # of a mark, in points of print
+    size: float = 6.0  # of a mark, in typographic points
     opacity: float = 1.0
     line: Line = "none"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A dashed line across the whole chart, at a value of one axis."""
+    """A dashed line across the whole chart at one value of an axis."""
 
     axis: Literal["x", "y"]
     value: float
@@ -54,16 +54,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Axis:
-    """Its title, its unit (bytes are on a logarithmic scale), and the range that is shown."""
+    """An axis; bytes are drawn on a logarithmic scale."""
 
     title: str
     unit: Unit = "number"
-    limits: tuple[float, float] | None = None  # None: whatever holds all points
+    limits: tuple[float, float] | None = None  # the visible range; None: all points
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`below` says which points lie below the range of y."""
+    """A chart; `below` names the points below the visible range of y, "" for none."""
 
     title: str
     notes: Sequence[str]
@@ -74,11 +74,11 @@ class Chart:
     below: str = ""
 
     def whole(self) -> Chart:
-        """The same chart with all of its points in range."""
+        """The same chart with every point in its visible range."""
         return replace(self, y=replace(self.y, limits=None), below="")
 
     def inside(self) -> Iterator[tuple[Series, Point]]:
-        """The points in range."""
+        """The points in the visible range of y, each with its series."""
         low, high = self.y.limits or (float("-inf"), float("inf"))
         for series in self.series:
             yield from ((series, p) for p in series.points if low <= p.y <= high)

@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib, without a display: as PNG for a slide, as SVG for a page."""
+"""Draws charts with matplotlib, without a display: PNG files, and SVG elements for HTML pages."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MARKS: dict[Mark, tuple[str, bool]] = {  # matplotlib's name, and whether it is
     "square": ("s", False),
     "star": ("*", True),
 }
-_ROOM = 1.25  # of bytes left and right of the outermost points
-_REACH = 9  # of a point for the mouse, in points of print
+_ROOM = 1.25  # the factor between the outermost points and the ends of an axis in bytes
+_REACH = 9  # of the mouse around a point, in typographic points
 
 
 def write_png(chart: Chart, path: Path) -> None:
@@ -46,8 +46,10 @@ def write_png(chart: Chart, path: Path) -> None:
 
 
 def svg(chart: Chart, salt: str) -> str:
-    """The chart as an element of a page, with a place to point at on each point: `data-text`,
-    `data-link`. `salt` must differ between the charts of a page, so that their ids do.
+    """The chart as an `<svg>` element, without title, notes and legend.
+
+    A transparent circle over each point carries its hover text and link as `data-text` and
+    `data-link`. Charts of one page need different `salt`s, or their ids collide.
     """
     with _settings(salt):
         figure, plot = _draw(chart, _SVG_DPI)
@@ -74,7 +76,7 @@ def _target(point: Point, place: tuple[float, float], height: float) -> str:
 
 @contextmanager
 def _settings(salt: str) -> Iterator[None]:
-    """Names are text and no formulas; letters stay letters; the same chart has the same ids."""
+    """`$` is plain text rather than a formula, SVG keeps text as text, and ids are reproducible."""
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": salt,
@@ -132,7 +134,7 @@ def _draw_series(plot: Any, series: Series, name: str | None) -> None:
 
 
 def _scale(plot: Any, side: Any, axis: Axis, values: list[float]) -> None:
-    """Title, range and ticks of one axis; `values` are what bytes must have room for."""
+    """Title, range and ticks of one axis; an axis in bytes covers `values`."""
     name = side.axis_name
     if axis.unit == "bytes" and values:
         low, high = min(values) / _ROOM, max(values) * _ROOM

@@ -21,7 +21,7 @@ _MOST_NAMED = 3  # members below the picture
 
 @dataclass(frozen=True)
 class Picture:
-    """What to draw: sweeps, marks, and where a click on a trial leads (sweep, number) -> URL."""
+    """What to show: sweeps, marks, and the URLs that clicks open, by (sweep's folder, number)."""
 
     sweeps: Sequence[Sweep]
     budget_bytes: float | None = None
@@ -35,7 +35,7 @@ class Picture:
 
 
 def front_chart(picture: Picture) -> Chart:
-    """All trials faint, each front as a step line that runs along what its members allow."""
+    """All trials, faint, and each front as a step line along what its members attain."""
     axes, metric = picture.axes, picture.sweeps[0].metric
     title, *notes = title_lines(picture)
     return Chart(
@@ -83,7 +83,7 @@ def _unit(name: str) -> Unit:
 
 
 def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Series]:
-    """The trials of one sweep; of its front, those that are marked once more."""
+    """The trials of one sweep: others, its front, and the marked members of the front."""
     single, front = len(picture.sweeps) == 1, fronts.members(sweep)
     inside = {t.number for t in front}
     yield from _others(picture, sweep, inside, _FAINT if single else colour)
@@ -165,7 +165,7 @@ def _ship(picture: Picture) -> Iterator[Series]:
 
 
 def _rules(picture: Picture) -> Iterator[Rule]:
-    """Budget and minimum, each on the axis that has its unit."""
+    """The budget and the minimum of the metric, as lines across the chart."""
     axes, metric = picture.axes, picture.sweeps[0].metric
     if picture.budget_bytes is not None and axes.x.name in SIZES.values():
         yield Rule("x", picture.budget_bytes, f"budget {bytes_text(picture.budget_bytes)}")
@@ -242,7 +242,7 @@ def title_lines(picture: Picture) -> list[str]:
 
 
 def below_text(picture: Picture) -> str:
-    """Which trials lie below the picture, members of the front by name; "" for none."""
+    """The trials below the visible range: members of the front by number, others counted."""
     shown, axes = y_range(picture), picture.axes
     if shown is None:
         return ""

@@ -9,5 +9,5 @@ from compressbench.results.front_picture import Picture, front_chart
 
 
 def write_png(picture: Picture, path: Path) -> None:
-    """The same chart as the page's."""
+    """Write the same chart as on the HTML page."""
     chart_drawing.write_png(front_chart(picture), path)

@@ -1,5 +1,7 @@
-"""Pages of charts and tables in one file of some kilobytes: they open offline, and in MLflow, which
-shows a page in a frame without neighbouring files and without new windows.
+"""HTML pages of charts and tables, each one self-contained file of some kilobytes.
+
+They work offline, and in MLflow, which shows a page in a sandboxed frame that can neither load
+files beside it nor open windows: there a click shows the link instead of opening it.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ document.addEventListener('dblclick', event => {
 
 
 def write_page(title: str, sections: Sequence[str], path: Path) -> None:
-    """Write a page of `sections`: HTML with text from outside escaped."""
+    """Write a page of `sections`, which are HTML already; `title` is plain text."""
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         f"</title>\n<style>{_STYLE}</style></head>\n<body>\n"
@@ -81,7 +83,7 @@ def write_page(title: str, sections: Sequence[str], path: Path) -> None:
 
 
 def chart_section(chart: Chart, salt: str = "") -> str:
-    """A chart; where points lie below its range, also the whole one, for a double click."""
+    """A chart with its legend; where points lie below its range, a double click shows them all."""
     notes = "".join(f"<p>{escape(note)}</p>" for note in chart.notes)
     views = _view(chart, salt, chart.below and f"Below the picture: {chart.below}; a double click "
                   "shows all.")  # fmt: skip
@@ -97,7 +99,7 @@ def _view(chart: Chart, salt: str, note: str, state: str = "") -> str:
 
 
 def _legend(chart: Chart) -> str:
-    """The names of the series and of the lines across, each once."""
+    """The names of the series and the rules, each once."""
     entries = {s.name: (s.colour, _SIGNS[s.mark]) for s in reversed(chart.series) if s.name}
     ordered = {s.name: entries[s.name] for s in chart.series if s.name}
     ordered |= {rule.name: ("#222222", "┄") for rule in chart.rules}
@@ -111,7 +113,7 @@ def _legend(chart: Chart) -> str:
 def table_section(
     title: str, note: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """A table whose cells are `<td>` elements already; see `cell`."""
+    """A table; its cells are HTML already, from `cell` and `bar_cell`."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     said = f"<p>{escape(note)}</p>" if note else ""
@@ -119,7 +121,7 @@ def table_section(
 
 
 def cell(text: str, *, kind: str = "", background: str = "", hover: str = "") -> str:
-    """One `<td>`; `kind` is a class of the style sheet, such as text, chosen."""
+    """One `<td>` of plain text; `kind` is a class of the style sheet: text or chosen."""
     given = {"class": kind, "style": background and f"background: {background}", "data-text": hover}
     attributes = "".join(f' {name}="{escape(value)}"' for name, value in given.items() if value)
     return f"<td{attributes}>{escape(text)}</td>"

@@ -1,4 +1,4 @@
-"""Pictures of pruning, from a run's report alone: how sensitive layers are, and what is left."""
+"""Sensitivity curves and tables of remaining weights, from a run's report alone."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def _line(layer: str, rows: Sequence[Mapping[str, Any]], colour: str) -> Series:
 
 
 def layers_left(report: Mapping[str, Any]) -> list[str]:
-    """For each pruning stage a table: the share of each layer's weights that it left, and what
-    happened to the layer, channel counts for instance.
+    """One table per pruning stage: the share of each layer's weights that remains, and what was
+    done to the layer, such as its channel counts.
     """
     stages = [s for s in report["stages"] if s["kind"].startswith(_PRUNES) and s["coverage"]]
     return [_left_table(s["name"], [r for r in s["coverage"] if r["total"]]) for s in stages]

@@ -1,4 +1,4 @@
-"""Pictures of a run, from its report alone; they work without a network."""
+"""HTML pages of a run, from its report alone; they work offline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RULE = "by a rule, not by the budget"
 
 
 def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the pages that the report has something for; returns their paths."""
+    """Write the pages for which the report has data; returns their paths."""
     curves = sensitivity_curves(report)
     pages = {
         "accuracy_size": [chart_section(accuracy_against_size(report))],
@@ -117,8 +117,8 @@ def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
 
 
 def layer_widths(report: Mapping[str, Any]) -> list[str]:
-    """For each stage with an `allocation` a table: the sensitivity of each layer at each width, and
-    the width chosen. Layers in the order of the forward pass.
+    """One table per stage with an `allocation`: each layer's sensitivity at each width, and the
+    chosen width. Layers are in the order of the forward pass.
     """
     stages = [s for s in report["stages"] if s["tables"].get("allocation")]
     return [_widths_table(s["name"], s["tables"]["allocation"], s["figures"]) for s in stages]
@@ -135,8 +135,8 @@ def _widths_table(
     size = bytes_text(figures.get("size/onnx_bytes"))
     return table_section(
         f"{name}: {mean:.2f} bits a weight on average, onnx {size}",
-        "Under each width: the sensitivity of the layer, the darker the higher (log scale). The "
-        "frame is around the width chosen.",
+        "Under each width: the sensitivity of the layer, darker where it is higher (log scale). "
+        "The chosen width is framed.",
         ["layer", "weights", "bytes", *(f"{bits} bits" for bits in widths), "chosen"],
         [
             [
@@ -152,7 +152,7 @@ def _widths_table(
 
 
 def _width_cell(row: Mapping[str, Any], bits: int, costs: Sequence[float]) -> str:
-    """The sensitivity at a width; from white (the least of all) to red (the most)."""
+    """The sensitivity at a width, on a log scale from white (the lowest) to red (the highest)."""
     cost = row.get(f"{_PREFIX}{bits}")
     background = ""
     if cost:

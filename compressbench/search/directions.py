@@ -1,4 +1,4 @@
-"""Which values of an option compress more: those at the large end, or those at the small one."""
+"""Whether larger values of an option compress more, or less."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _LARGER_IS_LESS = _LIMITS | {
 
 
 def direction(place: str) -> int:
-    """1 where larger values compress more, -1 where they compress less, 0 where neither holds.
+    """1 if larger values compress more, -1 if they compress less, 0 for options that do neither.
 
-    `place` is where the option is in the config, such as `recipe.stages.prune.sparsity`.
+    `place` is the option's path in the config, such as `recipe.stages.prune.sparsity`.
     """
     *parents, name = place.split(".")
     if "widths" in parents:  # bits of single layers, by their names
@@ -49,9 +49,9 @@ def direction(place: str) -> int:
 
 
 def least_to_most(place: str, choices: Sequence[Any]) -> list[Any]:
-    """`choices` from the least to the most compressed; empty where they have no such order.
+    """`choices` from the least to the most compressed; empty if they have no such order.
 
-    A limit in absolute numbers has none against a share or a factor such as "2x".
+    Limits in absolute numbers cannot be ordered against shares and factors such as "2x".
     """
     sign, name = direction(place), place.rpartition(".")[2]
     amounts = [_amount(name, choice) for choice in choices]
@@ -64,8 +64,10 @@ def least_to_most(place: str, choices: Sequence[Any]) -> list[Any]:
 
 
 def _amount(name: str, choice: Any) -> int | float | None:
-    """What a choice is ordered by; None for text without an order. Without a limit or a threshold
-    (null) nothing goes; "2x" is half; "2:4" half of zeros; of a list the sum counts.
+    """The number that orders a choice; None for text without one.
+
+    "2x" is one half, the pattern "2:4" is its share of zeros, a list is its sum; null, for a limit
+    or a threshold, is the value that prunes nothing.
     """
     if not isinstance(choice, str):
         return choice if isinstance(choice, (int, float)) else None

@@ -50,8 +50,10 @@ def unique(settings: Sequence[Settings]) -> list[Settings]:
 
 
 def end(parameter: Parameter, most: bool) -> Any:
-    """The value that compresses most, or least. Where there is no such order, the first choice, or
-    the middle of an interval: an extreme learning rate would spoil the trial.
+    """The value that compresses most, or least.
+
+    For an option that does neither, the first choice, or the middle of an interval: an extreme
+    learning rate, for instance, would spoil the trial.
     """
     if parameter.choices:
         ordered = least_to_most(parameter.place, parameter.choices) or parameter.choices[:1]

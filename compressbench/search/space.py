@@ -76,7 +76,7 @@ class Parameter:
 
     @property
     def middle(self) -> Any:
-        """Half of the way through an interval or a range, on its own scale."""
+        """The middle of an interval or a range, on its own scale."""
         if self.log:
             middle = math.sqrt(self.low * self.high)
         else:

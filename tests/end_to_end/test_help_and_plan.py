@@ -49,9 +49,9 @@ def test_help_names_every_command_and_comes_wherever_it_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_known_as_the_first_word(tmp_path, command):
-    done = run_here([command, "--nonsense"], tmp_path, tmp_path / "store")
-    assert "unknown command" not in done.err
-    assert done.code in (1, 2)
+    done = run_here([command, "--help"], tmp_path, tmp_path / "store")
+    assert done.code == 0
+    assert done.out.startswith(f"usage: compressbench {command} ")
 
 
 def test_the_version_is_that_of_the_package_and_loads_nothing(tmp_path):
