@@ -102,7 +102,7 @@ def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Serie
         yield Series(name, _points(picture, sweep, within), colour, "ring", 13)
     best = fronts.knee(sweep, shown)
     if best is not None:
-        yield Series("knee", _points(picture, sweep, [best]), _MARK, "diamond", 13)
+        yield Series("knee", _points(picture, sweep, [best]), _MARK, "diamond", 17)
 
 
 def _others(picture: Picture, sweep: Sweep, inside: set[int], colour: str) -> Iterator[Series]:
@@ -161,7 +161,7 @@ def _ship(picture: Picture) -> Iterator[Series]:
         for trial in sweep.trials:
             if (sweep.folder, trial.number) == picture.ship and has(trial, picture.axes):
                 points = _points(picture, sweep, [trial])
-                yield Series("ship this one", points, _SHIP, "square", 16)
+                yield Series("ship this one", points, _SHIP, "square", 22)
 
 
 def _rules(picture: Picture) -> Iterator[Rule]:
