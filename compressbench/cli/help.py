@@ -25,7 +25,7 @@ _HEAD = """compressbench: recipes of model compression, measured on the file tha
 _FOOT = """
 Flags: -m (sweep over comma lists), --config-dir DIR (YAML groups of your own),
   --allow PATTERN (targets of your own, such as mymodel.*; also COMPRESSBENCH_ALLOW),
-  --cfg job (print the composed config), --hydra-help (Hydra's own flags)"""
+  --cfg job (print the composed config), --version, --hydra-help (Hydra's own flags)"""
 
 
 def help_page(folders: Iterable[Path]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from compressbench import __version__
 from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
@@ -74,6 +75,9 @@ def _dispatch(arguments: list[str]) -> int:
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"
         )
     first = arguments[0] if arguments else ""
+    if "--version" in arguments:
+        print(f"compressbench {__version__}")
+        return DONE
     if first == "store":
         from compressbench.cli.store import main as store
 
@@ -88,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
         return sync(arguments[1:])
     if first == "replay":
         return _replay(arguments[1:])
-    if first in ("-h", "--help"):
+    if {"-h", "--help"} & set(arguments):
         print(help_page(config_folders(arguments)))
         return DONE
     return _compose(arguments)
@@ -97,8 +101,12 @@ def _dispatch(arguments: list[str]) -> int:
 def _replay(arguments: list[str]) -> int:
     from compressbench.engine.run import replay
 
+    usage = "usage: compressbench replay RUN/recipe.yaml"
+    if arguments in (["-h"], ["--help"]):
+        print(usage)
+        return DONE
     if len(arguments) != 1:
-        print("usage: compressbench replay RUN/recipe.yaml", file=sys.stderr)
+        print(usage, file=sys.stderr)
         return USAGE
     replay(Path(arguments[0]))
     return DONE

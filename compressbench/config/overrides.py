@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ from compressbench.config.groups import options
 from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
 
-COMMANDS = ("replay", "store", "sync")
+COMMANDS = ("front", "replay", "store", "sync")
+_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
+               "--package", "-p", "--info", "-i", "--experimental-rerun")  # fmt: skip
 _STAGE = re.compile(r"~recipe\.stages\.[\w-]+")
 
 
 def refuse(arguments: Sequence[str]) -> None:
     """Raise UserError for a key given twice, for anything but a stage taken away, and for a word
-    that is no command.
+    that is neither a setting nor the value of a flag.
     """
-    word = arguments[0] if arguments else "-"
-    if "=" not in word and not word.startswith(("-", "~")):
-        raise UserError(f"{word}: no command, nor NAME=VALUE{nearest(word, COMMANDS)}")
+    _refuse_word(arguments)
     seen: dict[str, str] = {}
     gone = [a[1:] for a in arguments if a.startswith("~")]
     for argument in arguments:
@@ -40,6 +41,31 @@ def refuse(arguments: Sequence[str]) -> None:
         if name in seen:
             raise UserError(f"{name} is given twice: {seen[name]} and {argument}")
         seen[name] = argument
+
+
+def _refuse_word(arguments: Sequence[str]) -> None:
+    """Raise UserError for the first word that is not NAME=VALUE, ~NAME, a flag or its value."""
+    flag = ""  # before the word, if it takes a value
+    setting = False  # whether one comes before the word
+    for word in arguments:
+        if "=" not in word and not word.startswith(("-", "~")) and not flag:
+            if word in COMMANDS:
+                raise UserError(f"the command {word!r} must come first: compressbench {word} ...")
+            if setting:
+                raise UserError(
+                    f"{word!r} is not a setting NAME=VALUE; a value with spaces needs quotes"
+                )
+            raise UserError(f"unknown command {word!r}{_nearest_command(word)}")
+        flag = word if word in _WITH_VALUE else ""
+        setting = setting or "=" in word or word.startswith("~")
+
+
+def _nearest_command(word: str) -> str:
+    known = (*COMMANDS, "--help", "--version")
+    close = get_close_matches(word.lower(), [name.strip("-") for name in known], n=1)
+    if not close:
+        return f"; choose from {', '.join(known)}, or give a setting as NAME=VALUE"
+    return f"; did you mean {next(name for name in known if name.endswith(close[0]))!r}?"
 
 
 def is_interval(argument: str) -> bool:

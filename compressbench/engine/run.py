@@ -27,12 +27,12 @@ from compressbench.engine.run_folder import (
     RECIPE_FILE,
     REPORT_FILE,
     begin,
-    draw,
     record,
     remove_if_empty,
     ship,
     tags,
 )
+from compressbench.results.run_plots import write_pages
 from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
 from compressbench.results.terminal import Terminal
 from compressbench.tracking.sweep_session import Tracked
@@ -108,7 +108,7 @@ def reported(
         raise
     finally:
         report, files = record(info, steps, status)
-        files += draw(report, info.folder) if steps and pictures else []
+        files += write_pages(report, info.folder) if steps and pictures else []
         tracked = session.finish(status.upper(), markdown(report), files)
         if end is not None:
             end(status, report, tracked)

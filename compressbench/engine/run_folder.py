@@ -99,22 +99,6 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
     return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Write the plots of a run as HTML pages that work offline."""
-    from compressbench.results.pruning_plots import pruning_pictures
-    from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_html
-
-    made = {
-        "accuracy_size": accuracy_against_size(report),
-        "layer_widths": layer_widths(report),
-        **pruning_pictures(report),
-    }
-    figures = {folder / f"{name}.html": f for name, f in made.items() if f is not None}
-    for path, figure in figures.items():
-        write_html(figure, path)
-    return list(figures)
-
-
 def remove_if_empty(folder: Path) -> None:
     """Remove the run folder, which Hydra creates before the config is checked."""
     for path in (folder, *folder.parents[:2]):

@@ -1,29 +1,23 @@
-"""Pictures of pruning, from a run's report alone: what layers bear, and what is left of them."""
+"""Sensitivity curves and tables of remaining weights, from a run's report alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from compressbench.core.formatting import metric_text
+from compressbench.results.chart import Axis, Chart, Point, Series
+from compressbench.results.page import bar_cell, cell, table_section
 
 _PRUNES = "prune"  # how the kinds of such stages begin
 
 
-def pruning_pictures(report: Mapping[str, Any]) -> dict[str, Figure]:
-    """File name without suffix -> picture, of those that the report has something for."""
-    found = {"sensitivity": sensitivity_curves(report), "layers_left": layers_left(report)}
-    return {name: figure for name, figure in found.items() if figure is not None}
-
-
-def sensitivity_curves(report: Mapping[str, Any]) -> Figure | None:
+def sensitivity_curves(report: Mapping[str, Any]) -> Chart | None:
     """Accuracy against the sparsity of each layer alone, one line a layer, in the order of the
     forward pass from dark to light. None without a `sensitivity` table.
     """
-    from plotly.colors import sample_colorscale
-    from plotly.graph_objects import Figure
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
     tables = [s["tables"]["sensitivity"] for s in report["stages"] if "sensitivity" in s["tables"]]
     if not tables:
@@ -31,54 +25,55 @@ def sensitivity_curves(report: Mapping[str, Any]) -> Figure | None:
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in tables[-1]:
         lines.setdefault(row["layer"], []).append(row)
-    figure = Figure()
-    places = [number / max(1, len(lines) - 1) for number in range(len(lines))]
-    colours = sample_colorscale("Viridis", places)
-    for (layer, rows), colour in zip(lines.items(), colours, strict=True):
-        figure.add_trace(_line(layer, rows, colour))
-    figure.update_xaxes(title="share of the layer's weights that is zero", tickformat=".0%")
-    figure.update_yaxes(title="accuracy on training images", tickformat=".0%")
-    figure.update_layout(title="What each layer bears alone", template="plotly_white")
-    return figure
+    last = max(1, len(lines) - 1)
+    series = [
+        _line(layer, rows, to_hex(colormaps["viridis"](0.95 * number / last)))
+        for number, (layer, rows) in enumerate(lines.items())
+    ]
+    return Chart(
+        "Accuracy when one layer alone is pruned",
+        ["One line a layer, with its number of weights; the first are dark, the last light."],
+        Axis("share of the layer's weights that is zero", "percent"),
+        Axis("accuracy on training images", "percent"),
+        series,
+    )
 
 
-def _line(layer: str, rows: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "name": f"{escape(layer)} ({rows[0]['weights']:,})",
-        "x": [row["sparsity"] for row in rows],
-        "y": [row["accuracy"] for row in rows],
-        "mode": "lines+markers",
-        "line": {"color": colour},
-        "customdata": [row["loss"] for row in rows],
-        "hovertemplate": "%{x:.0%}: %{y:.2%}, loss %{customdata:.3f}",
-    }
+def _line(layer: str, rows: Sequence[Mapping[str, Any]], colour: str) -> Series:
+    points = [
+        Point(
+            row["sparsity"],
+            row["accuracy"],
+            f"{layer}\n{100 * row['sparsity']:.0f} % zero: accuracy "
+            f"{metric_text(row['accuracy'], 'accuracy')}, loss {row['loss']:.3f}",
+        )
+        for row in rows
+    ]
+    return Series(f"{layer} ({rows[0]['weights']:,})", points, colour, size=4, line="straight")
 
 
-def layers_left(report: Mapping[str, Any]) -> Figure | None:
-    """Bars: the share of each layer's weights that a pruning stage left, one panel a stage; what
-    happened to the layer, channel counts for instance, when pointed at. None without such a stage.
+def layers_left(report: Mapping[str, Any]) -> list[str]:
+    """One table per pruning stage: the share of each layer's weights that remains, and what was
+    done to the layer, such as its channel counts.
     """
-    from plotly.subplots import make_subplots
-
     stages = [s for s in report["stages"] if s["kind"].startswith(_PRUNES) and s["coverage"]]
-    if not stages:
-        return None
-    titles = [escape(s["name"]) for s in stages]
-    figure = make_subplots(rows=len(stages), cols=1, subplot_titles=titles)
-    for number, stage in enumerate(stages, start=1):
-        figure.add_trace(_bars(stage["coverage"]), row=number, col=1)
-    figure.update_yaxes(title="weights left", tickformat=".0%", range=[0, 1])
-    figure.update_layout(template="plotly_white", showlegend=False)
-    return figure
+    return [_left_table(s["name"], [r for r in s["coverage"] if r["total"]]) for s in stages]
 
 
-def _bars(coverage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows = [row for row in coverage if row["total"]]
-    return {
-        "type": "bar",
-        "x": [escape(row["layer"]) for row in rows],
-        "y": [1 - row["touched"] / row["total"] for row in rows],
-        "hovertext": [f"{row['total']:,} weights, {escape(row['detail'])}" for row in rows],
-        "marker": {"color": "#2a6fbb"},
-    }
+def _left_table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    total = sum(row["total"] for row in rows)
+    left = total - sum(row["touched"] for row in rows)
+    return table_section(
+        f"{name}: {100 * left / max(total, 1):.1f} % of {total:,} weights left",
+        "",
+        ["layer", "weights", "left", "what was done"],
+        [
+            [
+                cell(row["layer"]),
+                cell(f"{row['total']:,}"),
+                bar_cell(1 - row["touched"] / row["total"]),
+                cell(row["detail"], kind="text"),
+            ]
+            for row in rows
+        ],
+    )

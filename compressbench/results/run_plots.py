@@ -1,12 +1,11 @@
-"""Pictures of a run, from its report alone; they work without a network."""
+"""HTML pages of a run, from its report alone; they work offline."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compressbench.core.formatting import (
     bytes_text,
@@ -14,99 +13,85 @@ from compressbench.core.formatting import (
     milliseconds_text,
     times_text,
 )
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from compressbench.results.chart import Axis, Chart, Point, Series
+from compressbench.results.page import cell, chart_section, table_section, write_page
+from compressbench.results.pruning_plots import layers_left, sensitivity_curves
 
 _SIZES = (
     ("size/onnx_bytes", "onnx file", "#2a6fbb"),
     ("size/download_bytes", "download (zstd 19)", "#d1652a"),
 )
 _MARGIN = 0.2  # of the range of the metric, above and below, for the names of the stages
+_PREFIX = "sensitivity_"  # of a column of the allocation, before the bits
+_RULE = "by a rule, not by the budget"
 
 
-def accuracy_against_size(report: Mapping[str, Any]) -> Figure:
-    """Metric of the exported files over their bytes (log), one arrow from stage to stage.
-
-    Filled marks are on validation data; open diamonds on test data, where those were read.
-    """
-    from plotly.graph_objects import Figure
-
-    metric = report["metric"]
-    figure = Figure()
-    tested = any(f"test/{metric}" in s["figures"] for s in report["stages"])
-    for size, label, colour in _SIZES:
-        figure.add_trace(_path(report, size, label, colour))
-        figure.add_trace(_points(report, "val", size, colour) | {"showlegend": False})
-        if tested:
-            figure.add_trace(_points(report, "test", size, colour) | {"name": f"{label}, test"})
-    figure.update_xaxes(type="log", title="bytes (log scale; left is smaller)", tickformat="~s")
-    percent = metric == "accuracy"
-    figure.update_yaxes(title=metric, tickformat=".1%" if percent else None, range=_range(report))
-    figure.update_layout(
-        title=f"{report['recipe']}: {metric} against size, stage by stage",
-        template="plotly_white",
-        legend={"orientation": "h", "y": -0.2},
-    )
-    return figure
-
-
-def _path(report: Mapping[str, Any], size: str, label: str, colour: str) -> dict[str, Any]:
-    """Arrows from stage to stage, with their names above and below in turn.
-
-    Along the onnx file there are none: stages that do not change its bytes lie on one another.
-    """
-    points = _points(report, "val", size, colour)
-    names = [s["name"] for s in _taken(report, "val", size)]
-    onnx = size == "size/onnx_bytes"
-    return points | {
-        "name": label,
-        "mode": "lines+markers" if onnx else "lines+markers+text",
-        "text": names,
-        "textposition": ["bottom center" if i % 2 else "top center" for i in range(len(names))],
-        "marker": {"size": 16, "color": colour, "symbol": "arrow", "angleref": "previous"},
-        "line": {"color": colour, "width": 1.5},
+def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the pages for which the report has data; returns their paths."""
+    curves = sensitivity_curves(report)
+    pages = {
+        "accuracy_size": [chart_section(accuracy_against_size(report))],
+        "layer_widths": layer_widths(report),
+        "layers_left": layers_left(report),
+        "sensitivity": [] if curves is None else [chart_section(curves)],
     }
+    written = []
+    for name, sections in pages.items():
+        if sections:
+            written.append(folder / f"{name}.html")
+            write_page(f"{report['recipe']}: {name.replace('_', ' ')}", sections, written[-1])
+    return written
 
 
-def _range(report: Mapping[str, Any]) -> list[float] | None:
+def accuracy_against_size(report: Mapping[str, Any]) -> Chart:
+    """Metric of the exported files over their bytes, one arrow from stage to stage.
+
+    Filled marks are on validation data; open ones on test data, where those were read.
+    """
+    metric = report["metric"]
+    series = []
+    for size, label, colour in _SIZES:
+        # Stages that do not change the bytes of the onnx file lie on one another: no names there
+        points = _points(report, "val", size, labelled=size != _SIZES[0][0])
+        series.append(Series(label, points, colour, line="arrows"))
+        tested = _points(report, "test", size, labelled=False)
+        if tested:
+            series.append(Series(f"{label}, test", tested, colour, "diamond", 7))
+    return Chart(
+        f"{report['recipe']}: {metric} against size, stage by stage",
+        [],
+        Axis("size of the file (each step halves it; left is smaller)", "bytes"),
+        Axis(metric, "percent" if metric == "accuracy" else "number", _range(report)),
+        series,
+    )
+
+
+def _range(report: Mapping[str, Any]) -> tuple[float, float] | None:
     """The metric's range with room for text; None where no stage was measured."""
     names = [f"{split}/{report['metric']}" for split in ("val", "test")]
     taken = [s["figures"][n] for s in report["stages"] for n in names if s["figures"].get(n)]
     if not taken:
         return None
     margin = _MARGIN * max(max(taken) - min(taken), 0.005)
-    return [min(taken) - margin, max(taken) + margin]
+    return min(taken) - margin, max(taken) + margin
 
 
-def _points(report: Mapping[str, Any], split: str, size: str, colour: str) -> dict[str, Any]:
-    stages = _taken(report, split, size)
-    symbol = "circle" if split == "val" else "diamond-open"
-    return {
-        "type": "scatter",
-        "x": [s["figures"][size] for s in stages],
-        "y": [s["figures"][f"{split}/{report['metric']}"] for s in stages],
-        "hovertext": [_hover(s, report["metric"]) for s in stages],
-        "hoverinfo": "text",
-        "mode": "markers",
-        "marker": {"size": 8, "color": colour, "symbol": symbol},
-    }
-
-
-def _taken(report: Mapping[str, Any], split: str, size: str) -> list[Mapping[str, Any]]:
-    """The stages that have both figures."""
-    names = {size, f"{split}/{report['metric']}"}
+def _points(report: Mapping[str, Any], split: str, size: str, *, labelled: bool) -> list[Point]:
+    """Of the stages that have both figures."""
+    metric = report["metric"]
+    taken = [(s, s["figures"].get(size), s["figures"].get(f"{split}/{metric}"))
+             for s in report["stages"]]  # fmt: skip
     return [
-        s
-        for s in report["stages"]
-        if names <= {k for k, v in s["figures"].items() if v is not None}
+        Point(x, y, _stage_text(stage, metric), label=stage["name"] if labelled else "")
+        for stage, x, y in taken
+        if x is not None and y is not None
     ]
 
 
-def _hover(stage: Mapping[str, Any], metric: str) -> str:
+def _stage_text(stage: Mapping[str, Any], metric: str) -> str:
     figures = stage["figures"]
     lines = [
-        stage["kind"],
+        f"{stage['name']}: {stage['kind']}",
         f"val {metric_text(figures.get(f'val/{metric}'), metric)}, "
         f"test {metric_text(figures.get(f'test/{metric}'), metric)}",
         f"onnx {bytes_text(figures.get('size/onnx_bytes'))}, "
@@ -115,7 +100,7 @@ def _hover(stage: Mapping[str, Any], metric: str) -> str:
         f"{times_text(figures.get('latency/speedup'))} as fast",
         *(f"{k} = {v}" for k, v in _settings(stage["settings"])),
     ]
-    return f"<b>{escape(stage['name'])}</b>: " + "<br>".join(map(escape, lines))
+    return "\n".join(lines)
 
 
 def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -131,78 +116,48 @@ def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
     return found
 
 
-def layer_widths(report: Mapping[str, Any]) -> Figure | None:
-    """Sensitivity of layers (left to right, in the order of the forward pass) at each width, a
-    logarithmic colour; squares mark the widths chosen. None without an `allocation` table.
+def layer_widths(report: Mapping[str, Any]) -> list[str]:
+    """One table per stage with an `allocation`: each layer's sensitivity at each width, and the
+    chosen width. Layers are in the order of the forward pass.
     """
-    from plotly.subplots import make_subplots
-
     stages = [s for s in report["stages"] if s["tables"].get("allocation")]
-    if not stages:
-        return None
-    titles = [f"{escape(s['name'])}: {_spent(s)}" for s in stages]
-    figure = make_subplots(rows=len(stages), cols=1, subplot_titles=titles)
-    for number, stage in enumerate(stages, start=1):
-        for trace in _width_traces(stage["tables"]["allocation"]):
-            figure.add_trace(trace, row=number, col=1)
-    figure.update_yaxes(title="bits of the weights", type="category", categoryorder="array",
-                        categoryarray=[str(bits) for bits in range(2, 9)])  # fmt: skip
-    figure.update_layout(
-        template="plotly_white",
-        showlegend=False,
-        coloraxis={"colorscale": "YlOrRd", "colorbar": {"title": "log10 of<br>sensitivity"}},
-    )
-    return figure
+    return [_widths_table(s["name"], s["tables"]["allocation"], s["figures"]) for s in stages]
 
 
-def _spent(stage: Mapping[str, Any]) -> str:
-    rows = stage["tables"]["allocation"]
+def _widths_table(
+    name: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, float]
+) -> str:
+    tried = {int(k.removeprefix(_PREFIX)) for k in rows[0] if k.startswith(_PREFIX)}
+    widths = sorted(tried | {row["bits"] for row in rows})
+    costs = [cost for row in rows for bits in tried if (cost := row[f"{_PREFIX}{bits}"])]
     weights = sum(row["weights"] for row in rows)
-    bits = sum(row["weights"] * row["bits"] for row in rows) / weights
-    size = bytes_text(stage["figures"].get("size/onnx_bytes"))
-    return f"{bits:.2f} bits a weight on average, onnx {size}"
-
-
-def _width_traces(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The map of sensitivities, and the marks of the widths chosen."""
-    prefix = "sensitivity_"
-    widths = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
-    costs = [[row[f"{prefix}{bits}"] for row in rows] for bits in widths]
-    layers = [escape(row["layer"]) for row in rows]
-    return [
-        {
-            "type": "heatmap",
-            "x": layers,
-            "y": [str(bits) for bits in widths],
-            "z": [[math.log10(cost) if cost else None for cost in line] for line in costs],
-            "customdata": costs,
-            "hovertemplate": "%{x}, %{y} bits: %{customdata:.3g}<extra></extra>",
-            "coloraxis": "coloraxis",
-        },
-        {
-            "type": "scatter",
-            "x": layers,
-            "y": [str(row["bits"]) for row in rows],
-            "mode": "markers",
-            "marker": {"symbol": "square-open", "size": 14, "line": {"width": 3}, "color": "#222"},
-            "hovertext": [_layer_text(row) for row in rows],
-            "hoverinfo": "text",
-        },
-    ]
-
-
-def _layer_text(row: Mapping[str, Any]) -> str:
-    why = "" if row["chosen"] else "<br>by a rule, not by the budget"
-    size = f"{row['weights']:,} weights, {row['bytes']:,} bytes"
-    return f"{escape(row['layer'])}: {row['bits']} bits<br>{size}{why}"
-
-
-def write_html(figure: Figure, path: Path) -> None:
-    """Write a page with the plotly script inside (about 5 MB): it opens offline, and in MLflow."""
-    figure.write_html(
-        path,
-        include_plotlyjs=True,
-        full_html=True,
-        default_height="85vh",
-        config={"responsive": True, "displaylogo": False},
+    mean = sum(row["weights"] * row["bits"] for row in rows) / weights
+    size = bytes_text(figures.get("size/onnx_bytes"))
+    return table_section(
+        f"{name}: {mean:.2f} bits a weight on average, onnx {size}",
+        "Under each width: the sensitivity of the layer, darker where it is higher (log scale). "
+        "The chosen width is framed.",
+        ["layer", "weights", "bytes", *(f"{bits} bits" for bits in widths), "chosen"],
+        [
+            [
+                cell(row["layer"]),
+                cell(f"{row['weights']:,}"),
+                cell(f"{row['bytes']:,}"),
+                *(_width_cell(row, bits, costs) for bits in widths),
+                cell(f"{row['bits']} bits" + ("" if row["chosen"] else f", {_RULE}"), kind="text"),
+            ]
+            for row in rows
+        ],
     )
+
+
+def _width_cell(row: Mapping[str, Any], bits: int, costs: Sequence[float]) -> str:
+    """The sensitivity at a width, on a log scale from white (the lowest) to red (the highest)."""
+    cost = row.get(f"{_PREFIX}{bits}")
+    background = ""
+    if cost:
+        low, high = math.log10(min(costs)), math.log10(max(costs))
+        part = (math.log10(cost) - low) / (high - low) if high > low else 0.0
+        background = f"rgba(209, 60, 42, {0.75 * part:.2f})"
+    kind = "chosen" if bits == row["bits"] else ""
+    return cell("" if cost is None else f"{cost:.2g}", kind=kind, background=background)

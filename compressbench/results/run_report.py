@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
 CHANCE = "no better than guessing"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "recipe.yaml")
-_SHRINKS = ("prune", "quantize")  # how the kinds of such stages begin
+_SHRINKS = ("codebook", "prune", "quantize")  # how the kinds of such stages begin
 _DOWNLOAD = "size/download_bytes"
 
 Report = dict[str, Any]
@@ -54,7 +54,7 @@ class RunInfo:
 
 
 def shrink_warning(previous: Step, step: Step) -> str | None:
-    """A loud word when pruning or quantizing did not make the file that ships smaller."""
+    """A loud warning when a stage that compresses did not make the file to ship smaller."""
     if not step.kind.startswith(_SHRINKS):
         return None
     before, after = (s.measurement.figures.get(_DOWNLOAD) for s in (previous, step))

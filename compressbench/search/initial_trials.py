@@ -8,10 +8,10 @@ from typing import Any
 
 from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.search.directions import direction, least_to_most
 from compressbench.search.space import Parameter, Settings, draw, every
 
 Configs = Callable[[tuple[str, ...]], Mapping[str, Any]]
-_LESS_IS_SMALLER = ("bits", "activation_bits", "budget", "width", "depth")
 MOST_GRID = 100_000
 
 
@@ -50,14 +50,18 @@ def unique(settings: Sequence[Settings]) -> list[Settings]:
 
 
 def end(parameter: Parameter, most: bool) -> Any:
-    """The value that compresses most, or least; the first choice where there is no such order."""
-    name = parameter.place.rpartition(".")[2]
-    down = name in _LESS_IS_SMALLER
-    if not parameter.choices:
-        return parameter.low if most == down else parameter.high
-    if not all(isinstance(c, (int, float)) for c in parameter.choices):
-        return parameter.choices[0]
-    return min(parameter.choices) if most == down else max(parameter.choices)
+    """The value that compresses most, or least.
+
+    For an option that does neither, the first choice, or the middle of an interval: an extreme
+    learning rate, for instance, would spoil the trial.
+    """
+    if parameter.choices:
+        ordered = least_to_most(parameter.place, parameter.choices) or parameter.choices[:1]
+        return ordered[-1 if most else 0]
+    sign = direction(parameter.place)
+    if not sign:
+        return parameter.middle
+    return parameter.high if most == (sign > 0) else parameter.low
 
 
 def grid(space: Sequence[Parameter], configs: Configs, seed: int) -> list[Settings]:

@@ -74,6 +74,17 @@ class Parameter:
             return value
         return int(value) if self.integer else round(float(value), _DIGITS)
 
+    @property
+    def middle(self) -> Any:
+        """The middle of an interval or a range, on its own scale."""
+        if self.log:
+            middle = math.sqrt(self.low * self.high)
+        else:
+            step = self.step or (1 if self.integer else None)
+            half = (self.high - self.low) / 2
+            middle = self.low + (half if step is None else step * math.floor(half / step + 1e-9))
+        return self.rounded(middle)
+
     def values(self) -> list[Any]:
         """All values, for a grid. Raises UserError for an interval of floats."""
         if self.choices:

@@ -48,9 +48,9 @@ def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
-    """Plan the recipes at the ends of the space, and with every choice.
+    """Plan the recipes at the ends of the space, and with every choice and bound.
 
-    Raises UserError for an end that is refused, and for a choice that is refused at all ends.
+    Raises UserError for an end that is refused, and for a value that is refused at all ends.
     """
     from compressbench.config.run_config import RunConfig
     from compressbench.engine.prepare import prepare
@@ -64,14 +64,15 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
 
     for settings in unique(list(ends)):
         try_(settings)
-    choices = [(p, c) for p in space for c in p.choices if not any(e.get(p.key) == c for e in ends)]
-    for parameter, choice in choices[:MOST_CHECKS]:
-        _try_choice(parameter, choice, ends, try_)
+    values = [(p, v) for p in space for v in p.choices or (p.rounded(p.low), p.rounded(p.high))]
+    open_ = [(p, v) for p, v in values if not any(e.get(p.key) == v for e in ends)]
+    for parameter, value in open_[:MOST_CHECKS]:
+        _try_value(parameter, value, ends, try_)
 
 
-def _try_choice(
+def _try_value(
     parameter: Parameter,
-    choice: Any,
+    value: Any,
     ends: Sequence[Settings],
     try_: Callable[[Settings], None],
 ) -> None:
@@ -79,7 +80,7 @@ def _try_choice(
     for settings in ends:
         if parameter.key in settings and not parameter.group:
             try:
-                try_({**settings, parameter.key: choice})
+                try_({**settings, parameter.key: value})
                 return
             except UserError as error:
                 refused = error

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
+import tomllib
 
 import pytest
 
+from compressbench import __version__
 from compressbench.config.groups import GROUPS
+from compressbench.config.overrides import COMMANDS
 from tests.end_to_end.running import QUIET, ROOT, files_in, run_here, run_process
 
 
@@ -32,6 +37,33 @@ def test_help_names_the_options_of_the_users_own_folder(tmp_path):
     for flags in ([f"--config-dir={tmp_path}"], ["--config-dir", str(tmp_path)]):
         done = run_here(["--help", *flags], tmp_path, tmp_path / "store")
         assert re.search("^  mine +a model of my own$", done.out, re.MULTILINE)
+
+
+def test_help_names_every_command_and_comes_wherever_it_is_asked_for(tmp_path):
+    page = run_here(["--help"], tmp_path, tmp_path / "store").out
+    named = set(re.findall(r"^  compressbench (\w+) ", page, re.MULTILINE))
+    assert named == set(COMMANDS)
+    for arguments in (["-h"], ["recipe=prune", "--help"], ["-m", "-h"]):
+        assert run_here(arguments, tmp_path, tmp_path / "store").out == page
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_known_as_the_first_word(tmp_path, command):
+    done = run_here([command, "--help"], tmp_path, tmp_path / "store")
+    assert done.code == 0
+    assert done.out.startswith(f"usage: compressbench {command} ")
+
+
+def test_the_version_is_that_of_the_package_and_loads_nothing(tmp_path):
+    probe = "import sys; from compressbench.cli.main import main; sys.argv[1:] = ['--version']\n"
+    probe += "try: main()\nfinally: print(*sorted({'torch', 'hydra'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"compressbench {__version__}", ""]
+    done = run_process(["recipe=prune", "--version"], tmp_path, tmp_path / "store")
+    assert (done.code, done.out) == (0, f"compressbench {__version__}\n")
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("version")
+    assert stated in (None, __version__)  # none where the build reads it from the package
 
 
 def test_a_plan_of_an_empty_store_runs_and_writes_nothing(tmp_path, monkeypatch):

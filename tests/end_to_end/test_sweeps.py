@@ -66,6 +66,8 @@ MISTAKES = [
     (["search=prune_quant", "sampler@search.sampler=grid"], "a grid needs choices or a range"),
     (["recipe.stages.prune.sparsity=interval(0.5,1.5)"], r"sparsity must be .* got 1.5"),
     (["recipe.stages.quantize.bits=choice(4,9,8)", "search.seed=1"], r"bits must be .* got 9"),
+    (["recipe.stages.train.epochs=interval(-1.0,3.0)"], r"epochs must be .* got -1"),
+    (["recipe.stages.train.warmup=interval(0.1,1.5)"], r"warmup must be .* got 1.5"),
     (["seed=int(interval(0,9))", "trainer.threads=int(interval(1,2))"], "cannot be searched"),
     (["seed=int(interval(0,9))", "plan=true"], "plan=true is for a single run"),
 ]

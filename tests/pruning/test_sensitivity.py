@@ -13,7 +13,7 @@ from compressbench.core.errors import UserError
 from compressbench.pruning.criteria.magnitude import Magnitude
 from compressbench.pruning.criteria.wanda import Wanda
 from compressbench.pruning.sensitivity import SensitivityCurves
-from compressbench.results.pruning_plots import layers_left, pruning_pictures, sensitivity_curves
+from compressbench.results.pruning_plots import layers_left, sensitivity_curves
 from tests.pruning.pruned_net import LAYERS, Net, Noise, context, trained
 
 
@@ -79,10 +79,13 @@ def test_pictures_show_every_layer():
             {"name": "prune", "kind": "prunechannels", "tables": {}, "coverage": coverage},
         ]
     }  # fmt: skip
-    curves, bars = sensitivity_curves(report), layers_left(report)
-    assert [trace.name for trace in curves.data] == ["a (10)", "b&lt;c (10)"]
-    assert list(curves.data[0].x) == [0.0, 0.5]
-    assert list(bars.data[0].y) == pytest.approx([0.6])
-    assert "4 channels" in bars.data[0].hovertext[0]
-    assert set(pruning_pictures(report)) == {"sensitivity", "layers_left"}
-    assert not pruning_pictures({"stages": []})
+    curves, (table,) = sensitivity_curves(report), layers_left(report)
+    assert [line.name for line in curves.series] == ["a (10)", "b<c (10)"]
+    assert [point.x for point in curves.series[0].points] == [0.0, 0.5]
+    assert "50 % zero: accuracy 73.33 %, loss 0.500" in curves.series[1].points[1].text
+    assert curves.series[0].colour != curves.series[1].colour
+    assert "prune: 60.0 % of 10 weights left" in table
+    assert table.count("<tr>") == 2  # the heading, and the layer that has weights
+    assert "8 → 4 channels" in table
+    assert sensitivity_curves({"stages": []}) is None
+    assert layers_left({"stages": []}) == []

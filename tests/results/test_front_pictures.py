@@ -1,71 +1,96 @@
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import replace
 
 import pytest
 
+from compressbench.results import chart_drawing, page
 from compressbench.results import front as fronts
-from compressbench.results.front_html import front_figure, history_figure, write_page
-from compressbench.results.front_picture import Picture, byte_ticks, title_lines, y_range
+from compressbench.results.front_html import write_page
+from compressbench.results.front_picture import (
+    Picture,
+    below_text,
+    front_chart,
+    history_chart,
+    title_lines,
+    y_range,
+)
 from compressbench.results.front_png import write_png
 from compressbench.results.sweep import Objective
 from tests.sample_sweep import OBJECTIVES, make_sweep, make_trial
 
 ONE = Picture([make_sweep("/s")])
+FRONT = "front of digits <b>sweep"
 
 
-def traces(picture):
-    return {t.name: t for t in front_figure(picture).data}
+def series(picture):
+    return {s.name: s for s in front_chart(picture).series}
+
+
+def xs(found):
+    return [p.x for p in found.points]
+
+
+def ys(found):
+    return [p.y for p in found.points]
 
 
 def test_trials_are_faint_and_the_front_is_a_step_line():
-    found = traces(ONE)
-    front = found["front of digits &lt;b&gt;sweep"]
-    assert list(front.x) == [256_000, 128_000, 64_000]
-    assert list(front.y) == [0.95, 0.93, 0.80]
+    found = series(ONE)
+    front = found[FRONT]
+    assert xs(front) == [256_000, 128_000, 64_000]
+    assert ys(front) == [0.95, 0.93, 0.80]
     # from 128 kB on, up to below 256 kB, holds what 128 kB gives: down first, then across
-    assert front.line.shape == "vh"
-    assert len(found["other trials"].x) == 2
+    assert front.line == "step"
+    assert len(found["other trials"].points) == 2
     assert found["other trials"].opacity < 0.5
-    assert list(found["outside the constraints"].y) == [0.99]
-    assert list(found["float baseline"].x) == [900_000]
-    assert list(found["knee"].y) == [0.93]
+    assert ys(found["outside the constraints"]) == [0.99]
+    assert xs(found["float baseline"]) == [900_000]
+    assert ys(found["knee"]) == [0.93]
 
 
 def test_error_bars_come_from_repeats():
-    assert traces(ONE)["front of digits &lt;b&gt;sweep"].error_y.array is None
+    assert {p.y_error for p in series(ONE)[FRONT].points} == {0.0}
     first = make_trial(0, 0.95, 256_000, repeats=({"val/accuracy": 0.93},))
     sweep = make_sweep(trials=(first, make_trial(1, 0.94, 100_000)))
-    found = traces(Picture([sweep]))
-    bars = found["front of digits &lt;b&gt;sweep"].error_y.array
-    assert list(bars) == pytest.approx([0.01414, 0.0], rel=1e-3)
-    assert list(found["no better than a smaller one, within noise"].y) == [0.95]
+    found = series(Picture([sweep]))
+    bars = [p.y_error for p in found[FRONT].points]
+    assert bars == pytest.approx([0.01414, 0.0], rel=1e-3)
+    assert ys(found["no better than a smaller one, within noise"]) == [0.95]
 
 
-def test_hover_has_settings_and_figures_and_no_markup_from_outside():
+def test_stopped_trials_are_marked():
+    stopped = make_trial(9, 0.9, 200_000, state="pruned")
+    sweep = make_sweep(trials=(*make_sweep().trials, stopped))
+    found = series(Picture([sweep]))["stopped early"]
+    assert xs(found) == [200_000]
+    assert found.points[0].text.startswith("trial 9 (pruned)\n")
+
+
+def test_what_is_said_of_a_trial_has_settings_and_figures():
     odd = make_trial(0, 0.95, 256_000, settings={"recipe.stages.a.b": "<img src=x>"})
-    hover = traces(Picture([make_sweep(trials=(odd,))]))["front of digits &lt;b&gt;sweep"].hovertext
-    assert "val/accuracy 95.00 %" in hover[0]
-    assert "size/download_bytes 256 kB" in hover[0]
-    assert "a.b = &lt;img src=x&gt;" in hover[0]
-    assert "prune.sparsity = 0.6" in traces(ONE)["front of digits &lt;b&gt;sweep"].hovertext[1]
+    (point,) = series(Picture([make_sweep(trials=(odd,))]))[FRONT].points
+    assert "val/accuracy 95.00 %" in point.text.splitlines()
+    assert "size/download_bytes 256 kB" in point.text.splitlines()
+    assert "a.b = <img src=x>" in point.text.splitlines()
+    assert "prune.sparsity = 0.6" in series(ONE)[FRONT].points[1].text
+
+
+def test_a_page_has_no_markup_from_outside(tmp_path):
+    odd = make_trial(0, 0.95, 256_000, settings={"recipe.stages.a.b": '"><img src=x>'})
+    write_page(Picture([make_sweep(trials=(odd,))]), tmp_path / "front.html")
+    text = (tmp_path / "front.html").read_text(encoding="utf-8")
+    assert "<img" not in text
+    assert "a.b = &quot;&gt;&lt;img src=x&gt;" in text
+    assert "<b>sweep" not in text
 
 
 def test_a_click_leads_to_the_run_or_to_the_folder():
     links = {("/s", 0): "http://127.0.0.1:5000/#/x", ("/s", 3): "javascript:alert(1)"}
-    front = traces(replace(ONE, links=links))["front of digits &lt;b&gt;sweep"]
-    assert list(front.customdata) == ["http://127.0.0.1:5000/#/x", "", "file:///s/trials/4"]
-
-
-def test_bytes_are_halved_along_the_axis():
-    ticks = byte_ticks(60_000, 900_000)
-    assert ticks == [32e3, 64e3, 128e3, 256e3, 512e3, 1e6]
-    axis = front_figure(ONE).layout.xaxis
-    assert axis.type == "log"
-    assert "64 kB" in axis.ticktext
-    assert "1 MB" in axis.ticktext
+    front = series(replace(ONE, links=links))[FRONT]
+    wanted = ["http://127.0.0.1:5000/#/x", "", "file:///s/trials/4"]
+    assert [p.link for p in front.points] == wanted
 
 
 def test_useless_trials_do_not_flatten_the_picture():
@@ -73,18 +98,52 @@ def test_useless_trials_do_not_flatten_the_picture():
     low, high = y_range(Picture([sweep]))
     assert 0.75 < low < 0.80
     assert 0.99 < high < 1.05
-    assert "Below the picture: 1;" in title_lines(Picture([sweep]))[-1]
-    assert "Below" not in title_lines(ONE)[-1]
+
+
+def test_what_lies_below_the_picture_is_named():
+    assert below_text(ONE) == ""
+    useless = make_trial(9, 0.10, 1000)
+    more = (*make_sweep().trials, useless, make_trial(10, 0.2, 900_000))
+    one = Picture([make_sweep(trials=more)])
+    assert below_text(one) == "trial 9 of the front (1.00 kB, 10.00 %) and 1 other trial"
+    worse = make_sweep(trials=(*make_sweep().trials, make_trial(9, 0.10, 400_000)))
+    assert below_text(Picture([worse])) == "1 trial"
+    many = [make_trial(10 + i, 0.1 + 0.1 * i, 1000 * (i + 1)) for i in range(5)]
+    text = below_text(Picture([make_sweep(trials=(*make_sweep().trials, *many))]))
+    assert text.endswith("trial 12 of the front (3.00 kB, 30.00 %) and 2 more of the front")
+    two = Picture([make_sweep("/s"), make_sweep("/o", name="other", trials=(useless,))])
+    assert below_text(two) == "trial 9 of the front of other (1.00 kB, 10.00 %)"
+
+
+def test_only_the_page_speaks_of_a_double_click(tmp_path, monkeypatch):
+    picture = Picture([make_sweep(trials=(*make_sweep().trials, make_trial(9, 0.10, 1000)))])
+    below = "Below the picture: trial 9 of the front (1.00 kB, 10.00 %)"
+    section = page.chart_section(front_chart(picture))
+    assert f"{below}; a double click shows all." in section
+    assert section.count("<svg") == 2
+    assert section.count("trial 9\n") == 1  # pointed at in the whole chart alone
+    assert page.chart_section(front_chart(ONE)).count("<svg") == 1
+    said = []
+    real = chart_drawing._draw
+
+    def spy(chart, dpi):
+        figure, plot = real(chart, dpi)
+        monkeypatch.setattr(plot, "set_title", lambda text, **rest: said.append(text))
+        return figure, plot
+
+    monkeypatch.setattr(chart_drawing, "_draw", spy)
+    write_png(picture, tmp_path / "front.png")
+    assert said[0].endswith(f"\n{below}.")
+    assert "click" not in said[0]
 
 
 def test_budget_minimum_and_choice_are_marked():
     picture = replace(ONE, budget_bytes=130_000, minimum=0.9, ship=("/s", 3))
-    figure = front_figure(picture)
-    texts = [a.text for a in figure.layout.annotations]
-    assert texts == ["budget 130 kB", "at least 90.00 %"]
-    assert figure.layout.annotations[0].x == pytest.approx(math.log10(130_000))
-    chosen = next(t for t in figure.data if t.name == "ship this one")
-    assert list(chosen.x) == [128_000]
+    chart = front_chart(picture)
+    assert [(r.axis, r.value, r.name) for r in chart.rules] == [
+        ("x", 130_000, "budget 130 kB"), ("y", 0.9, "at least 90.00 %")
+    ]  # fmt: skip
+    assert xs(series(picture)["ship this one"]) == [128_000]
 
 
 def test_the_title_says_which_way_is_better():
@@ -94,19 +153,16 @@ def test_the_title_says_which_way_is_better():
     speed = (OBJECTIVES[0], Objective("latency/speedup", "maximize"))
     fast = Picture([make_sweep(objectives=speed)])
     assert "up and right is better" in title_lines(fast)[1]
-    assert front_figure(fast).layout.xaxis.type is None
-    assert "<b>sweep" not in front_figure(ONE).layout.title.text
+    assert (front_chart(fast).x.unit, front_chart(ONE).x.unit) == ("number", "bytes")
 
 
 def test_with_three_objectives_members_are_not_joined():
     three = (*OBJECTIVES, Objective("latency/speedup", "maximize"))
-    front = traces(Picture([make_sweep(objectives=three)]))["front of digits &lt;b&gt;sweep"]
-    assert front.mode == "markers"
+    assert series(Picture([make_sweep(objectives=three)]))[FRONT].line == "none"
 
 
 def test_one_objective_is_drawn_over_bytes():
-    front = traces(Picture([make_sweep(objectives=OBJECTIVES[:1])]))
-    assert list(front["front of digits &lt;b&gt;sweep"].x) == [256_000]
+    assert xs(series(Picture([make_sweep(objectives=OBJECTIVES[:1])]))[FRONT]) == [256_000]
 
 
 def test_error_bars_are_inside_the_picture():
@@ -121,26 +177,29 @@ def test_error_bars_are_inside_the_picture():
 
 def test_several_sweeps_are_one_picture():
     other = make_sweep("/o", name="other", trials=(make_trial(0, 0.9, 50_000),))
-    found = traces(Picture([make_sweep("/s"), other]))
-    assert found["front of other"].line.color != found["front of digits &lt;b&gt;sweep"].line.color
-    assert len(history_figure([make_sweep("/s"), other]).data) == 2
+    found = series(Picture([make_sweep("/s"), other]))
+    assert found["front of other"].colour != found[FRONT].colour
+    assert "digits <b>sweep: other trials" in found
+    assert len(history_chart([make_sweep("/s"), other]).series) == 2
 
 
 def test_the_hypervolume_grows_over_finished_trials():
-    trace = history_figure([make_sweep()]).data[0]
-    assert list(trace.x) == [1, 2, 3, 4, 5, 6, 7]
-    assert list(trace.y) == pytest.approx(fronts.history(make_sweep()))
+    chart = history_chart([make_sweep()])
+    assert xs(chart.series[0]) == [1, 2, 3, 4, 5, 6, 7]
+    assert ys(chart.series[0]) == pytest.approx(fronts.history(make_sweep()))
+    low, high = chart.y.limits
+    assert low == 0 < max(fronts.history(make_sweep())) < high
+    assert history_chart([make_sweep(baseline={})]).y.limits == (0, 1)
 
 
-def test_the_page_carries_its_script(tmp_path):
+def test_the_page_needs_no_other_file(tmp_path):
     path = tmp_path / "front.html"
     write_page(ONE, path)
-    page = path.read_text(encoding="utf-8")
-    assert len(page) > 1_000_000  # plotly itself
-    assert page.count("Plotly.newPlot(") >= 2
-    assert "<script src" not in page
-    assert "plotly_click" in page
-    assert "<title>digits &lt;b&gt;sweep</title>" in page
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 100_000
+    assert " src=" not in text
+    assert text.count("<svg") == 2
+    assert "<title>digits &lt;b&gt;sweep</title>" in text
     assert [p.name for p in tmp_path.iterdir()] == ["front.html"]
 
 
@@ -152,3 +211,4 @@ def test_the_png_is_a_picture_of_the_front(tmp_path):
     assert struct.unpack(">II", data[16:24]) == (1080, 672)
     write_png(Picture([make_sweep("/s", name="a $x_{ sweep")]), path)
     assert path.read_bytes() != data
+    assert [p.name for p in tmp_path.iterdir()] == ["front.png"]

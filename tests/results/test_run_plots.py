@@ -1,48 +1,58 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
+import pytest
+
 from compressbench.core.types import Measurement
-from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_html
+from compressbench.results.run_plots import accuracy_against_size, layer_widths, write_pages
 from compressbench.results.run_report import build_report
 from tests.sample_steps import NAMES, make_info, make_steps
 
 
-def test_the_page_carries_its_script_and_every_stage(tmp_path):
+def test_the_page_needs_no_other_file_and_has_every_stage(tmp_path):
     report = build_report(make_info(tmp_path), make_steps(), "finished")
-    path = tmp_path / "accuracy_size.html"
-    write_html(accuracy_against_size(report), path)
+    (path, left) = write_pages(report, tmp_path)
+    assert [path.name, left.name] == ["accuracy_size.html", "layers_left.html"]
     page = path.read_text(encoding="utf-8")
-    assert len(page) > 1_000_000  # plotly itself
-    assert "src=" not in page[:2000]
-    data = page[page.rindex("Plotly.newPlot") :]
-    assert all(name in data for name in NAMES)
+    assert len(page) < 100_000
+    assert " src=" not in page
+    assert all(f">{name}<" in page for name in NAMES)
+    assert "<title>prune_then_quant: accuracy size</title>" in page
 
 
 def test_points_are_the_figures_in_stage_order(tmp_path):
     report = build_report(make_info(tmp_path), make_steps(), "finished")
-    traces = {t.name: t for t in accuracy_against_size(report).data if t.name}
-    assert list(traces["download (zstd 19)"].x) == [900_000, 450_000, 100_000]
-    assert list(traces["onnx file"].y) == [0.90, 0.89, 0.88]
-    assert list(traces["onnx file"].text) == list(NAMES)
-    assert "sparsity = 0.5" in traces["onnx file"].hovertext[1]
-    assert "criterion = L1" in traces["onnx file"].hovertext[1]
+    series = {s.name: s for s in accuracy_against_size(report).series}
+    download, onnx = series["download (zstd 19)"], series["onnx file"]
+    assert [p.x for p in download.points] == [900_000, 450_000, 100_000]
+    assert [p.y for p in onnx.points] == [0.90, 0.89, 0.88]
+    assert [p.label for p in download.points] == list(NAMES)
+    assert [p.y for p in series["onnx file, test"].points] == pytest.approx([0.89, 0.88, 0.87])
+    lines = onnx.points[1].text.splitlines()
+    assert lines[0] == "prune: prune"
+    assert "sparsity = 0.5" in lines
+    assert "criterion = L1" in lines
+    low, high = accuracy_against_size(report).y.limits
+    assert low < 0.87
+    assert high > 0.90
 
 
 def test_a_stage_without_a_file_is_left_out_of_the_picture(tmp_path):
     steps = make_steps()
     steps[1] = replace(steps[1], measurement=Measurement({"val/accuracy": math.nan}))
-    figure = accuracy_against_size(build_report(make_info(tmp_path), steps, "finished"))
-    assert all(len(trace.x) == 2 for trace in figure.data)
+    chart = accuracy_against_size(build_report(make_info(tmp_path), steps, "finished"))
+    assert all(len(series.points) == 2 for series in chart.series)
 
 
 def test_names_of_stages_are_text_and_no_markup(tmp_path):
     report = build_report(make_info(tmp_path), make_steps(), "finished")
     report["stages"][0]["name"] = "<img src=x>"
-    hover = accuracy_against_size(report).data[0].hovertext[0]
-    assert "<img" not in hover
-    assert "&lt;img" in hover
+    page = write_pages(report, tmp_path)[0].read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert "&lt;img src=x&gt;: train" in page
 
 
 def mixed_steps():
@@ -60,18 +70,21 @@ def mixed_steps():
     return steps
 
 
-def test_widths_are_marked_on_the_map_of_sensitivities(tmp_path):
-    figure = layer_widths(build_report(make_info(tmp_path), mixed_steps(), "finished"))
-    heat, marks = figure.data
-    assert [list(line) for line in heat.z] == [[-2, -4, None], [None, -7, None]]
-    assert list(heat.x) == list(marks.x) == ["stem", "&lt;b&gt;body", "head"]
-    assert list(marks.y) == ["8", "2", "6"]
-    assert "by a rule" in marks.hovertext[2]
-    assert "by a rule" not in marks.hovertext[1]
-    assert "3.56 bits a weight" in figure.layout.annotations[0].text
-    write_html(figure, tmp_path / "layer_widths.html")
-    assert "Plotly.newPlot" in (tmp_path / "layer_widths.html").read_text(encoding="utf-8")
+def test_widths_are_marked_in_the_table_of_sensitivities(tmp_path):
+    report = build_report(make_info(tmp_path), mixed_steps(), "finished")
+    (table,) = layer_widths(report)
+    assert "3.56 bits a weight" in table
+    rows = table.split("<tr>")[2:]
+    assert [re.search("<td>(.*?)</td>", row)[1] for row in rows] == [
+        "stem", "&lt;b&gt;body", "head"
+    ]  # fmt: skip
+    assert [re.search(r'chosen"[^>]*>(.*?)</td>', row)[1] for row in rows] == ["0", "0.0001", ""]
+    assert "6 bits, by a rule, not by the budget" in rows[2]
+    assert "by a rule" not in rows[1]
+    shades = [re.findall(r"rgba\(209, 60, 42, ([\d.]+)\)", row) for row in rows]
+    assert shades == [["0.75"], ["0.45", "0.00"], []]  # from 1e-7 to 1e-2, on a log scale
+    assert "layer_widths.html" in [path.name for path in write_pages(report, tmp_path)]
 
 
-def test_without_an_allocation_there_is_no_map(tmp_path):
-    assert layer_widths(build_report(make_info(tmp_path), make_steps(), "finished")) is None
+def test_without_an_allocation_there_is_no_table(tmp_path):
+    assert not layer_widths(build_report(make_info(tmp_path), make_steps(), "finished"))

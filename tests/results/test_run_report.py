@@ -97,6 +97,9 @@ def test_a_prune_that_does_not_shrink_the_download_is_called_out(before, after, 
     warning = shrink_warning(first, second)
     assert (warning is not None) == warns
     assert shrink_warning(second, first) is None  # a train stage may grow
+    for kind in ("prunechannels", "quantizeaware", "codebook"):
+        assert (shrink_warning(first, replace(second, kind=kind)) is not None) == warns
+    assert shrink_warning(first, replace(second, kind="finetune")) is None
 
 
 def _guessing():
