@@ -16,7 +16,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.formatting import seconds_text
 from compressbench.core.types import Data, Step
 from compressbench.engine.context import RunContext
-from compressbench.engine.environment import environment
+from compressbench.engine.environment import check_torchvision, environment
 from compressbench.engine.executor import run
 from compressbench.engine.plan import Planned, make_plan
 from compressbench.engine.runtime import resolve
@@ -44,6 +44,7 @@ KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "na
 def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> int:
     """Run what `config` says; everything that is left behind is in `folder`."""
     try:
+        check_torchvision()
         plan, run_context = prepare(config)
         if config["plan"]:
             show_plan(plan, run_context)

@@ -18,6 +18,7 @@ from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import build, leave
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
+from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
 from compressbench.results.sweep_terminal import SweepView
@@ -54,6 +55,7 @@ def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
     """
     conf = (config_folder(), *_own_folders(sys.argv))
     options, space, fixed = _read(arguments, conf)
+    check_torchvision()
     if launch is not None:
         return _sweep(options, space, fixed, conf, functools.partial(
             supervise_jobs, count=options.workers, launch=launch))  # fmt: skip
