@@ -51,9 +51,9 @@ def check_torchvision() -> None:
 
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"torchvision cannot be imported with torch {torch.__version__} ({reason}), and "
-            "torchmetrics needs that where it is installed: uninstall it (pip uninstall "
-            "torchvision), or install the build that matches this torch"
+            f"torchvision cannot be imported with torch {torch.__version__} ({reason}), but "
+            "torchmetrics imports it wherever it is installed; run pip uninstall torchvision, or "
+            "install the build that matches this torch"
         ) from error
 
 

@@ -44,10 +44,11 @@ KEYS = {"model", "dataset", "recipe", "trainer", "tracking", "seed", "plan", "na
 def run_recipe(config: Mapping[str, Any], folder: Path, command: list[str]) -> int:
     """Run what `config` says; everything that is left behind is in `folder`."""
     try:
-        check_torchvision()
         plan, run_context = prepare(config)
         if config["plan"]:
             show_plan(plan, run_context)
+        elif any(run_context.store.peek(planned.key) is None for planned in plan):
+            check_torchvision()  # takes a second, which a run that trains spends in any case
     except UserError:
         remove_if_empty(folder)
         raise

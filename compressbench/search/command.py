@@ -55,7 +55,6 @@ def sweep(arguments: Sequence[str], launch: Launch | None = None) -> Sweep:
     """
     conf = (config_folder(), *_own_folders(sys.argv))
     options, space, fixed = _read(arguments, conf)
-    check_torchvision()
     if launch is not None:
         return _sweep(options, space, fixed, conf, functools.partial(
             supervise_jobs, count=options.workers, launch=launch))  # fmt: skip
@@ -75,6 +74,7 @@ def _sweep(
     conf: tuple[Path, ...],
     run: Callable[..., None],
 ) -> Sweep:
+    check_torchvision()
     spec, print_ = _plan(options, space, fixed, conf)
     desk = open_desk(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
