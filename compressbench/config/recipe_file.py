@@ -29,6 +29,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: not a recipe: expected a mapping")
+    _refuse_interpolations(config, path)
     return dict(with_current_targets(config))
 
 
@@ -44,3 +45,12 @@ def _refuse_bombs(events: Iterable[Any], path: Path) -> None:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_RECIPE_DEPTH:
             raise UserError(f"{path}: nested deeper than {MAX_RECIPE_DEPTH} levels")
+
+
+def _refuse_interpolations(tree: Any, path: Path) -> None:
+    """A recipe of ours is resolved; `${oc.env:NAME}` in a stranger's would read our environment."""
+    if isinstance(tree, str) and "${" in tree:
+        raise UserError(f"{path}: interpolations are not allowed in a recipe, got {tree!r}")
+    if isinstance(tree, (dict, list)):
+        for part in (*tree, *tree.values()) if isinstance(tree, dict) else tree:
+            _refuse_interpolations(part, path)

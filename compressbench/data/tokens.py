@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from compressbench.core.extras import extra
 
 PAD, MASK = 0, 1  # ids of the special tokens
 SPECIAL = ("[PAD]", "[MASK]")
@@ -13,10 +16,12 @@ LEAST_VOCABULARY = 256 + len(SPECIAL)  # every byte is a token
 
 
 def library() -> str:
-    """What makes the ids; another version may make others."""
-    from importlib.metadata import version
+    """What makes the ids; another version may make others. UserError where it is not installed."""
+    return f"tokenizers {_tokenizers().__version__}"
 
-    return f"tokenizers {version('tokenizers')}"
+
+def _tokenizers() -> Any:
+    return extra("tokenizers", "text")
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int, lowercase: bool) -> str:
@@ -28,18 +33,18 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int, lowe
     every byte has one. The same texts give the same tokenizer; word pieces would not: their
     trainer breaks ties by the order of a hash table.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
+    tokenizers = _tokenizers()
+    normalizers, byte_level = tokenizers.normalizers, tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     small = [normalizers.Lowercase()] if lowercase else []
     steps = [normalizers.NFKC(), *small, normalizers.Replace("\\", " ")]
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=True)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(byte_level.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -51,17 +56,13 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int, lowe
 
 def size(tokenizer: str) -> int:
     """Tokens in the vocabulary of a tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    found: int = Tokenizer.from_str(tokenizer).get_vocab_size()
+    found: int = _tokenizers().Tokenizer.from_str(tokenizer).get_vocab_size()
     return found
 
 
 def encode(tokenizer: str, texts: Sequence[str]) -> Tensor:
     """Ids of `texts` by a tokenizer.json, int16 [N, L], or int32 where int16 does not hold them."""
-    from tokenizers import Tokenizer
-
-    made = Tokenizer.from_str(tokenizer)
+    made = _tokenizers().Tokenizer.from_str(tokenizer)
     narrow = made.get_vocab_size() <= torch.iinfo(torch.int16).max + 1
     ids = [encoding.ids for encoding in made.encode_batch(texts)]
     return torch.tensor(ids, dtype=torch.int16 if narrow else torch.int32)

@@ -1,13 +1,17 @@
-"""Machine and library versions, which figures may depend on."""
+"""Machine and library versions, which runs and their figures depend on."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from compressbench.core.errors import UserError
 
 LIBRARIES = (
     "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
@@ -29,6 +33,28 @@ def environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def check_torchvision() -> None:
+    """Raise UserError if torchvision is installed and cannot be imported.
+
+    compressbench does not use it, but torchmetrics imports it wherever it is installed, and so ends
+    a training with a traceback where torchvision was built for another torch: the usual case of
+    a CPU build of torch beside the torchvision of the default index.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        import torch
+
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"torchvision cannot be imported with torch {torch.__version__} ({reason}), but "
+            "torchmetrics imports it wherever it is installed; run pip uninstall torchvision, or "
+            "install the build that matches this torch"
+        ) from error
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from compressbench.config.recipe_file import read_recipe
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
 from compressbench.core.types import Step
+from compressbench.engine.environment import check_torchvision
 from compressbench.engine.executor import run
 from compressbench.engine.plan_table import show_plan
 from compressbench.engine.prepare import Prepared, prepare
@@ -51,6 +52,8 @@ def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
         prepared = prepare(config)
         if config.plan:
             show_plan(prepared.plan, prepared.context)
+        elif any(prepared.context.store.peek(planned.key) is None for planned in prepared.plan):
+            check_torchvision()  # takes a second, which a run that trains spends in any case
     except UserError:
         remove_if_empty(folder)
         raise

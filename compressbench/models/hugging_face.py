@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
-from compressbench.models.extras import extra
+from compressbench.core.extras import extra
 
 _REMOTE = {"auto_map", "_name_or_path"}  # of a config.json: where it came from
 

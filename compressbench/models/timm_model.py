@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
-from compressbench.models.extras import extra
+from compressbench.core.extras import extra
 
 
 class Timm(nn.Module):

@@ -16,6 +16,7 @@ from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import allow_arguments, instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
+from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
 from compressbench.results.sweep_terminal import SweepView
@@ -85,6 +86,7 @@ def sweep(
 
 
 def _sweep(asked: Asked, run: Callable[..., None]) -> Sweep:
+    check_torchvision()
     spec, print_ = _plan(asked)
     storage = open_storage(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives

@@ -211,5 +211,5 @@ def database_address(url: str) -> str:
             f"search.storage={redact(url)} must be null or postgresql://USER@HOST/DATABASE"
         )
     if importlib.util.find_spec("psycopg") is None:
-        raise UserError("search.storage: PostgreSQL needs `pip install 'compressbench[postgres]'`")
+        raise UserError("search.storage: PostgreSQL needs `pip install -e '.[postgres]'`")
     return f"postgresql+psycopg://{rest}"

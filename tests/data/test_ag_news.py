@@ -64,6 +64,12 @@ def test_a_title_and_a_description_are_one_text(tmp_path):
     assert found.tolist() == [2, 0]
 
 
+def test_a_missing_tokenizers_library_names_the_extra(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"^tokenizers is not installed: pip .* '\.\[text\]' in"):
+        _ = news(root).spec
+
+
 def test_ids_are_those_of_the_tokenizer_padded_and_cut(root):
     from tokenizers import Tokenizer
 

@@ -167,6 +167,10 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("seed: 1", "checkpoint_seconds: is required"),
         ("\x00", "not valid YAML"),
+        (
+            recipe_text(tracking={"url": ["http://host/${oc.env:HOME}"]}),
+            "interpolations are not allowed in a recipe, got 'http://host/${oc.env:HOME}'",
+        ),
         (recipe_text(model=5), "model must be a section of options, got 5"),
         (recipe_text(recipe={"stages": 5}), "recipe.stages is empty"),
         (recipe_text(dataset={"root": "x"}), "dataset._target_ is required"),

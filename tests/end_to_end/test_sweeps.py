@@ -137,7 +137,7 @@ def test_trials_of_several_processes(tmp_path):
 @pytest.mark.long
 def test_workers_as_jobs_of_a_launcher(tmp_path):
     """Submitit's local executor runs what its Slurm executor would send away."""
-    pytest.importorskip("submitit", reason="pip install 'compressbench[cluster]'")
+    pytest.importorskip("submitit", reason="pip install -e '.[cluster]'")
     words = [*TINY, *SPACE, "search.n_trials=4", "search.workers=2",
              "hydra/launcher=submitit_local"]  # fmt: skip
     done = run_here(words, tmp_path, tmp_path / "store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from tests.end_to_end.running import ROOT, environment, files_in, read_run, run_here
 
+LICENSE = ROOT / "LICENSE"
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # its text, unchanged
 SCRIPT = "import sys, compressbench.cli.main as c; print(c.__file__, file=sys.stderr); c.main()"
 
 
@@ -38,8 +41,11 @@ def test_it_holds_every_config_and_no_tests(wheel):
     assert wanted <= inside
     assert "hydra_plugins/compressbench_pareto/pareto.py" in inside
     assert "hydra_plugins/__init__.py" not in inside, "other plugins share that name"
+    assert "compressbench/py.typed" in inside
     (metadata,) = {name.partition("/")[0] for name in inside} - {"compressbench", "hydra_plugins"}
     assert metadata.endswith(".dist-info")
+    assert (wheel / metadata / "licenses" / "LICENSE").read_bytes() == LICENSE.read_bytes()
+    assert hashlib.sha256(LICENSE.read_bytes()).hexdigest() == APACHE_2
     scripts = ConfigParser()
     scripts.read(wheel / metadata / "entry_points.txt")
     assert scripts["console_scripts"]["compressbench"] == "compressbench.cli.main:main"
@@ -58,7 +64,7 @@ def test_the_console_script_runs_in_an_empty_folder(wheel, tmp_path):
     tiny = ["recipe=baseline", "model=mlp", "trainer=debug", "recipe.stages.train.epochs=1"]
     shown = run(wheel, tmp_path, "--help")
     assert shown.stderr.strip() == str(wheel / "compressbench" / "cli" / "main.py")
-    assert "prune_then_quant     Train, zero the smallest weights" in shown.stdout
+    assert "prune_then_quant     Train, prune the smallest weights" in shown.stdout
     assert files_in(tmp_path) == []
     done = run(wheel, tmp_path, *tiny)
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,7 @@ def test_a_stage_with_a_model_of_its_own_starts_fresh():
         ),
         (changed(("distill", "teacher"), "distill"), "is not a stage before distill"),
         (changed(("distill", "loss"), None), "distill: loss must be a distillation loss, got None"),
-        (changed(("distill",), {**QAT, "teacher": "train"}), "teacher=train has no use without a"),
+        (changed(("distill",), {**QAT, "teacher": "train"}), "teacher=train needs a loss"),
         (changed(("distill",), {**QAT, "loss": LOSS}), "teacher is required: the name of an earl"),
         (changed(("distill", "model"), {**MODEL, "num_classes": 7}), "7, but dataset digits has"),
         (changed(("prune", "sparsity"), 1.0), r"stages.prune: sparsity must be a number in \[0, 1"),
@@ -164,7 +164,7 @@ def test_a_stage_with_a_model_of_its_own_starts_fresh():
         (changed(("train",), {"epochs": 1}), "stages.train has no _target_"),
         ({"prune": STAGES["prune"], "train": STAGES["train"]}, "needs a model that is trained"),
         (changed(("distill", "model"), {**MODEL, "hiden": [3]}), "distill.model.hiden: no such"),
-        (changed(("distill", "model"), {**MODEL, "checkpoint": "/no/file"}), "is no such file"),
+        (changed(("distill", "model"), {**MODEL, "checkpoint": "/no/file"}), ": no such file"),
     ],
 )
 def test_refuses_before_anything_runs(stages, message):
@@ -235,8 +235,8 @@ def test_a_student_does_not_start_from_the_checkpoint_of_its_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        (None, r"model\.student must say .* got None; or choose a model of the group"),
-        ({}, r"model\.student must say"),
+        (None, r"model\.student must list .* got None; or choose a model of the group"),
+        ({}, r"model\.student must list"),
         ({"hiden": [4]}, r"^model\.student\.hiden: no such option; did you mean hidden\?"),
         ({"hidden": 4}, r"^model\.student: hidden must be a list"),
     ],

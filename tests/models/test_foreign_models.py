@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.models.checkpoint import load_checkpoint_
-from compressbench.models.extras import extra
 from compressbench.models.hugging_face import HuggingFaceImages, HuggingFaceTexts
 from compressbench.models.timm_model import Timm
 
@@ -35,22 +34,11 @@ def texts(config=BERT, length=9, vocabulary=40, pad=0):
     return HuggingFaceTexts([length], 4, vocabulary, pad, config).eval()
 
 
-def test_a_missing_extra_is_one_line(monkeypatch):
-    with pytest.raises(UserError, match=r"nolib is not installed: pip install 'compressbe"):
-        extra("nolib", "x")
+def test_a_missing_library_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     config = {"_target_": "compressbench.models.timm_model.Timm", "name": "resnet18"}
-    with pytest.raises(
-        UserError, match=r"^model: timm is not installed: pip install '.*\[timm\]'$"
-    ):
+    with pytest.raises(UserError, match=r"^model: timm is not installed: pip .*'\.\[timm\]' in"):
         instantiate(config | {"input_shape": [1, 8, 8], "num_classes": 2}, "model")
-
-    def broken(name):
-        raise RuntimeError("operator torchvision::nms does not exist\nmore")
-
-    monkeypatch.setattr("importlib.import_module", broken)
-    with pytest.raises(UserError, match=r"^timm cannot be imported: operator .* does not exist$"):
-        extra("timm", "timm")
 
 
 def test_texts_become_logits_that_padding_does_not_change():

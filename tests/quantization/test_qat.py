@@ -112,8 +112,8 @@ def test_training_on_the_grid_finds_better_weights_than_rounding(method, tmp_pat
     assert loss(run(made, tmp_path).artifact.model) < 0.8 * loss(after)
 
 
-def test_learned_ranges_are_spared_from_weight_decay_and_all_is_trained_once():
-    model = run(stage(activation=Lsq(), epochs=0.1), "unused_qat").artifact.model
+def test_learned_ranges_are_spared_from_weight_decay_and_all_is_trained_once(tmp_path):
+    model = run(stage(activation=Lsq(), epochs=0.1), tmp_path).artifact.model
     grids = {"stem": Grid(4), "left": Grid(4), "right": Grid(4)}
     on_grid = FakeQuantizedModel(model, grids, Lsq(), Pact(decay=0.3))
     own, steps, alphas = on_grid.groups()

@@ -33,7 +33,7 @@ def tools() -> Path | None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The URL of an empty database."""
-    pytest.importorskip("psycopg", reason="pip install 'compressbench[postgres]'")
+    pytest.importorskip("psycopg", reason="pip install -e '.[postgres]'")
     bin_ = tools()
     if bin_ is None:
         pytest.skip("no PostgreSQL: apt-get install postgresql")
