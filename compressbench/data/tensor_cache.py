@@ -77,16 +77,12 @@ def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
 
 
 def _write(path: Path, tensors: Tensors) -> None:
-    metadata = {"sha256": _digest(tensors)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            raise UserError(f"cannot write {path} ({size} bytes): {error}") from error
-
-    files.write_atomically(path, write)
+    try:
+        with files.writing(path) as temporary:
+            save_file(tensors, temporary, {"sha256": _digest(tensors)})
+    except SafetensorError as error:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        raise UserError(f"cannot write {path} ({size} bytes): {error}") from error
 
 
 def _digest(tensors: Tensors) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from compressbench.config.instantiate import allow_arguments, instantiate, nearest
 from compressbench.config.recipe_file import read_recipe
+from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import seconds_text
 from compressbench.core.types import Data, Step
@@ -29,7 +30,6 @@ from compressbench.results.run_report import (
     headline,
     markdown,
     table,
-    write_json_atomic,
     write_tables,
 )
 from compressbench.results.terminal import Terminal, make_console

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.core.atomic import write_text_atomic
 from compressbench.core.formatting import bytes_text
 from compressbench.results import front as fronts
 from compressbench.results.front import SIZES
@@ -288,6 +289,4 @@ def write_page(picture: Picture, path: Path) -> None:
         f'<p id="link" style="margin: 0 2em; font-family: monospace"></p>\n'
         f"{grown}\n</body></html>\n"
     )
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text_atomic(path, page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import atomic_path
 from compressbench.core.formatting import bytes_text
 from compressbench.results import front as fronts
 from compressbench.results.front import SIZES
@@ -42,9 +43,8 @@ def write_png(picture: Picture, path: Path) -> None:
     plot.set_title("\n".join(notes), fontsize=8)
     plot.grid(color="#e6e6e6")
     plot.legend(fontsize=8, loc="lower right", markerscale=0.6)
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _points(picture: Picture, trials: list[Trial]) -> tuple[list[float], list[float]]:

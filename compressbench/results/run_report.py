@@ -10,12 +10,12 @@ import csv
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import write_json_atomic
 from compressbench.core.formatting import (
     MISSING,
     bytes_text,
@@ -141,20 +141,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds the old text or the whole new one, never a part."""
-    _write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def comparison_rows(report: Report) -> list[Row]:

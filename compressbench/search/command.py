@@ -223,7 +223,7 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
 
 def _describe(spec: Spec) -> dict[str, Any]:
     """Write what a reader of the sweep's folder needs, without credentials."""
-    from compressbench.results.run_report import write_json_atomic
+    from compressbench.core.atomic import write_json_atomic
 
     description = {
         "schema_version": 1,
