@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.atomic import atomic_path
+from compressbench.core.digests import file_digest
 from compressbench.core.errors import CheckFailedError, UserError
 
 MEMO = "hashes.json"
@@ -42,11 +42,6 @@ def writing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
     """SHA-256 of every file, remembered by (absolute path, inode, size, mtime_ns).
 
@@ -63,7 +58,7 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
     unknown = [path for path in stamps if path not in known]
     if unknown:
         with ThreadPoolExecutor(workers()) as pool:
-            found = dict(zip(unknown, pool.map(sha256, unknown), strict=True))
+            found = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
         # Another process may have added its own meanwhile; the last one to write wins, and what
         # it loses is hashed once more.
         memo = _read_memo(memo_path)

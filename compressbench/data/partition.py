@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
 from compressbench.core.types import Split, SplitName
-from compressbench.data import files, splits
+from compressbench.data import files
 from compressbench.data.decode import Form, decoded, decoder
 from compressbench.data.labels import Label, targets
 from compressbench.data.sources import Source
@@ -67,7 +68,7 @@ class Partition:
         """Plain JSON: files, digests of the rows, how they are decoded, the dataset's options."""
         return {
             "files": dict(self.files),
-            "rows": {name: splits.digest(rows) for name, rows in self.rows.items()},
+            "rows": {name: digest([rows]) for name, rows in self.rows.items()},
             "decoder": decoder(),
             "options": dict(options),
         }

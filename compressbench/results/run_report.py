@@ -7,7 +7,6 @@ bytes, latency in milliseconds, MACs for one sample.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.atomic import write_json_atomic
+from compressbench.core.digests import file_digest
 from compressbench.core.formatting import (
     MISSING,
     bytes_text,
@@ -127,8 +127,8 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in (*SHIPPED, *artifact):
         if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            path = folder / name
+            found[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     return found
 
 

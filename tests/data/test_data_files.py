@@ -30,7 +30,7 @@ def test_the_manifest_names_size_and_digest(named):
 
 def test_a_known_file_is_not_read_again(named, monkeypatch):
     first = files.describe(named)
-    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"read {path} again"))
+    monkeypatch.setattr(files, "file_digest", lambda path: pytest.fail(f"read {path} again"))
     assert files.describe(named) == first
 
 
