@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import shlex
@@ -19,13 +18,12 @@ from compressbench.results import front as fronts
 from compressbench.results.front_html import write_page
 from compressbench.results.front_picture import Picture
 from compressbench.results.front_png import write_png
-from compressbench.results.front_table import (
-    raw_rows,
-)
+from compressbench.results.front_table import raw_rows
 from compressbench.results.ship import Member, Wanted, choose
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import SWEEP_FILE, read_sweep
 from compressbench.results.sweep_terminal import show
+from compressbench.results.tables import write_csv
 
 _TOPS = ("multirun", "runs", "sweeps")
 _RECIPE, _MODEL = "recipe.yaml", "model.onnx"
@@ -151,7 +149,7 @@ def _write(
     chosen = None if ship is None else (ship.sweep.folder, ship.trial.number)
     picture = Picture(sweeps, wanted.budget_bytes, wanted.minimum, chosen)
     writers: dict[str, Any] = {
-        "csv": lambda path: _write_csv(rows, path),
+        "csv": lambda path: write_csv(path, rows),
         "json": lambda path: path.write_text(json.dumps(_report(sweeps, rows), indent=1) + "\n"),
         "html": lambda path: write_page(picture, path),
         "png": lambda path: write_png(picture, path),
@@ -184,14 +182,6 @@ def _report(sweeps: Sequence[Sweep], rows: Sequence[dict[str, Any]]) -> dict[str
         ],
         "front": list(rows),
     }
-
-
-def _write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _show_ship(ship: Member) -> None:

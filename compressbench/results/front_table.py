@@ -22,6 +22,7 @@ from compressbench.results.front import (
     within_noise,
 )
 from compressbench.results.sweep import Objective, Sweep, Trial
+from compressbench.results.tables import markdown_table
 
 _PREFIX = "recipe.stages."
 _NOTE_ROWS = 30
@@ -163,8 +164,7 @@ def markdown(sweep: Sweep, links: Mapping[int, str], picture: str) -> str:
     rows = text_rows(sweep)
     lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow folds the rest
     if len(rows) > 1:
-        lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
-        lines += [_cells(_linked(row, links).values()) for row in rows[: _NOTE_ROWS + 1]]
+        lines += markdown_table([_linked(row, links) for row in rows[: _NOTE_ROWS + 1]])
     if len(rows) > _NOTE_ROWS + 1:
         lines += ["", f"and {len(rows) - 1 - _NOTE_ROWS} more members, all in `front.html`"]
     lines += [
@@ -180,8 +180,3 @@ def _linked(row: Mapping[str, str], links: Mapping[int, str]) -> dict[str, str]:
     number = row["trial"]
     link = links.get(int(number)) if number.isdigit() else None
     return dict(row) if link is None else {**row, "trial": f"[{number}]({link})"}
-
-
-def _cells(cells: Iterable[str]) -> str:
-    unbroken = (c.replace("|", "\\|").replace(" ", "\N{NO-BREAK SPACE}") for c in cells)
-    return f"| {' | '.join(unbroken)} |"
