@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from compressbench.core.trees import leaves
 from compressbench.core.types import Step
 
 _TEXT_LIMIT = 500
@@ -28,15 +29,14 @@ def step_operation(step: Step) -> dict[str, Any]:
     return {"do": "metrics", "metrics": metrics, "stage": step.index}
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+def flatten(config: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
-    if isinstance(config, Mapping) and config:
-        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items()]
-        return {name: text for part in parts for name, text in part.items()}
-    if not prefix:
-        return {}
-    text = config if isinstance(config, str) else json.dumps(config, default=str)
-    return {allowed(prefix): text[:_TEXT_LIMIT]}
+    return {allowed(name): _text(value) for name, value in leaves(config).items() if name}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text[:_TEXT_LIMIT]
 
 
 def allowed(name: str) -> str:
