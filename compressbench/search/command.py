@@ -38,7 +38,7 @@ from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
 from compressbench.search.validate import check_places, check_values, read_metric
 from compressbench.search.worker_loop import RUNNING
-from compressbench.tracking.sweep_session import Tracked
+from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50

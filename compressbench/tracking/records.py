@@ -6,16 +6,53 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from compressbench.core.redact import redact
 from compressbench.core.trees import leaves
 from compressbench.core.types import Step
+from compressbench.tracking.mlflow_client import TrackingStore
+from compressbench.tracking.outbox import Operation
 
 _TEXT_LIMIT = 500
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
-def step_operation(step: Step) -> dict[str, Any]:
+def start_operation(
+    kind: str,
+    store: TrackingStore,
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    config: Mapping[str, Any],
+) -> Operation:
+    """The start of a run, a trial or a sweep, with its settings as parameters."""
+    return {
+        "do": "start",
+        "kind": kind,
+        "target": store.shown,
+        "artifacts": store.artifacts,
+        "experiment": experiment,
+        "name": name,
+        "tags": dict(tags),
+        "params": flatten(redact(config)),
+        "time": now(),
+    }
+
+
+def end_operations(status: str, folder: Path, files: Sequence[Path]) -> list[Operation]:
+    """The files, which are inside `folder`, and the end: FINISHED, FAILED or KILLED."""
+    if status not in _STATUSES:
+        raise ValueError(f"status must be one of {', '.join(_STATUSES)}, got {status!r}")
+    return [
+        {"do": "files", "paths": [str(f.resolve().relative_to(folder)) for f in files]},
+        {"do": "finish", "status": status, "time": now()},
+    ]
+
+
+def step_operation(step: Step) -> Operation:
     """Figures with the stage's index as step; the training history with the epoch as step."""
     at = now()
     taken = {**step.measurement.figures, "stage/seconds": step.seconds}
