@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.config.groups import options
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 
 COMMANDS = ("replay", "store", "sync")
 _STAGE = re.compile(r"~recipe\.stages\.[\w-]+")

@@ -36,8 +36,17 @@ class Partition:
             if len(rows) == 0:
                 raise UserError(f"{self.sources['train'].name}: too few images for a {name} split")
 
+    @cached_property
+    def _splits(self) -> dict[tuple[SplitName, Form], Split]:
+        return {}
+
     def split(self, name: SplitName, form: Form) -> Split:
         """Decode what the split needs, or read it where it was decoded before."""
+        if (name, form) not in self._splits:
+            self._splits[name, form] = self._read(name, form)
+        return self._splits[name, form]
+
+    def _read(self, name: SplitName, form: Form) -> Split:
         source = self.sources.get(name, self.sources["train"])
         rows = self.rows.get(name)
         # Splits outlive an evaluation in inference mode, whose tensors training could not use.

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import instantiate, nearest, own_targets
+from compressbench.config.instantiate import instantiate, own_targets
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, DataSpec, Runtime, Stage
 from compressbench.engine.environment import machine
 from compressbench.engine.model_config import STUDENT, check_domain, options_of, student_of

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compressbench.config.instantiate import allow_arguments, instantiate, nearest
+from compressbench.config.instantiate import allow_arguments, instantiate
 from compressbench.config.recipe_file import read_recipe
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import seconds_text
+from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Step
 from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment

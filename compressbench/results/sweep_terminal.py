@@ -28,7 +28,7 @@ from compressbench.results.front_table import (
     text_rows,
 )
 from compressbench.results.sweep import FINISHED, Sweep, Trial
-from compressbench.results.terminal import Terminal, make_console
+from compressbench.results.terminal import Terminal, make_console, say, warn
 
 _FRONT_LINES = 8
 _RECENT = 20  # trials whose seconds say how long the rest takes
@@ -62,19 +62,16 @@ class SweepView:
             self.live.update(block(sweep), refresh=True)
             return
         if not self.said:
-            self._line(f"{sweep.name}: {counts(sweep)}")
+            say(self.console, f"{sweep.name}: {counts(sweep)}")
             self.said = {-1, *(t.number for t in sweep.trials if t.state in FINISHED)}
             return
         for trial in fronts.finished(sweep):
             if trial.number not in self.said:
                 self.said.add(trial.number)
-                self._line(trial_line(trial, sweep))
+                say(self.console, trial_line(trial, sweep))
 
     def warn(self, text: str) -> None:
-        self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        warn(self.console, text)
 
 
 def counts(sweep: Sweep) -> str:

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,29 @@ _TEXT_LIMIT = 500
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
-def start_operation(
-    kind: str,
-    store: TrackingStore,
-    experiment: str,
-    name: str,
-    tags: Mapping[str, str],
-    config: Mapping[str, Any],
-) -> Operation:
-    """The start of a run, a trial or a sweep, with its settings as parameters."""
-    return {
-        "do": "start",
-        "kind": kind,
-        "target": store.shown,
-        "artifacts": store.artifacts,
-        "experiment": experiment,
-        "name": name,
-        "tags": dict(tags),
-        "params": flatten(redact(config)),
-        "time": now(),
-    }
+@dataclass(frozen=True)
+class Opening:
+    """Where a run, a trial or a sweep is logged, and what is known of it at the start."""
+
+    store: TrackingStore
+    experiment: str
+    name: str
+    tags: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    def operation(self, kind: str, tags: Mapping[str, str]) -> Operation:
+        """The start of a run, trial or sweep (`kind`), with further tags; the config as params."""
+        return {
+            "do": "start",
+            "kind": kind,
+            "target": self.store.shown,
+            "artifacts": self.store.artifacts,
+            "experiment": self.experiment,
+            "name": self.name,
+            "tags": {**self.tags, **tags},
+            "params": flatten(redact(self.config)),
+            "time": now(),
+        }
 
 
 def end_operations(status: str, folder: Path, files: Sequence[Path]) -> list[Operation]:

@@ -11,15 +11,14 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compressbench.core.types import Step
 from compressbench.tracking.mlflow_client import RUN_TAG, TrackingStore, open_commands
 from compressbench.tracking.outbox import LOG, Outbox
-from compressbench.tracking.records import end_operations, start_operation, step_operation
+from compressbench.tracking.records import Opening, end_operations, step_operation
 
 END_SECONDS = 4.5  # the longest that the end of a run waits for MLflow
 _WORKER = (
@@ -66,20 +65,11 @@ class Logged:
     run: str
 
     @classmethod
-    def start(
-        cls,
-        store: TrackingStore,
-        experiment: str,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        config: Mapping[str, Any],
-    ) -> Logged:
-        folder = folder.resolve()
-        outbox, run = Outbox(folder), uuid.uuid4().hex
-        every = {**tags, RUN_TAG: run}
-        outbox.append(start_operation("run", store, experiment, name, every, config))
-        return cls(outbox, store, start_worker(folder, store, "mlflow_client"), run)
+    def start(cls, opening: Opening, folder: Path) -> Logged:
+        outbox, run = Outbox(folder.resolve()), uuid.uuid4().hex
+        outbox.append(opening.operation("run", {RUN_TAG: run}))
+        worker = start_worker(outbox.folder, opening.store, "mlflow_client")
+        return cls(outbox, opening.store, worker, run)
 
     def log_step(self, step: Step) -> None:
         self.outbox.append(step_operation(step))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from compressbench.tracking.mlflow_client import (
     open_commands,
 )
 from compressbench.tracking.outbox import Operation, Outbox
-from compressbench.tracking.records import end_operations, now, start_operation, step_operation
+from compressbench.tracking.records import Opening, end_operations, now, step_operation
 from compressbench.tracking.run_session import END_SECONDS, Tracked, start_worker, unlogged
 
 FRONT_SECONDS = 10.0  # table, picture and tags are not renewed more often
@@ -61,23 +61,14 @@ class LoggedTrial:
     known: set[int]  # stages
 
     @classmethod
-    def start(
-        cls,
-        store: TrackingStore,
-        experiment: str,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        config: Mapping[str, Any],
-        sweep: str,
-    ) -> LoggedTrial:
+    def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedTrial:
         outbox = Outbox(folder.resolve(), shared=True)
         run = f"{sweep}/{outbox.folder.name}"
         before = outbox.read()
         _check_owner(outbox, before, sweep)
         known = {o["stage"] for o in before if o["do"] == "metrics"}
-        every = {**tags, SWEEP_TAG: sweep, RUN_TAG: run, FOLDER_TAG: str(outbox.folder)}
-        outbox.append(start_operation("trial", store, experiment, name, every, config))
+        tags = {SWEEP_TAG: sweep, RUN_TAG: run, FOLDER_TAG: str(outbox.folder)}
+        outbox.append(opening.operation("trial", tags))
         return cls(outbox, run, known)
 
     def log_step(self, step: Step) -> None:
@@ -107,23 +98,13 @@ class LoggedSweep:
     started_at: float = field(default_factory=time.monotonic)  # of the worker
 
     @classmethod
-    def start(
-        cls,
-        store: TrackingStore,
-        experiment: str,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        config: Mapping[str, Any],
-        sweep: str,
-    ) -> LoggedSweep:
+    def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedSweep:
         folder.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(folder.resolve(), shared=True)
         _check_owner(outbox, outbox.read(), sweep)
-        every = {**tags, SWEEP_TAG: sweep, RUN_TAG: sweep, FOLDER_TAG: str(outbox.folder)}
-        every[KIND_TAG] = "sweep"
-        outbox.append(start_operation("sweep", store, experiment, name, every, config))
-        return cls(outbox, store, sweep, _start_drain(outbox, store))
+        tags = {SWEEP_TAG: sweep, RUN_TAG: sweep, FOLDER_TAG: str(outbox.folder)}
+        outbox.append(opening.operation("sweep", {**tags, KIND_TAG: "sweep"}))
+        return cls(outbox, opening.store, sweep, _start_drain(outbox, opening.store))
 
     def changed(self, sweep: Sweep) -> None:
         """Append what is new: the hypervolume after each finished trial, and at times the front.

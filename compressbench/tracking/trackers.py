@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from compressbench.core.types import Step
 from compressbench.results.sweep import Sweep
 from compressbench.tracking.mlflow_client import TrackingStore, tracking_store
+from compressbench.tracking.records import Opening
 from compressbench.tracking.run_session import Logged, Tracked
 from compressbench.tracking.sweep_session import LoggedSweep, LoggedTrial
 
@@ -75,14 +76,18 @@ class Tracker(Protocol):
 class _MLflow(ABC):
     """Logs to MLflow; the trackers below say where that is."""
 
+    experiment: str
+
     @abstractmethod
-    def _place(self) -> tuple[TrackingStore, str]:
-        """The store, and the experiment in it."""
+    def _store(self) -> TrackingStore: ...
+
+    def _opening(self, name: str, tags: Mapping[str, str], config: Mapping[str, Any]) -> Opening:
+        return Opening(self._store(), self.experiment, name, tags, config)
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Session:
-        return Logged.start(*self._place(), folder, name, tags, config)
+        return Logged.start(self._opening(name, tags, config), folder)
 
     def start_trial(
         self,
@@ -92,7 +97,7 @@ class _MLflow(ABC):
         config: Mapping[str, Any],
         sweep: str,
     ) -> Session:
-        return LoggedTrial.start(*self._place(), folder, name, tags, config, sweep)
+        return LoggedTrial.start(self._opening(name, tags, config), folder, sweep)
 
     def open_sweep(
         self,
@@ -102,7 +107,7 @@ class _MLflow(ABC):
         config: Mapping[str, Any],
         sweep: str,
     ) -> SweepSession:
-        return LoggedSweep.start(*self._place(), folder, name, tags, config, sweep)
+        return LoggedSweep.start(self._opening(name, tags, config), folder, sweep)
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,9 @@ class Local(_MLflow):
     folder: str
     experiment: str = "compressbench"
 
-    def _place(self) -> tuple[TrackingStore, str]:
+    def _store(self) -> TrackingStore:
         home = Path(self.folder).resolve()
-        store = TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
-        return store, self.experiment
+        return TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,10 @@ class Server(_MLflow):
     experiment: str = "compressbench"
 
     def __post_init__(self) -> None:
-        self._place()
+        self._store()
 
-    def _place(self) -> tuple[TrackingStore, str]:
-        url = self.url or os.environ.get("MLFLOW_TRACKING_URI", "")
-        return tracking_store(url), self.experiment
+    def _store(self) -> TrackingStore:
+        return tracking_store(self.url or os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
 @dataclass(frozen=True)
