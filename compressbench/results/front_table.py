@@ -115,11 +115,11 @@ def _figures(sweep: Sweep, trial: Trial | None, front: Sequence[Trial]) -> dict[
     taken = sweep.baseline if trial is None else trial.figures
     metric, size = metric_name(sweep), size_name(sweep)
     error = 0.0 if trial is None or metric not in taken else standard_error(trial, metric, sweep)
-    name = size.removeprefix("size/").removesuffix("_bytes")
+    name = size_title(sweep)
     row = {f"val {sweep.metric}": _with_error(taken.get(metric), error, sweep.metric)}
     if any(f"test/{sweep.metric}" in t.figures for t in front):
         row[f"test {sweep.metric}"] = metric_text(taken.get(f"test/{sweep.metric}"), sweep.metric)
-    row |= {name: bytes_text(taken.get(size)), f"{name} smaller": _smaller(sweep, taken, size)}
+    row |= {name: bytes_text(taken.get(size)), f"{name} smaller": smaller_text(sweep, taken)}
     for objective in _others(sweep):
         row[objective.name] = figure_text(objective.name, taken.get(objective.name), sweep.metric)
     return row
@@ -130,9 +130,15 @@ def _others(sweep: Sweep) -> list[Objective]:
     return [o for o in sweep.objectives if o.name not in shown]
 
 
-def _smaller(sweep: Sweep, figures: Mapping[str, float], size: str) -> str:
-    before, after = sweep.baseline.get(size), figures.get(size)
+def smaller_text(sweep: Sweep, figures: Mapping[str, float]) -> str:
+    """The baseline's bytes over those of `figures`."""
+    before, after = (of.get(size_name(sweep)) for of in (sweep.baseline, figures))
     return times_text(before / after) if before and after else MISSING
+
+
+def size_title(sweep: Sweep) -> str:
+    """`onnx` or `download`."""
+    return size_name(sweep).removeprefix("size/").removesuffix("_bytes")
 
 
 def _with_error(value: float | None, error: float, metric: str) -> str:

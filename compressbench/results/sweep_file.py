@@ -14,6 +14,7 @@ from compressbench.core.errors import UserError
 from compressbench.results.sweep import Constraint, Objective, State, Sweep, Trial
 
 SWEEP_FILE = "sweep.json"
+TOPS = ("runs", "multirun", "sweeps")  # of the working folder, where runs and sweeps are
 SCHEMA_VERSION = 1
 
 

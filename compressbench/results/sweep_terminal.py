@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from compressbench.core.formatting import MISSING, bytes_text, seconds_text, times_text
+from compressbench.core.formatting import MISSING, bytes_text, seconds_text
 from compressbench.results import front as fronts
 from compressbench.results.front_table import (
     figure_text,
@@ -25,6 +25,8 @@ from compressbench.results.front_table import (
     legend,
     settings_text,
     short_name,
+    size_title,
+    smaller_text,
     text_rows,
 )
 from compressbench.results.sweep import FINISHED, Sweep, Trial
@@ -143,7 +145,7 @@ def _front(sweep: Sweep) -> RenderableType:
         return Text("no complete trial yet", style="dim")
     best, noisy = fronts.knee(sweep, front), fronts.within_noise(sweep, front)
     rows: list[tuple[str, ...]] = [
-        ("trial", sweep.metric, _short(sweep), "smaller", "", "settings")
+        ("trial", sweep.metric, size_title(sweep), "smaller", "", "settings")
     ]
     rows += [_cells(t, sweep, t is best, t.number in noisy) for t in _evenly(front)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -155,18 +157,13 @@ def _front(sweep: Sweep) -> RenderableType:
     return table
 
 
-def _short(sweep: Sweep) -> str:
-    return fronts.size_name(sweep).removeprefix("size/").removesuffix("_bytes")
-
-
 def _cells(trial: Trial, sweep: Sweep, knee: bool, noisy: bool) -> tuple[str, ...]:
     size, metric = fronts.size_name(sweep), fronts.metric_name(sweep)
-    before, after = sweep.baseline.get(size), trial.figures.get(size)
     return (
         str(trial.number),
         figure_text(metric, trial.figures.get(metric), sweep.metric),
-        bytes_text(after),
-        times_text(before / after) if before and after else MISSING,
+        bytes_text(trial.figures.get(size)),
+        smaller_text(sweep, trial.figures),
         "knee" if knee else "≈" * noisy,
         ", ".join(settings_text(trial)),
     )

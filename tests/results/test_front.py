@@ -224,7 +224,7 @@ def test_what_cannot_be_answered_is_one_line(stored, capsys):
 def test_nothing_stored_says_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert "looked below multirun, runs, sweeps/" in fails(["x"], capsys)
+    assert "looked below runs, multirun, sweeps/" in fails(["x"], capsys)
 
 
 def test_rows_have_raw_figures_and_text_has_units():
