@@ -47,3 +47,14 @@ def by_hand(monkeypatch):
     idle = lambda outbox, store: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
     monkeypatch.setattr(sweep_session, "_start_drain", idle)
     monkeypatch.setattr(sweep_session, "FRONT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def one_thread():
+    """Tests that run side by side do not fight over the processor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressbench.core.digests import digest, named
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Context
 from compressbench.data.calibration import training_images
@@ -55,21 +55,9 @@ def weight_replaced(probe: nn.Module, layer: str, weight: Tensor) -> Iterator[No
 def asked_of(probe: nn.Module, batches: Sequence[Tensor]) -> dict[str, str]:
     """What figures of a probe on these images depend on, for `Context.recall`."""
     return {
-        "probe": digest([probe.state_dict()], str(probe)),
-        "inputs": digest({str(number): x} for number, x in enumerate(batches)),
+        "probe": digest([str(probe), *named(probe.state_dict())]),
+        "inputs": digest(named({str(number): x for number, x in enumerate(batches)})),
     }
-
-
-def digest(tensors: Iterable[Mapping[str, Tensor]], text: str = "") -> str:
-    """SHA-256 over a text and groups of named tensors, in their order."""
-    sha = hashlib.sha256(text.encode())
-    for group in tensors:
-        for name, tensor in group.items():
-            sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)};".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-        sha.update(b"|")
-    return sha.hexdigest()
 
 
 def divergence(answers: Tensor, logits: Tensor) -> Tensor:

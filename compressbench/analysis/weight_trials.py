@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from compressbench.analysis.probe import asked_of, digest, divergence, weight_replaced
+from compressbench.analysis.probe import asked_of, divergence, weight_replaced
 from compressbench.core.calls import tensors_in
+from compressbench.core.digests import digest, named
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.memory_format import channels_last
@@ -35,9 +36,15 @@ def costs(
     nats, over the images of all ranks; rounding errors below zero count as zero. Stages that ask
     the same, for other limits and budgets, measure it once.
     """
-    parts = {**asked_of(probe, batches), "trials": digest(trial() for trial in trials)}
+    parts = {**asked_of(probe, batches), "trials": digest(_told(trials))}
     found: list[float] = context.recall(parts, lambda: _costs(probe, batches, trials, context))
     return found
+
+
+def _told(trials: Iterable[Trial]) -> Iterator[str | Tensor]:
+    """Parts of a digest of all trials, of one after the other."""
+    for trial in trials:
+        yield from (*named(trial()), "|")
 
 
 def _costs(

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compressbench.config.instantiate import allow_arguments
+from compressbench.config.recipe_file import replay_command
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import parse_bytes
 from compressbench.results import front as fronts
 from compressbench.results.front_html import write_page
 from compressbench.results.front_picture import Picture
 from compressbench.results.front_png import write_png
-from compressbench.results.front_table import (
-    raw_rows,
-)
+from compressbench.results.front_table import raw_rows
 from compressbench.results.ship import Member, Wanted, choose
 from compressbench.results.sweep import Sweep
-from compressbench.results.sweep_file import SWEEP_FILE, read_sweep
+from compressbench.results.sweep_file import SWEEP_FILE, TOPS, read_sweep
 from compressbench.results.sweep_terminal import show
+from compressbench.results.tables import write_csv
 
-_TOPS = ("multirun", "runs", "sweeps")
 _RECIPE, _MODEL = "recipe.yaml", "model.onnx"
 
 
@@ -104,7 +100,7 @@ def find(name: str) -> list[Sweep]:
     logged = [read_sweep(folder) for folder in sweep_folders(name)]
     if not logged:
         known = ", ".join(sorted({sweep.name for sweep in stored}))
-        have = f"; there are {known}" if known else f" (looked below {', '.join(_TOPS)}/)"
+        have = f"; there are {known}" if known else f" (looked below {', '.join(TOPS)}/)"
         raise UserError(f"{name}: no sweep and no MLflow experiment with sweeps{have}")
     return logged
 
@@ -113,7 +109,7 @@ def _sweep_files() -> list[Path]:
     """Of the working folder; trial folders, which may be thousands, are not entered."""
     patterns = ("*", "*/*", "*/*/*")
     return sorted(
-        file for top in _TOPS for p in patterns for file in Path(top).glob(f"{p}/{SWEEP_FILE}")
+        file for top in TOPS for p in patterns for file in Path(top).glob(f"{p}/{SWEEP_FILE}")
     )
 
 
@@ -151,7 +147,7 @@ def _write(
     chosen = None if ship is None else (ship.sweep.folder, ship.trial.number)
     picture = Picture(sweeps, wanted.budget_bytes, wanted.minimum, chosen)
     writers: dict[str, Any] = {
-        "csv": lambda path: _write_csv(rows, path),
+        "csv": lambda path: write_csv(path, rows),
         "json": lambda path: path.write_text(json.dumps(_report(sweeps, rows), indent=1) + "\n"),
         "html": lambda path: write_page(picture, path),
         "png": lambda path: write_png(picture, path),
@@ -186,14 +182,6 @@ def _report(sweeps: Sequence[Sweep], rows: Sequence[dict[str, Any]]) -> dict[str
     }
 
 
-def _write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _show_ship(ship: Member) -> None:
     folder = Path(ship.trial.folder)
     print(f"ship: {ship.text}")
@@ -201,5 +189,4 @@ def _show_ship(ship: Member) -> None:
         print(f"its file is not on this machine: {folder / _MODEL}")
     else:
         print(f"file to ship: {folder / _MODEL}")
-    replay = shlex.join(["compressbench", *allow_arguments(), "replay", str(folder / _RECIPE)])
-    print(f"run it again: {replay}")
+    print(f"run it again: {replay_command(folder / _RECIPE)}")

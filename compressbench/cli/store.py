@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from datetime import datetime
 
 from compressbench.core.errors import CheckFailedError, UserError
-from compressbench.core.formatting import bytes_text
+from compressbench.core.formatting import bytes_text, parse_bytes
 from compressbench.store import pins
 from compressbench.store.collect import collect
 from compressbench.store.entries import Entry, Store
 from compressbench.store.explain import difference
 
-_DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
-_BINARY = {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 _PIPE_COLUMNS = 160  # a table that no terminal bounds
 
 
@@ -48,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("key", help="the first digits of a key")
     explain.add_argument("other", help="the first digits of another")
     room = commands.add_parser("collect", help="remove what was used least recently")
-    room.add_argument("--max-size", type=parse_size, help="of all entries together, as 5GB")
+    room.add_argument("--max-size", type=_size, help="of all entries together, as 5GB")
     room.add_argument(
-        "--min-free", type=parse_size, default=0, help="what must be free on the disk, as 1GB"
+        "--min-free", type=_size, default=0, help="what must be free on the disk, as 1GB"
     )
     room.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
     commands.add_parser("verify", help="check every digest; damaged entries are set aside")
@@ -61,13 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `1.5 GiB`, `300kB`, `1000`; k, M, G, T are powers of 1000, Ki... of 1024."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"a size looks like 500MB or 1.5GiB, got {text!r}")
-    number, unit = match[1], (match[2] or "").lower()
-    return int(float(number) * (_DECIMAL | _BINARY)[unit])
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {error}") from None
 
 
 def _find(store: Store, prefix: str) -> Entry:

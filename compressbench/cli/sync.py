@@ -10,12 +10,12 @@ from pathlib import Path
 
 from compressbench.core.errors import UserError
 from compressbench.core.redact import HIDDEN, redact
+from compressbench.results.sweep_file import TOPS
 from compressbench.tracking.mlflow_client import TrackingStore, drain, open_commands, tracking_store
 from compressbench.tracking.outbox import LOCK, RECORDS, Operation, Outbox
 from compressbench.tracking.sweep_drain import SweepDrain
 
 _WORKER_SECONDS = 5.0  # the worker of a run that just ended may need this long
-_TOPS = ("runs", "multirun", "sweeps")
 
 
 def sync(argv: Sequence[str]) -> int:
@@ -28,13 +28,13 @@ def sync(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     folders = arguments.runs or _run_folders()
     if not folders:
-        print(f"no run folders under {'/, '.join(_TOPS)}/")
+        print(f"no run folders under {'/, '.join(TOPS)}/")
     return max((_sync(Outbox(folder.resolve()), arguments.to) for folder in folders), default=0)
 
 
 def _run_folders() -> list[Path]:
     """All folders with an outbox; a sweep's outbox stands for those of its trials."""
-    found = {p.parent for top in _TOPS for p in Path(top).rglob(RECORDS)}
+    found = {p.parent for top in TOPS for p in Path(top).rglob(RECORDS)}
     return sorted(f for f in found if f.parent.parent not in found)
 
 

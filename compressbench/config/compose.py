@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressbench.config.overrides import explain
+from compressbench.config.overrides import composed_by_hydra, explain
 from compressbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
                 return _plain(_with_values(_composed(before, tuple(folders)), values))
             except OmegaConfBaseException:
                 pass  # let Hydra compose it all: its message is clearer
-        return _plain(_compose(overrides, folders))
+        return _plain(composed_by_hydra(overrides, folders, own_section=True))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error, overrides, folders)) from error
 
@@ -43,21 +43,9 @@ def cached_config(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> dict
     return compose_config(overrides, folders)
 
 
-def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    more = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders[1:])}]"]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folders[0])):
-        return compose(
-            "config", [*overrides, *(more if len(folders) > 1 else [])], return_hydra_config=True
-        )
-
-
 @functools.lru_cache(maxsize=64)
 def _composed(overrides: tuple[str, ...], folders: tuple[Path, ...]) -> DictConfig:
-    return _compose(overrides, folders)
+    return composed_by_hydra(overrides, folders, own_section=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,7 +6,6 @@ What may be named is this package's plug-ins, torch's optimizers, and what the u
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
@@ -157,12 +157,3 @@ def _check_options(config: Mapping[str, Any], target: Any, where: str, given: se
     missing = sorted(required - options - given)
     if missing and not config.get("_partial_"):
         raise UserError(f"{where}.{missing[0]} is required by {config['_target_']}")
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Suggestion for a message about an unknown `name`: the closest choice, or all choices."""
-    known = sorted(set(choices))
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; choose from {', '.join(known)}" if known else ""

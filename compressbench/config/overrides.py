@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressbench.config.groups import options
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 COMMANDS = ("front", "replay", "store", "sync")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
@@ -100,20 +103,32 @@ def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path])
 
 def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
     """Suggest a key for an unknown one, from the config composed without it."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     rest = [a for a in arguments if "=" in a and not a.startswith("-")]
     rest = [a for a in rest if a.partition("=")[0].lstrip("+") != key and "," not in a]
-    search = [f"hydra.searchpath=[{','.join('file://' + str(f) for f in folders[1:])}]"]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folders[0])):
-        config = compose("config", overrides=[*rest, *(search if len(folders) > 1 else [])])
+    config = composed_by_hydra(rest, folders)
     known = set(_keys(OmegaConf.to_container(config, resolve=False)))
     if key in known:  # a key inside its value is new
         return f"{key}: only keys that it has can be set; +{key}.NAME=VALUE adds one"
     return f"{key}: no such key{nearest_key(key, known)}"
+
+
+def composed_by_hydra(
+    overrides: Sequence[str], folders: Sequence[Path], own_section: bool = False
+) -> DictConfig:
+    """The config of `overrides` as Hydra composes it, `own_section` with the section `hydra`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    more = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders[1:])}]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folders[0])):
+        return compose(
+            "config",
+            [*overrides, *(more if len(folders) > 1 else [])],
+            return_hydra_config=own_section,
+        )
 
 
 def nearest_key(key: str, known: set[str]) -> str:

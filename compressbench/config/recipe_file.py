@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from compressbench.config.instantiate import allow_arguments
 from compressbench.config.moved_targets import with_current_targets
 from compressbench.core.errors import UserError
 
 MAX_RECIPE_BYTES = 200_000  # YAML is parsed at about 100 kB/s
 MAX_RECIPE_DEPTH = 40
+
+
+def replay_command(recipe: Path) -> str:
+    """The command that runs a recipe file again, with the permissions of this run."""
+    return shlex.join(["compressbench", *allow_arguments(), "replay", str(recipe)])
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

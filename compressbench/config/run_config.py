@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.core.validation import check_flag, check_not_negative
 
 SECTIONS = ("model", "dataset", "recipe", "trainer", "tracking")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compressbench.core import digests
 from compressbench.core.edits import (
     apply_edit_,
     codebook_bits,
@@ -107,9 +107,7 @@ def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str
 
 def digest(artifact: Artifact) -> str:
     """SHA-256 over the edits and all tensors, in name order."""
-    sha = hashlib.sha256(json.dumps(list(artifact.edits), sort_keys=True).encode())
-    for name, tensor in sorted(unique_state(artifact.model).items()):
-        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        sha.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return sha.hexdigest()
+    edits = json.dumps(list(artifact.edits), sort_keys=True)
+    return digests.digest(
+        [edits, *digests.named(dict(sorted(unique_state(artifact.model).items())))]
+    )

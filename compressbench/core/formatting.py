@@ -13,14 +13,15 @@ def bytes_text(size_bytes: float | None) -> str:
     return _scaled(size_bytes, ("B", "kB", "MB", "GB", "TB"))
 
 
-def parse_bytes(text: str) -> float:
-    """`100kB`, `1.5 MB`, `96KiB` or a plain number of bytes. Raises ValueError."""
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmg])(i?))?b?", text.strip().lower())
-    if match is None or not float(match[1]):
+def parse_bytes(text: str) -> int:
+    """`100kB`, `1.5 MB`, `96KiB` or a plain number of bytes; k, M, G, T are powers of 1000, Ki,
+    Mi, ... of 1024. Raises ValueError, whose text goes on from "must be".
+    """
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?b?", text.strip().lower())
+    if match is None:
         raise ValueError(f"a size such as 100kB, 1.5MB or 96KiB, got {text!r}")
-    power = "kmg".index(match[2]) + 1 if match[2] else 0
-    step = 1024.0 if match[3] else 1000.0
-    return float(match[1]) * math.pow(step, power)
+    power = "kmgt".index(match[2]) + 1 if match[2] else 0
+    return round(float(match[1]) * math.pow(1024 if match[3] else 1000, power))
 
 
 def count_text(count: float | None) -> str:

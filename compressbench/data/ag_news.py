@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
 from compressbench.core.types import DataSpec, Split, SplitName, Tokens
 from compressbench.core.validation import check_flag, check_integer, check_share
@@ -143,7 +143,7 @@ class AgNews:
         """What the ids depend on."""
         return {
             "files": self._lines,
-            "rows": {name: splits.digest(rows) for name, (_, rows) in self._parts.items()},
+            "rows": {name: digest([rows]) for name, (_, rows) in self._parts.items()},
             "by": tokens.library(),
             "vocabulary": self.vocabulary,
             "max_tokens": self.max_tokens,
@@ -157,8 +157,7 @@ class AgNews:
 
     @cached_property
     def spec(self) -> DataSpec:
-        digest = hashlib.sha256(self.tokenizer.encode()).hexdigest()
-        about = Tokens(tokens.size(self.tokenizer), tokens.PAD, digest)
+        about = Tokens(tokens.size(self.tokenizer), tokens.PAD, digest([self.tokenizer]))
         return DataSpec("ag_news", (self.max_tokens,), CLASSES, (), (), self.metric, about)
 
     def companions(self) -> dict[str, str]:

@@ -83,14 +83,8 @@ class Cifar10:
             return splits.by_rows(Path(self.validation_rows).expanduser(), len(found))
         return splits.stratified(found, {"validation": self.validation_fraction}, self.split_seed)
 
-    @cached_property
-    def _splits(self) -> dict[SplitName, Split]:
-        return {}
-
     def split(self, name: SplitName) -> Split:
-        if name not in self._splits:
-            self._splits[name] = self._partition.split(name, FORM)
-        return self._splits[name]
+        return self._partition.split(name, FORM)
 
     def manifest(self) -> dict[str, Any]:
         return self._partition.manifest(

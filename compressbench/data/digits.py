@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import DataSpec, Split, SplitName
 from compressbench.core.validation import check_integer
@@ -64,13 +64,13 @@ class Digits:
 
     def manifest(self) -> dict[str, Any]:
         return {
-            "sha256": _digest(self._all),
-            "rows": {name: splits.digest(rows) for name, rows in self._rows.items()},
+            "sha256": _contents(self._all),
+            "rows": {name: digest([rows]) for name, rows in self._rows.items()},
             "options": {"name": "digits", "max_shift": self.max_shift, "metric": self.metric},
         }
 
     def verify(self) -> None:
-        if _digest(_load()) != _digest(self._all):
+        if _contents(_load()) != _contents(self._all):
             raise CheckFailedError("dataset: scikit-learn's digits changed while they were in use")
 
     def prepare(self, inputs: Tensor) -> Tensor:
@@ -93,7 +93,5 @@ def _load() -> Split:
     return Split(pixels.view(-1, 1, 8, 8), torch.from_numpy(table[:, -1].copy()))
 
 
-def _digest(split: Split) -> str:
-    sha = hashlib.sha256(split.inputs.numpy().tobytes())
-    sha.update(split.targets.numpy().tobytes())
-    return sha.hexdigest()
+def _contents(split: Split) -> str:
+    return digest([split.inputs, split.targets])

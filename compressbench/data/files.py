@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import atomic_path
+from compressbench.core.digests import file_digest
 from compressbench.core.errors import CheckFailedError, UserError
 
 MEMO = "hashes.json"
@@ -32,24 +32,14 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """`atomic_path`, with a UserError that names `path` where it cannot be written."""
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; the first error is the one to tell
-            temporary.unlink()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
@@ -68,19 +58,15 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
     unknown = [path for path in stamps if path not in known]
     if unknown:
         with ThreadPoolExecutor(workers()) as pool:
-            found = dict(zip(unknown, pool.map(sha256, unknown), strict=True))
+            found = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
         # Another process may have added its own meanwhile; the last one to write wins, and what
         # it loses is hashed once more.
         memo = _read_memo(memo_path)
         memo |= {str(path.absolute()): [stamps[path], found[path]] for path in unknown}
-        text = json.dumps(memo, indent=0)
-        write_atomically(memo_path, lambda temporary: _write_text(temporary, text))
+        with writing(memo_path) as temporary:
+            temporary.write_text(json.dumps(memo, indent=0), encoding="utf-8")
         known |= found
     return {path: known[path] for path in stamps}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _stamp(path: Path) -> list[int]:

@@ -111,14 +111,8 @@ class Images:
         mean, std = transforms.channel_statistics(self.split("train").inputs)
         return DataSpec("images", self._form.shape, names, mean, std, self.metric)
 
-    @cached_property
-    def _splits(self) -> dict[SplitName, Split]:
-        return {}
-
     def split(self, name: SplitName) -> Split:
-        if name not in self._splits:
-            self._splits[name] = self._partition.split(name, self._form)
-        return self._splits[name]
+        return self._partition.split(name, self._form)
 
     def manifest(self) -> dict[str, Any]:
         return self._partition.manifest(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
 from compressbench.core.types import Split, SplitName
-from compressbench.data import files, splits
+from compressbench.data import files
 from compressbench.data.decode import Form, decoded, decoder
 from compressbench.data.labels import Label, targets
 from compressbench.data.sources import Source
@@ -35,8 +36,17 @@ class Partition:
             if len(rows) == 0:
                 raise UserError(f"{self.sources['train'].name}: too few images for a {name} split")
 
+    @cached_property
+    def _splits(self) -> dict[tuple[SplitName, Form], Split]:
+        return {}
+
     def split(self, name: SplitName, form: Form) -> Split:
         """Decode what the split needs, or read it where it was decoded before."""
+        if (name, form) not in self._splits:
+            self._splits[name, form] = self._read(name, form)
+        return self._splits[name, form]
+
+    def _read(self, name: SplitName, form: Form) -> Split:
         source = self.sources.get(name, self.sources["train"])
         rows = self.rows.get(name)
         # Splits outlive an evaluation in inference mode, whose tensors training could not use.
@@ -67,7 +77,7 @@ class Partition:
         """Plain JSON: files, digests of the rows, how they are decoded, the dataset's options."""
         return {
             "files": dict(self.files),
-            "rows": {name: splits.digest(rows) for name, rows in self.rows.items()},
+            "rows": {name: digest([rows]) for name, rows in self.rows.items()},
             "decoder": decoder(),
             "options": dict(options),
         }

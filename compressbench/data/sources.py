@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.data.labels import Label
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -102,9 +102,7 @@ def _read(path: Path, column: str) -> Iterator[Any]:
 def _check_column(path: Path, column: str, names: list[str]) -> None:
     if column in names:
         return
-    near = difflib.get_close_matches(column, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{path}: no column {column!r} among {', '.join(names)}{hint}")
+    raise UserError(f"{path}: no column {column!r}{nearest(column, names)}")
 
 
 def _labels(column: Any, path: Path, name: str) -> list[Label]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,8 +81,3 @@ def _read_rows(path: Path) -> list[int]:
         except ValueError:
             raise UserError(f"{path} line {line}: must be a row number, got {text!r}") from None
     return rows
-
-
-def digest(rows: Tensor) -> str:
-    """SHA-256 of the row numbers, int64 little endian."""
-    return hashlib.sha256(rows.to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()

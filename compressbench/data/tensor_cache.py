@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
 from compressbench.data import files
 
@@ -26,7 +26,7 @@ def cached_tensors(
     """The tensors of `identity` (plain JSON that says all they depend on): from the disk where
     they are whole and `fits` says so, else made, by one process, and put there.
     """
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    key = digest([json.dumps(identity, sort_keys=True)])
     path = files.decoded_folder() / f"{key}.safetensors"
     found = _read(path, fits)
     if found is not None:
@@ -64,7 +64,7 @@ def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get("sha256")
-        if fits(tensors) and _digest(tensors) == expected:
+        if fits(tensors) and _contents(tensors) == expected:
             return tensors
         reason = "another digest"
     except PermissionError as error:
@@ -77,20 +77,13 @@ def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
 
 
 def _write(path: Path, tensors: Tensors) -> None:
-    metadata = {"sha256": _digest(tensors)}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            raise UserError(f"cannot write {path} ({size} bytes): {error}") from error
-
-    files.write_atomically(path, write)
+    try:
+        with files.writing(path) as temporary:
+            save_file(tensors, temporary, {"sha256": _contents(tensors)})
+    except SafetensorError as error:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        raise UserError(f"cannot write {path} ({size} bytes): {error}") from error
 
 
-def _digest(tensors: Tensors) -> str:
-    sha = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        sha.update(tensor.numpy().data)
-    return sha.hexdigest()
+def _contents(tensors: Tensors) -> str:
+    return digest(tensors[name] for name in sorted(tensors))

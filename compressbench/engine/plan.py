@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import instantiate, nearest, own_targets
+from compressbench.config.instantiate import instantiate, own_targets
+from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
 from compressbench.engine.environment import machine
 from compressbench.engine.model_config import (
@@ -25,7 +27,7 @@ from compressbench.engine.model_config import (
     student_of,
 )
 from compressbench.engine.order import check_order
-from compressbench.engine.stage_job import Job, sha256_of
+from compressbench.engine.stage_job import Job
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
@@ -213,7 +215,7 @@ def _key_parts(
         "config": config,
         "parents": parents,
         "model": start.architecture,
-        "checkpoint": sha256_of(start.checkpoint) if start.checkpoint else None,
+        "checkpoint": file_digest(start.checkpoint) if start.checkpoint else None,
         "data": recipe.data.manifest(),
         "code": source_digest(sorted(targets)),
         "environment": versions(libraries),

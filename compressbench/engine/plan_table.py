@@ -8,7 +8,7 @@ from compressbench.core.formatting import seconds_text
 from compressbench.engine.context import RunContext
 from compressbench.engine.estimate import stage_seconds
 from compressbench.engine.plan import Planned
-from compressbench.results.terminal import Terminal, make_console
+from compressbench.results.terminal import Terminal, make_console, say
 from compressbench.store.explain import explain
 
 
@@ -35,5 +35,5 @@ def show_plan(plan: Sequence[Planned], run_context: RunContext) -> None:
             reasons.append(f"{planned.name}: {explain(run_context.store, planned.parts)}")
     terminal.table(rows, optional=("key", "teacher"))
     for reason in reasons:
-        terminal.console.print(reason, markup=False, soft_wrap=True)
+        say(terminal.console, reason)
     terminal.console.print(f"about {seconds_text(total)} on this machine; nothing was run")

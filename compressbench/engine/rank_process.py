@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
+from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
@@ -55,9 +56,7 @@ def _entry_folder(store: Store, key: str) -> Path:
 def _progress_file(scratch: Path) -> Progress:
     def progress(done: int, total: int, text: str) -> None:
         if os.environ["RANK"] == "0":
-            temporary = scratch / "progress.tmp"
-            temporary.write_text(json.dumps([done, total, text]))
-            temporary.replace(scratch / "progress.json")
+            write_json_atomic(scratch / "progress.json", [done, total, text])
 
     return progress
 

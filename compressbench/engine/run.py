@@ -9,14 +9,12 @@ left behind). A trial of a sweep goes the same way (`search.trial`).
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from compressbench.config.instantiate import allow_arguments
-from compressbench.config.recipe_file import read_recipe
+from compressbench.config.recipe_file import read_recipe, replay_command
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
 from compressbench.core.types import Step
@@ -35,8 +33,8 @@ from compressbench.engine.run_folder import (
 )
 from compressbench.results.run_plots import write_pages
 from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
-from compressbench.results.terminal import Terminal
-from compressbench.tracking.sweep_session import Tracked
+from compressbench.results.terminal import Terminal, say
+from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Session
 
 End = Callable[[str, Report, Tracked], None]  # called with status, report, tracking result
@@ -130,10 +128,8 @@ def _last_lines(info: RunInfo) -> End:
             table(report), str(folder / "model.onnx"), tracked.command, tracked.link,
             tracked.problem,
         )  # fmt: skip
-        terminal.console.print(headline(report), markup=False, soft_wrap=True)
-        recipe = str(folder / RECIPE_FILE)
-        again = shlex.join(["compressbench", *allow_arguments(), "replay", recipe])
-        terminal.console.print(f"run it again: {again}", markup=False, soft_wrap=True)
+        say(terminal.console, headline(report))
+        say(terminal.console, f"run it again: {replay_command(folder / RECIPE_FILE)}")
 
     return show
 

@@ -8,6 +8,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import UserError
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
@@ -17,7 +18,6 @@ from compressbench.results.run_report import (
     Report,
     RunInfo,
     build_report,
-    write_json_atomic,
     write_tables,
 )
 

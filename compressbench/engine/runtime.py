@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.core.types import Runtime
 
 _OPTIONS = {"accelerator", "devices", "precision", "threads", "max_batches"}

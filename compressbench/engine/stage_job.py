@@ -5,7 +5,6 @@ Every import here becomes part of the content key of every stage, so there are f
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ import torch
 
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
+from compressbench.core.digests import file_digest
 from compressbench.core.distributed import assert_same_on_ranks, rank
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import TRAINED, Artifact, Context, Outcome, Stage
@@ -78,14 +78,9 @@ def _fresh(config: Mapping[str, Any], job: Job, context: Context) -> Artifact:
 
     path = Path(job.checkpoint)
     load_checkpoint_(model, path)
-    if sha256_of(path) != job.checkpoint_sha256:
+    if file_digest(path) != job.checkpoint_sha256:
         raise CheckFailedError(f"{path} changed while the recipe ran")
     return Artifact(model, config, (), frozenset({TRAINED}))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressbench.core.errors import CheckFailedError
+from compressbench.core.download import compressed
 from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
-
-ZSTD_LEVEL = 19
 
 
 def write_bundle(
@@ -33,7 +31,7 @@ def write_bundle(
     if onnx_path.resolve() != model.resolve():
         shutil.copyfile(onnx_path, model)
     packed = folder / "model.onnx.zst"
-    packed.write_bytes(_compress(model.read_bytes()))
+    packed.write_bytes(compressed(model.read_bytes(), model.name))
     about = folder / "model.json"
     text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
     about.write_text(text + "\n", encoding="utf-8")
@@ -56,12 +54,3 @@ def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:
         "min_onnxruntime": report["min_onnxruntime"],
         "layers": report["layers"],
     }
-
-
-def _compress(content: bytes) -> bytes:
-    import zstandard
-
-    packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
-    if zstandard.ZstdDecompressor().decompress(packed) != content:
-        raise CheckFailedError("model.onnx.zst does not decompress to model.onnx")
-    return packed

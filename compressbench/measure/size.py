@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compressbench.core.download import compressed
 from compressbench.core.edits import activation_grid, weight_bits, zero_point
-from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Artifact
-
-ZSTD_LEVEL = 19
 
 
 def shipped_files(onnx_path: Path) -> list[Path]:
@@ -31,16 +29,7 @@ def onnx_bytes(onnx_path: Path) -> int:
 
 def download_bytes(onnx_path: Path) -> int:
     """Bytes of the files that ship under zstd level 19, which must give them back exactly."""
-    import zstandard
-
-    total = 0
-    for path in shipped_files(onnx_path):
-        content = path.read_bytes()
-        packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content)
-        if zstandard.ZstdDecompressor().decompress(packed) != content:
-            raise CheckFailedError(f"{path.name}: zstd does not give back the same bytes")
-        total += len(packed)
-    return total
+    return sum(len(compressed(p.read_bytes(), p.name)) for p in shipped_files(onnx_path))
 
 
 def nonzero(model: nn.Module) -> int:

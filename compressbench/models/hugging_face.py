@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
 from compressbench.core.extras import extra
+from compressbench.core.nearest import nearest_of_many
 
 _REMOTE = {"auto_map", "_name_or_path"}  # of a config.json: where it came from
 
@@ -81,13 +81,13 @@ def _configured(config: Mapping[str, Any], num_classes: int, own: Mapping[str, A
     given = {k: v for k, v in config.items() if k not in _REMOTE | {"model_type"}}
     kind, types = config.get("model_type"), sorted(transformers.CONFIG_MAPPING)
     if kind not in types:
-        close = difflib.get_close_matches(str(kind), types, n=1, cutoff=0.0)
-        raise UserError(f"config.model_type={kind} is unknown; the nearest is {close[0]}")
+        near = nearest_of_many(str(kind), types)
+        raise UserError(f"config.model_type={kind} is unknown{near}")
     plain = transformers.AutoConfig.for_model(kind)
     for name in given:
         if not hasattr(plain, name):  # it would be taken, and ignored
-            close = difflib.get_close_matches(name, plain.to_dict(), n=1, cutoff=0.0)
-            raise UserError(f"config.{name}: no option of {kind}; the nearest is {close[0]}")
+            near = nearest_of_many(name, plain.to_dict())
+            raise UserError(f"config.{name}: no option of {kind}{near}")
     options = {**given, **own, "num_labels": num_classes}
     try:
         return transformers.AutoConfig.for_model(kind, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
 from compressbench.core.extras import extra
+from compressbench.core.nearest import nearest_of_many
 
 
 class Timm(nn.Module):
@@ -33,8 +33,7 @@ class Timm(nn.Module):
         timm = extra("timm", "timm")
         known = timm.list_models()
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            raise UserError(f"timm has no model {name!r}; the nearest name is {close[0]}")
+            raise UserError(f"timm has no model {name!r}{nearest_of_many(str(name), known)}")
         given = {"pretrained": False, "num_classes": num_classes, "in_chans": input_shape[0]}
         taken = sorted(set(options or {}) & {*given, "checkpoint_path", "pretrained_cfg"})
         if taken:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import digest, named
 from compressbench.core.distributed import assert_same_on_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.errors import CheckFailedError, UserError
@@ -30,7 +31,6 @@ from compressbench.core.validation import check_flag, check_integer
 from compressbench.pruning.channels.measured_widths import IMAGES
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, left_out
-from compressbench.pruning.weights import masking
 from compressbench.pruning.weights.apply import mask_, weight_scores, zeroed
 from compressbench.pruning.weights.measured_densities import (
     SHARES,
@@ -169,7 +169,7 @@ class Prune:
             densities = cheapest(curves(model, owned, scores, context), sizes, self.sparsity or 0.0)
         selection = self.selection()
         masks = selection.masks(owned, scores, zeros, activity, self._normalizes(), densities)
-        assert_same_on_ranks(masking.digest(masks), "which weights were pruned")
+        assert_same_on_ranks(digest(named(masks)), "which weights were pruned")
         owners = {id(layer.weight): name for name, layer in owned.items()}
         return {name: masks[owners[id(layer.weight)]] for name, layer in layers.items()}
 

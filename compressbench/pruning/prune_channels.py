@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from compressbench.core.digests import digest
 from compressbench.core.distributed import assert_same_on_ranks
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.layers import prunable_layers
@@ -303,4 +303,4 @@ def example_inputs(spec: DataSpec) -> Tensor:
 
 
 def _digest(removed: object) -> str:
-    return hashlib.sha256(json.dumps(removed, sort_keys=True).encode()).hexdigest()
+    return digest([json.dumps(removed, sort_keys=True)])

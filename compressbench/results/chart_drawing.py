@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.core.atomic import atomic_path
 from compressbench.results.chart import Axis, Chart, Mark, Point, Series, byte_ticks, tick_text
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def write_png(chart: Chart, path: Path) -> None:
         if names:
             figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=4,
                           frameon=False, markerscale=0.6)  # fmt: skip
-        partial = path.with_name(f".{path.name}.part")
-        figure.savefig(partial, format="png")
-    partial.replace(path)
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format="png")
 
 
 def svg(chart: Chart, salt: str) -> str:

@@ -22,6 +22,7 @@ from compressbench.results.front import (
     within_noise,
 )
 from compressbench.results.sweep import Objective, Sweep, Trial
+from compressbench.results.tables import markdown_table
 
 _PREFIX = "recipe.stages."
 _NOTE_ROWS = 30
@@ -114,11 +115,11 @@ def _figures(sweep: Sweep, trial: Trial | None, front: Sequence[Trial]) -> dict[
     taken = sweep.baseline if trial is None else trial.figures
     metric, size = metric_name(sweep), size_name(sweep)
     error = 0.0 if trial is None or metric not in taken else standard_error(trial, metric, sweep)
-    name = size.removeprefix("size/").removesuffix("_bytes")
+    name = size_title(sweep)
     row = {f"val {sweep.metric}": _with_error(taken.get(metric), error, sweep.metric)}
     if any(f"test/{sweep.metric}" in t.figures for t in front):
         row[f"test {sweep.metric}"] = metric_text(taken.get(f"test/{sweep.metric}"), sweep.metric)
-    row |= {name: bytes_text(taken.get(size)), f"{name} smaller": _smaller(sweep, taken, size)}
+    row |= {name: bytes_text(taken.get(size)), f"{name} smaller": smaller_text(sweep, taken)}
     for objective in _others(sweep):
         row[objective.name] = figure_text(objective.name, taken.get(objective.name), sweep.metric)
     return row
@@ -129,9 +130,15 @@ def _others(sweep: Sweep) -> list[Objective]:
     return [o for o in sweep.objectives if o.name not in shown]
 
 
-def _smaller(sweep: Sweep, figures: Mapping[str, float], size: str) -> str:
-    before, after = sweep.baseline.get(size), figures.get(size)
+def smaller_text(sweep: Sweep, figures: Mapping[str, float]) -> str:
+    """The baseline's bytes over those of `figures`."""
+    before, after = (of.get(size_name(sweep)) for of in (sweep.baseline, figures))
     return times_text(before / after) if before and after else MISSING
+
+
+def size_title(sweep: Sweep) -> str:
+    """`onnx` or `download`."""
+    return size_name(sweep).removeprefix("size/").removesuffix("_bytes")
 
 
 def _with_error(value: float | None, error: float, metric: str) -> str:
@@ -163,8 +170,7 @@ def markdown(sweep: Sweep, links: Mapping[int, str], picture: str) -> str:
     rows = text_rows(sweep)
     lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow folds the rest
     if len(rows) > 1:
-        lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
-        lines += [_cells(_linked(row, links).values()) for row in rows[: _NOTE_ROWS + 1]]
+        lines += markdown_table([_linked(row, links) for row in rows[: _NOTE_ROWS + 1]])
     if len(rows) > _NOTE_ROWS + 1:
         lines += ["", f"and {len(rows) - 1 - _NOTE_ROWS} more members, all in `front.html`"]
     lines += [
@@ -180,8 +186,3 @@ def _linked(row: Mapping[str, str], links: Mapping[int, str]) -> dict[str, str]:
     number = row["trial"]
     link = links.get(int(number)) if number.isdigit() else None
     return dict(row) if link is None else {**row, "trial": f"[{number}]({link})"}
-
-
-def _cells(cells: Iterable[str]) -> str:
-    unbroken = (c.replace("|", "\\|").replace(" ", "\N{NO-BREAK SPACE}") for c in cells)
-    return f"| {' | '.join(unbroken)} |"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from compressbench.core.atomic import write_text_atomic
 from compressbench.results.chart import Chart, Mark
 from compressbench.results.chart_drawing import svg
 
@@ -77,9 +78,7 @@ def write_page(title: str, sections: Sequence[str], path: Path) -> None:
         + f'\n<p id="link"></p><div id="box" hidden></div>\n<script>{_SCRIPT}</script>\n'
         "</body></html>\n"
     )
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text_atomic(path, page)
 
 
 def chart_section(chart: Chart, salt: str = "") -> str:

@@ -13,6 +13,7 @@ from compressbench.core.formatting import (
     milliseconds_text,
     times_text,
 )
+from compressbench.core.trees import leaves
 from compressbench.results.chart import Axis, Chart, Point, Series
 from compressbench.results.page import cell, chart_section, table_section, write_page
 from compressbench.results.pruning_plots import layers_left, sensitivity_curves
@@ -103,16 +104,15 @@ def _stage_text(stage: Mapping[str, Any], metric: str) -> str:
     return "\n".join(lines)
 
 
-def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The options of a stage, nested ones dotted; of a `_target_` its last word."""
     found: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found.extend(_settings(value, f"{prefix}{name}."))
-        elif name == "_target_":
-            found.append((prefix.rstrip(".") or "stage", str(value).rpartition(".")[2]))
-        else:
-            found.append((f"{prefix}{name}", value))
+    for name, value in leaves(settings).items():
+        section, _, last = name.rpartition(".")
+        if last == "_target_":
+            found.append((section or "stage", str(value).rpartition(".")[2]))
+        elif value != {}:
+            found.append((name, value))
     return found
 
 

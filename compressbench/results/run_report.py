@@ -6,16 +6,15 @@ bytes, latency in milliseconds, MACs for one sample.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import write_json_atomic
+from compressbench.core.digests import file_digest
 from compressbench.core.formatting import (
     MISSING,
     bytes_text,
@@ -27,6 +26,7 @@ from compressbench.core.formatting import (
 )
 from compressbench.core.redact import redact
 from compressbench.core.types import Step
+from compressbench.results.tables import markdown_table, write_csv
 
 SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
@@ -127,8 +127,8 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in (*SHIPPED, *artifact):
         if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            path = folder / name
+            found[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     return found
 
 
@@ -141,20 +141,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds the old text or the whole new one, never a part."""
-    _write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def comparison_rows(report: Report) -> list[Row]:
@@ -233,9 +219,7 @@ def markdown(report: Report) -> str:
     """The note of a run: the table, its words explained, and the warnings."""
     rows = table(report)
     lines = [headline(report), ""]  # the first lines are what MLflow shows unfolded
-    if rows:
-        lines += [_cells(rows[0]), "|" + " --- |" * len(rows[0])]
-        lines += [_cells(row.values()) for row in rows]
+    lines += markdown_table(rows)
     lines += [
         "",
         "*onnx*: the file that ONNX Runtime loads; *download*: the same, zstd 19. *smaller*, "
@@ -247,23 +231,10 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(cells: Iterable[str]) -> str:
-    unbroken = (cell.replace("|", "\\|").replace(" ", "\N{NO-BREAK SPACE}") for cell in cells)
-    return f"| {' | '.join(unbroken)} |"
-
-
 def write_tables(report: Report, folder: Path) -> list[Path]:
     """Write `stages.csv`, `stages.json` (raw figures), and stages' tables as STAGE_TABLE.csv."""
     rows = comparison_rows(report)
     write_json_atomic(folder / "stages.json", rows)
     own = {f"{s['name']}_{name}": t for s in report["stages"] for name, t in s["tables"].items()}
-    paths = [_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in own.items()]
-    return [_csv(folder / "stages.csv", rows), folder / "stages.json", *paths]
-
-
-def _csv(path: Path, rows: Sequence[Row]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["stage"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    paths = [write_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in own.items()]
+    return [write_csv(folder / "stages.csv", rows), folder / "stages.json", *paths]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from compressbench.core.atomic import write_text_atomic
 from compressbench.core.errors import UserError
 from compressbench.results.sweep import Constraint, Objective, State, Sweep, Trial
 
 SWEEP_FILE = "sweep.json"
+TOPS = ("runs", "multirun", "sweeps")  # of the working folder, where runs and sweeps are
 SCHEMA_VERSION = 1
 
 
@@ -29,15 +30,9 @@ def write_sweep(sweep: Sweep, folder: Path) -> Path:
         allow_nan=False,
         default=str,
     )
-    partial = folder / f".{SWEEP_FILE}.{os.getpid()}.part"
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_text_atomic(path, text + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: {len(text)} bytes not written: {error.strerror}") from error
     return path
 

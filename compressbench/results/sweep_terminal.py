@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from compressbench.core.formatting import MISSING, bytes_text, seconds_text, times_text
+from compressbench.core.formatting import MISSING, bytes_text, seconds_text
 from compressbench.results import front as fronts
 from compressbench.results.front_table import (
     figure_text,
@@ -25,10 +25,12 @@ from compressbench.results.front_table import (
     legend,
     settings_text,
     short_name,
+    size_title,
+    smaller_text,
     text_rows,
 )
 from compressbench.results.sweep import FINISHED, Sweep, Trial
-from compressbench.results.terminal import Terminal, make_console
+from compressbench.results.terminal import Terminal, make_console, say, warn
 
 _FRONT_LINES = 8
 _RECENT = 20  # trials whose seconds say how long the rest takes
@@ -62,19 +64,16 @@ class SweepView:
             self.live.update(block(sweep), refresh=True)
             return
         if not self.said:
-            self._line(f"{sweep.name}: {counts(sweep)}")
+            say(self.console, f"{sweep.name}: {counts(sweep)}")
             self.said = {-1, *(t.number for t in sweep.trials if t.state in FINISHED)}
             return
         for trial in fronts.finished(sweep):
             if trial.number not in self.said:
                 self.said.add(trial.number)
-                self._line(trial_line(trial, sweep))
+                say(self.console, trial_line(trial, sweep))
 
     def warn(self, text: str) -> None:
-        self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        warn(self.console, text)
 
 
 def counts(sweep: Sweep) -> str:
@@ -146,7 +145,7 @@ def _front(sweep: Sweep) -> RenderableType:
         return Text("no complete trial yet", style="dim")
     best, noisy = fronts.knee(sweep, front), fronts.within_noise(sweep, front)
     rows: list[tuple[str, ...]] = [
-        ("trial", sweep.metric, _short(sweep), "smaller", "", "settings")
+        ("trial", sweep.metric, size_title(sweep), "smaller", "", "settings")
     ]
     rows += [_cells(t, sweep, t is best, t.number in noisy) for t in _evenly(front)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -158,18 +157,13 @@ def _front(sweep: Sweep) -> RenderableType:
     return table
 
 
-def _short(sweep: Sweep) -> str:
-    return fronts.size_name(sweep).removeprefix("size/").removesuffix("_bytes")
-
-
 def _cells(trial: Trial, sweep: Sweep, knee: bool, noisy: bool) -> tuple[str, ...]:
     size, metric = fronts.size_name(sweep), fronts.metric_name(sweep)
-    before, after = sweep.baseline.get(size), trial.figures.get(size)
     return (
         str(trial.number),
         figure_text(metric, trial.figures.get(metric), sweep.metric),
-        bytes_text(after),
-        times_text(before / after) if before and after else MISSING,
+        bytes_text(trial.figures.get(size)),
+        smaller_text(sweep, trial.figures),
         "knee" if knee else "≈" * noisy,
         ", ".join(settings_text(trial)),
     )

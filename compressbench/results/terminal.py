@@ -34,6 +34,15 @@ def make_console() -> Console:
     return Console(width=width, highlight=False)
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line as it is, unbroken: paths are copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
+
+
 class Terminal:
     """The progress of one run. Use as `with Terminal(names) as terminal:`.
 
@@ -127,10 +136,7 @@ class Terminal:
             self._line(f"not touched: {', '.join(untouched)}")
 
     def warn(self, text: str) -> None:
-        self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
-
-    def fail(self, text: str) -> None:
-        self.console.print(text, style="bold red", markup=False, soft_wrap=True)
+        warn(self.console, text)
 
     def table(
         self,
@@ -178,7 +184,7 @@ class Terminal:
             self.warn(problem)
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)  # unbroken: paths are copied
+        say(self.console, text)
 
 
 def _coverage_cells(row: Coverage) -> dict[str, str]:

@@ -37,7 +37,7 @@ from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
 from compressbench.search.validate import check_places, check_values, read_metric
 from compressbench.search.worker_loop import RUNNING
-from compressbench.tracking.sweep_session import Tracked
+from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50
@@ -227,7 +227,7 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
 
 def _describe(spec: Spec) -> dict[str, Any]:
     """Write the description of the sweep into its folder, without credentials."""
-    from compressbench.results.run_report import write_json_atomic
+    from compressbench.core.atomic import write_json_atomic
 
     description = {
         "schema_version": 1,

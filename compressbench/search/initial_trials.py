@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.search.directions import direction, least_to_most
 from compressbench.search.space import Parameter, Settings, draw, every
 

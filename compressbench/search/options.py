@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from compressbench.config.instantiate import nearest
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest
 from compressbench.core.validation import check_flag, check_integer, check_positive
 from compressbench.results.sweep import Constraint, Direction, Objective
 

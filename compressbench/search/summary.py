@@ -9,7 +9,7 @@ from compressbench.results import front as fronts
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_terminal import show
 from compressbench.results.terminal import make_console
-from compressbench.tracking.sweep_session import Tracked
+from compressbench.tracking.run_session import Tracked
 
 
 def show_end(sweep: Sweep, tracked: Tracked) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressbench.core.redact import redact
+from compressbench.core.trees import leaves
 from compressbench.store.entries import Entry, Store
 from compressbench.store.keys import content_key
 
@@ -22,9 +23,14 @@ def explain(store: Store, parts: Mapping[str, Any]) -> str:
     key = content_key(parts)
     if store.folder(key).is_dir():
         return f"stored as {key[:12]}"
-    wanted = _leaves(redact(parts))
+    wanted = leaves(redact(parts), lists=True)
     near = [
-        (len(_differing(_leaves(entry.parts), wanted)), -entry.last_use, entry.key, entry)
+        (
+            len(_differing(leaves(entry.parts, lists=True), wanted)),
+            -entry.last_use,
+            entry.key,
+            entry,
+        )
         for other in store.all_keys()
         if (entry := store.peek(other)) is not None and _is_alike(entry, parts)
     ]
@@ -36,8 +42,8 @@ def explain(store: Store, parts: Mapping[str, Any]) -> str:
 
 def difference(entry: Entry, wanted: Mapping[str, Any]) -> str:
     """`differs from 3fa9... in: config.sparsity 0.5 → 0.6; code`: stored → wanted."""
-    stored = _leaves(entry.parts)
-    wanted = _leaves(wanted)
+    stored = leaves(entry.parts, lists=True)
+    wanted = leaves(wanted, lists=True)
     names = _differing(stored, wanted)
     told = [_told(name, stored, wanted) for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
@@ -47,21 +53,6 @@ def difference(entry: Entry, wanted: Mapping[str, Any]) -> str:
 
 def _is_alike(entry: Entry, parts: Mapping[str, Any]) -> bool:
     return all(entry.parts.get(name) == parts.get(name) for name in ("kind", "stage"))
-
-
-def _leaves(tree: Any, where: str = "") -> dict[str, Any]:
-    """Dotted name -> leaf of a plain tree. An empty mapping or list is a leaf."""
-    if isinstance(tree, Mapping) and tree:
-        items = list(tree.items())
-    elif isinstance(tree, (list, tuple)) and tree:
-        items = [(str(index), value) for index, value in enumerate(tree)]
-    else:
-        return {where: tree}
-    return {
-        name: leaf
-        for key, value in items
-        for name, leaf in _leaves(value, f"{where}.{key}" if where else key).items()
-    }
 
 
 def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

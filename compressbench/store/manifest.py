@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from compressbench.core.digests import digest, file_digest
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.redact import redact
 
@@ -28,7 +27,7 @@ def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(folder).as_posix(): {
             "size": path.lstat().st_size,
-            "sha256": _sha256(path),
+            "sha256": _file_digest(path),
         }
         for path in regular_files(folder)
     }
@@ -102,7 +101,7 @@ def fingerprint(folder: Path, manifest: Mapping[str, Any]) -> Fingerprint:
 def check_digests(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name, expected in manifest["files"].items():
         try:
-            actual = _sha256(folder / name)
+            actual = _file_digest(folder / name)
         except OSError as error:
             raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
         if actual != expected["sha256"]:
@@ -117,10 +116,9 @@ def _check_name(name: str) -> None:
 
 def _own_digest(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest([text])
 
 
-def _sha256(path: Path) -> str:
-    # O_NOFOLLOW: between the check of the name and this open, a link may have taken its place.
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _file_digest(path: Path) -> str:
+    """Of no link: one may have taken the file's place after its name was checked."""
+    return file_digest(path, follow_links=False)

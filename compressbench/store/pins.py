@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from compressbench.core.digests import digest
 from compressbench.store.processes import is_alive, process_token
 
 _PINS = "pins"
@@ -78,4 +78,4 @@ def _write(root: Path, key: str, name: str, text: str) -> None:
 
 
 def _name(reason: str) -> str:
-    return f"pin-{hashlib.sha256(reason.encode()).hexdigest()[:32]}"
+    return f"pin-{digest([reason])[:32]}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from pathlib import Path
+
+from compressbench.core.digests import digest
 
 FOREIGN_SECONDS = 24 * 3600.0  # how long a process that cannot be looked up counts as alive
 
@@ -40,7 +41,7 @@ def _machine() -> str:
         boot.read_text() if boot.exists() else "",
         str(namespace.readlink()) if namespace.is_symlink() else "",
     ]
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
+    return digest(["\n".join(known)])[:12]
 
 
 def _runs(pid: int) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compressbench.core.atomic import sync
 from compressbench.core.errors import UserError
 from compressbench.store.manifest import MANIFEST, regular_files
 
@@ -23,33 +24,24 @@ def publish(temporary: Path, target: Path, manifest: bytes) -> bool:
     leaves `target` absent or complete.
     """
     for path in regular_files(temporary):
-        _fsync(path)
+        sync(path)
     with (temporary / MANIFEST).open("xb") as file:
         file.write(manifest)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(temporary / MANIFEST)
     for path in temporary.rglob("*"):
         if path.is_dir():
-            _fsync(path)
-    _fsync(temporary)
+            sync(path)
+    sync(temporary)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _fsync(target.parent.parent)
+    sync(target.parent.parent)
     try:
         os.rename(temporary, target)  # noqa: PTH104 - refuses a folder that holds files
     except OSError as error:
         if error.errno in _TAKEN:
             return False
         raise
-    _fsync(target.parent)
+    sync(target.parent)
     return True
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_disk_full(error: BaseException) -> bool:

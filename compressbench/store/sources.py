@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
+from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 
 _OURS = __name__.partition(".")[0]
@@ -68,7 +69,7 @@ def _digest_of(targets: Iterable[str]) -> tuple[str, list[Path]]:
         else:
             closure[top] = _installed_digest(top, finder)
     own = _follow(waiting, finder)
-    closure |= {name: _digest(path) for name, path in own.items()}
+    closure |= {name: file_digest(path) for name, path in own.items()}
     lines = [f"{name} {digest}" for name, digest in sorted(closure.items())]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return digest, list(own.values()) if len(own) == len(closure) else []
@@ -85,10 +86,6 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _installed_digest(top: str, finder: _Finder) -> str:

@@ -8,18 +8,19 @@ without charts; nothing else depends on it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
+
+from compressbench.core.digests import digest
 
 TAG_PREFIX = "mlflow.sharedViewState."
 _MOST_RUNS = 500  # the most that MLflow's charts offer
 
 
 def view_key(sweep: str) -> str:
-    return hashlib.sha256(sweep.encode()).hexdigest()
+    return digest([sweep])
 
 
 def view_tag(

@@ -21,6 +21,8 @@ from compressbench.tracking.outbox import LOCK, Operation, Outbox
 
 RUN_TAG = "compressbench.run"
 SWEEP_TAG = "compressbench.sweep"
+FOLDER_TAG = "compressbench.folder"
+KIND_TAG = "compressbench.kind"
 NOTE_TAG = "mlflow.note.content"
 RETRY_SECONDS = 5.0
 _POLL_SECONDS = 0.25
@@ -274,14 +276,14 @@ def sweep_folders(experiment: str) -> list[Path]:
             found = client.get_experiment(experiment)
         if found is None:
             return []
-        runs = client.search_runs([found.experiment_id], "tags.`compressbench.kind` = 'sweep'")
+        runs = client.search_runs([found.experiment_id], f"tags.`{KIND_TAG}` = 'sweep'")
         return [_sweep_folder(client, run) for run in runs]
     except caught as error:
         raise UserError(f"{experiment}: {store.shown} {explain(error, store)}") from error
 
 
 def _sweep_folder(client: Any, run: Any) -> Path:
-    folder = Path(run.data.tags["compressbench.folder"])
+    folder = Path(run.data.tags[FOLDER_TAG])
     if (folder / "sweep.json").is_file():
         return folder
     return Path(client.download_artifacts(run.info.run_id, "sweep.json")).parent

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import write_text_atomic
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
 
@@ -88,9 +89,7 @@ class Outbox:
     def mark(self, target: str, state: Mapping[str, Any]) -> None:
         path = self.folder / CURSOR
         states = json.loads(path.read_text()) if path.exists() else {}
-        partial = path.with_name(CURSOR + ".part")
-        partial.write_text(json.dumps({**states, target: dict(state)}) + "\n")
-        partial.replace(path)
+        write_text_atomic(path, json.dumps({**states, target: dict(state)}) + "\n")
 
 
 def _write_lines(path: Path, lines: bytes) -> None:

@@ -6,15 +6,57 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from compressbench.core.redact import redact
+from compressbench.core.trees import leaves
 from compressbench.core.types import Step
+from compressbench.tracking.mlflow_client import TrackingStore
+from compressbench.tracking.outbox import Operation
 
 _TEXT_LIMIT = 500
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
-def step_operation(step: Step) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Opening:
+    """Where a run, a trial or a sweep is logged, and what is known of it at the start."""
+
+    store: TrackingStore
+    experiment: str
+    name: str
+    tags: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    def operation(self, kind: str, tags: Mapping[str, str]) -> Operation:
+        """The start of a run, trial or sweep (`kind`), with further tags; the config as params."""
+        return {
+            "do": "start",
+            "kind": kind,
+            "target": self.store.shown,
+            "artifacts": self.store.artifacts,
+            "experiment": self.experiment,
+            "name": self.name,
+            "tags": {**self.tags, **tags},
+            "params": flatten(redact(self.config)),
+            "time": now(),
+        }
+
+
+def end_operations(status: str, folder: Path, files: Sequence[Path]) -> list[Operation]:
+    """The files, which are inside `folder`, and the end: FINISHED, FAILED or KILLED."""
+    if status not in _STATUSES:
+        raise ValueError(f"status must be one of {', '.join(_STATUSES)}, got {status!r}")
+    return [
+        {"do": "files", "paths": [str(f.resolve().relative_to(folder)) for f in files]},
+        {"do": "finish", "status": status, "time": now()},
+    ]
+
+
+def step_operation(step: Step) -> Operation:
     """Figures with the stage's index as step; the training history with the epoch as step."""
     at = now()
     taken = {**step.measurement.figures, "stage/seconds": step.seconds}
@@ -28,15 +70,14 @@ def step_operation(step: Step) -> dict[str, Any]:
     return {"do": "metrics", "metrics": metrics, "stage": step.index}
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+def flatten(config: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
-    if isinstance(config, Mapping) and config:
-        parts = [flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in config.items()]
-        return {name: text for part in parts for name, text in part.items()}
-    if not prefix:
-        return {}
-    text = config if isinstance(config, str) else json.dumps(config, default=str)
-    return {allowed(prefix): text[:_TEXT_LIMIT]}
+    return {allowed(name): _text(value) for name, value in leaves(config).items() if name}
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text[:_TEXT_LIMIT]
 
 
 def allowed(name: str) -> str:

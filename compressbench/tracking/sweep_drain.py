@@ -25,6 +25,7 @@ from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import SWEEP_FILE, read_sweep
 from compressbench.tracking.mlflow_charts import view_tag
 from compressbench.tracking.mlflow_client import (
+    FOLDER_TAG,
     NOTE_LIMIT,
     NOTE_TAG,
     RETRY_SECONDS,
@@ -150,7 +151,7 @@ class SweepDrain:
         try:
             for operation in operations[state["done"] :]:
                 if operation["do"] == "start":
-                    here = {_PARENT_TAG: parent, "compressbench.folder": str(folder)}
+                    here = {_PARENT_TAG: parent, FOLDER_TAG: str(folder)}
                     tags = {**operation["tags"], **here}
                     operation = {**operation, "tags": tags}
                 state |= apply(client, operation, state, outbox, self.store)

@@ -6,93 +6,36 @@ trials. Whoever opens the sweep starts one; a lock in the folder says which of t
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compressbench.core.errors import UserError
-from compressbench.core.redact import redact
 from compressbench.core.types import Step
 from compressbench.results import front as fronts
 from compressbench.results.sweep import Sweep, Trial
 from compressbench.results.sweep_file import write_sweep
 from compressbench.tracking.mlflow_charts import view_key
 from compressbench.tracking.mlflow_client import (
+    FOLDER_TAG,
+    KIND_TAG,
     RUN_TAG,
     SWEEP_TAG,
     TrackingStore,
     chart_link,
     open_commands,
 )
-from compressbench.tracking.outbox import LOG, Operation, Outbox
-from compressbench.tracking.records import flatten, now, step_operation
+from compressbench.tracking.outbox import Operation, Outbox
+from compressbench.tracking.records import Opening, end_operations, now, step_operation
+from compressbench.tracking.run_session import END_SECONDS, Tracked, start_worker, unlogged
 
-END_SECONDS = 4.5  # the longest that the end of a run waits for MLflow
 FRONT_SECONDS = 10.0  # table, picture and tags are not renewed more often
 RESTART_SECONDS = 30.0  # starting the process that drains costs seconds of CPU
-_STATUSES = ("FINISHED", "FAILED", "KILLED")
-_WORKER = (
-    "import sys; sys.path.append(sys.argv[1]); from compressbench.tracking.{module} import work; "
-    "sys.exit(work(sys.argv[2], sys.argv[3]))"
-)
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """How the logging of a run ended. `problem` is "" when MLflow has everything.
-
-    `charts` is the link of a sweep's trials in MLflow's own charts.
-    """
-
-    command: str = ""
-    link: str = ""
-    problem: str = ""
-    charts: str = ""
-
-
-def start_worker(folder: Path, store: TrackingStore, module: str) -> subprocess.Popen[bytes]:
-    """A process that drains the outbox of `folder`; its standard input is its lifeline."""
-    code = _WORKER.format(module=module)
-    command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(folder)]
-    with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            [*command, store.artifacts or ""],
-            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri},  # not argv: others can read that
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for the run; the worker then logs its end
-        )
-
-
-def _start_operation(
-    outbox: Outbox,
-    store: TrackingStore,
-    experiment: str,
-    name: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, Any],
-    kind: str,
-) -> dict[str, Any]:
-    return {
-        "do": "start",
-        "kind": kind,
-        "target": store.shown,
-        "artifacts": store.artifacts,
-        "experiment": experiment,
-        "name": name,
-        "tags": {**tags, "compressbench.folder": str(outbox.folder)},
-        "params": flatten(redact(params)),
-        "time": now(),
-    }
 
 
 def _check_owner(outbox: Outbox, operations: Sequence[Operation], sweep: str) -> None:
@@ -118,23 +61,14 @@ class LoggedTrial:
     known: set[int]  # stages
 
     @classmethod
-    def start(
-        cls,
-        store: TrackingStore,
-        experiment: str,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        config: Mapping[str, Any],
-        sweep: str,
-    ) -> LoggedTrial:
+    def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedTrial:
         outbox = Outbox(folder.resolve(), shared=True)
         run = f"{sweep}/{outbox.folder.name}"
         before = outbox.read()
         _check_owner(outbox, before, sweep)
         known = {o["stage"] for o in before if o["do"] == "metrics"}
-        every = {**tags, SWEEP_TAG: sweep, RUN_TAG: run}
-        outbox.append(_start_operation(outbox, store, experiment, name, every, config, "trial"))
+        tags = {SWEEP_TAG: sweep, RUN_TAG: run, FOLDER_TAG: str(outbox.folder)}
+        outbox.append(opening.operation("trial", tags))
         return cls(outbox, run, known)
 
     def log_step(self, step: Step) -> None:
@@ -142,21 +76,11 @@ class LoggedTrial:
             self.outbox.append(step_operation(step))
             self.known.add(step.index)
 
-    def finish(self, status: str, note: str, files: Sequence[Path]) -> Tracked:
+    def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
         """Append the end; the sweep's process logs it when it comes to it."""
-        _check(status)
-        paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append(
-            {"do": "note", "text": note},
-            {"do": "files", "paths": paths},
-            {"do": "finish", "status": status, "time": now()},
-        )
+        end = end_operations(status, self.outbox.folder, files)
+        self.outbox.append({"do": "note", "text": note}, *end)
         return Tracked()
-
-
-def _check(status: str) -> None:
-    if status not in _STATUSES:
-        raise ValueError(f"status must be one of {', '.join(_STATUSES)}, got {status!r}")
 
 
 @dataclass
@@ -174,22 +98,13 @@ class LoggedSweep:
     started_at: float = field(default_factory=time.monotonic)  # of the worker
 
     @classmethod
-    def start(
-        cls,
-        store: TrackingStore,
-        experiment: str,
-        folder: Path,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
-        sweep: str,
-    ) -> LoggedSweep:
+    def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedSweep:
         folder.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(folder.resolve(), shared=True)
         _check_owner(outbox, outbox.read(), sweep)
-        every = {**tags, SWEEP_TAG: sweep, RUN_TAG: sweep, "compressbench.kind": "sweep"}
-        outbox.append(_start_operation(outbox, store, experiment, name, every, params, "sweep"))
-        return cls(outbox, store, sweep, _start_drain(outbox, store))
+        tags = {SWEEP_TAG: sweep, RUN_TAG: sweep, FOLDER_TAG: str(outbox.folder)}
+        outbox.append(opening.operation("sweep", {**tags, KIND_TAG: "sweep"}))
+        return cls(outbox, opening.store, sweep, _start_drain(outbox, opening.store))
 
     def changed(self, sweep: Sweep) -> None:
         """Append what is new: the hypervolume after each finished trial, and at times the front.
@@ -238,15 +153,11 @@ class LoggedSweep:
 
         `files` are files or folders inside the sweep's folder.
         """
-        _check(status)
+        end = end_operations(status, self.outbox.folder, files)
         self.changed(sweep)
         self.shown = ()  # the picture shows every trial, not only the front
         self._append_front(sweep)
-        paths = [str(f.resolve().relative_to(self.outbox.folder)) for f in files]
-        self.outbox.append(
-            {"do": "files", "paths": paths},
-            {"do": "finish", "status": status, "time": now()},
-        )
+        self.outbox.append(*end)
         self._restart()
         with suppress(subprocess.TimeoutExpired):  # late: it goes on alone until all is logged
             self.worker.communicate(b"\n", timeout=END_SECONDS)
@@ -262,10 +173,8 @@ class LoggedSweep:
             return Tracked(command, link, "", charts)
         alive = self.worker.returncode is None
         late = "is still being written, by a process of its own" if alive else "is not up to date"
-        problem = (
-            f"tracking {'server ' * self.store.is_server}{self.store.shown} "
-            f"{state.get('problem') or late}; everything is in {folder}; "
-            f"`compressbench sync {shlex.quote(str(folder))}` logs {'the rest' if alive else 'it'}"
+        problem = unlogged(
+            self.store, folder, state.get("problem") or late, "the rest" if alive else "it"
         )
         return Tracked(command, link, problem, charts)
 

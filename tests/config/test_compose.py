@@ -5,6 +5,7 @@ import pytest
 from compressbench.config import compose
 from compressbench.config.compose import compose_config
 from compressbench.config.groups import config_folder
+from compressbench.config.overrides import composed_by_hydra
 from compressbench.core.errors import UserError
 
 FOLDERS = (config_folder(),)
@@ -28,7 +29,7 @@ CASES = [
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
 def test_is_what_hydra_composes(overrides):
-    plain = compose._plain(compose._compose(overrides, FOLDERS))
+    plain = compose._plain(composed_by_hydra(overrides, FOLDERS, own_section=True))
     for _ in range(2):  # the second time from what was composed before
         assert compose_config(overrides, FOLDERS) == plain
 
@@ -45,8 +46,8 @@ def test_values_do_not_leak_into_other_trials():
 
 def test_groups_are_composed_once_for_all_values(monkeypatch):
     composed = []
-    real = compose._compose
-    monkeypatch.setattr(compose, "_compose", lambda o, f: composed.append(o) or real(o, f))
+    counted = lambda o, f, **k: composed.append(o) or composed_by_hydra(o, f, **k)  # noqa: E731
+    monkeypatch.setattr(compose, "composed_by_hydra", counted)
     for bits in (2, 3, 4, 8):
         compose_config(["recipe=quantize", "seed=77", f"{STAGE}.quantize.bits={bits}"], FOLDERS)
     assert len(composed) == 1

@@ -117,11 +117,9 @@ def test_a_damaged_page_is_refused(cifar_root):
 
 
 def test_a_missing_column_is_named_with_the_nearest(cifar_root):
-    with pytest.raises(
-        UserError, match=r"no column 'labels' among img, label; did you mean 'label'\?"
-    ):
+    with pytest.raises(UserError, match=r"no column 'labels'; did you mean label\?"):
         Cifar10(str(cifar_root), label_column="labels").manifest()
-    with pytest.raises(UserError, match="no column 'picture' among img, label"):
+    with pytest.raises(UserError, match="no column 'picture'; choose from img, label"):
         Cifar10(str(cifar_root), image_column="picture").split("train")
 
 

@@ -30,7 +30,7 @@ def test_the_manifest_names_size_and_digest(named):
 
 def test_a_known_file_is_not_read_again(named, monkeypatch):
     first = files.describe(named)
-    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"read {path} again"))
+    monkeypatch.setattr(files, "file_digest", lambda path: pytest.fail(f"read {path} again"))
     assert files.describe(named) == first
 
 
@@ -69,13 +69,12 @@ def test_a_damaged_memory_costs_time_only(named, store, damage):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "kept"
     path.write_text("old")
-
-    def fail(temporary):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*kept: No space left on device"),
+        files.writing(path) as temporary,
+    ):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match=r"cannot write .*kept: No space left on device"):
-        files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept"]
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
 from compressbench.data import splits
 
@@ -38,7 +39,7 @@ def test_parts_keep_the_shares_of_the_classes():
 def test_the_seed_fixes_the_split():
     labels = torch.arange(100) % 5
     first, again, other = (
-        splits.digest(splits.stratified(labels, {"validation": 0.3}, seed)["train"])
+        digest([splits.stratified(labels, {"validation": 0.3}, seed)["train"]])
         for seed in (0, 0, 1)
     )
     assert first == again != other

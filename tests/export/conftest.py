@@ -5,18 +5,14 @@ from __future__ import annotations
 import functools
 
 import pytest
-import torch
 
 from compressbench.export.onnx import export_onnx
 from tests.export.export_zoo import ArrayData, make, quantize
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alone(one_thread):
+    """All tests of this folder."""
 
 
 @pytest.fixture(scope="session")

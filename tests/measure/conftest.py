@@ -76,11 +76,8 @@ def _quantize(model, example):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alone(one_thread):
+    """All tests of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,8 @@
-"""One thread, so that the tests do not fight over the processor."""
-
 from __future__ import annotations
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def alone(one_thread):
+    """All tests of this folder."""

@@ -78,9 +78,15 @@ def test_weights_come_from_a_file_as_the_library_saves_it(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: texts({"model_type": "brt"}), "config.model_type=brt is unknown; the nearest is "),
+        (
+            lambda: texts({"model_type": "brt"}),
+            "model_type=brt is unknown; the nearest name is ",
+        ),
         (lambda: texts({}), "config.model_type=None is unknown"),
-        (lambda: texts(BERT | {"hiden_size": 8}), "no option of bert; the nearest is hidden_size"),
+        (
+            lambda: texts(BERT | {"hiden_size": 8}),
+            "of bert; the nearest name is hidden_size",
+        ),
         (lambda: texts(BERT | {"hidden_size": 15}), "config: .*multiple"),
         (lambda: texts(BERT | {"vocab_size": 7}), "config.vocab_size=7: the data need at least 40"),
         (lambda: texts(BERT | {"max_position_embeddings": 8}), "at least 9"),

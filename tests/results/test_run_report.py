@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from compressbench.core.atomic import write_json_atomic
 from compressbench.core.redact import redact
 from compressbench.core.types import Measurement, Split
 from compressbench.engine.environment import environment
@@ -21,7 +22,6 @@ from compressbench.results.run_report import (
     markdown,
     shrink_warning,
     table,
-    write_json_atomic,
     write_tables,
 )
 from tests.sample_steps import make_info, make_step, make_steps, warned
@@ -174,11 +174,3 @@ def test_environment_names_versions_and_no_machine():
     text = json.dumps(found)
     names = {platform.node(), getpass.getuser()} - {"", "localhost", "root"}
     assert not any(name in text for name in names)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "report.json"
-    write_json_atomic(path, {"old": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json_atomic(path, {"new": float("inf")})
-    assert json.loads(path.read_text()) == {"old": 1}

@@ -1,13 +1,12 @@
 """`compressbench store`, as the command line calls it."""
 
-import argparse
 import subprocess
 import sys
 
 import pytest
 
 from compressbench.cli.main import guard
-from compressbench.cli.store import main, parse_size
+from compressbench.cli.store import main
 from compressbench.store.entries import Store
 
 
@@ -94,19 +93,9 @@ def test_wrong_usage(store, capsys, argv):
     assert "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", 0), ("1000", 1000), ("5GB", 5 * 10**9), ("1.5 GiB", 3 * 2**29), ("300kB", 300_000),
-     ("2KiB", 2048), ("7m", 7 * 10**6), ("1TB", 10**12), ("12B", 12)],
-)  # fmt: skip
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "5 XB", "nan", "1 2"])
-def test_no_sizes(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="a size looks like"):
-        parse_size(text)
+def test_a_size_that_is_none_is_a_mistake_of_usage(store, capsys):
+    assert main(["collect", "--max-size", "much"]) == 2
+    assert "--max-size: must be a size such as 100kB" in capsys.readouterr().err
 
 
 def test_the_command_loads_no_torch():

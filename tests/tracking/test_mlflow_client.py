@@ -11,7 +11,8 @@ from compressbench.core.errors import UserError
 from compressbench.tracking.mlflow_client import TrackingStore, open_commands, tracking_store
 from compressbench.tracking.outbox import CURSOR, RECORDS, Outbox
 from compressbench.tracking.records import flatten
-from compressbench.tracking.trackers import Local, Logged, NoTracking, Server
+from compressbench.tracking.run_session import Logged
+from compressbench.tracking.trackers import Local, NoTracking, Server
 from tests.sample_steps import CONFIG, make_steps
 
 NOTE = "| stage |\n| --- |\n| train |"

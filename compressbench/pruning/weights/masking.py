@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 
@@ -47,15 +46,6 @@ def by_threshold(
         name: (ranked == math.inf) | ((ranked >= threshold) & ~zeros[name])
         for name, ranked in _ranked(scores, zeros).items()
     }
-
-
-def digest(masks: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, the same on every rank when the masks are."""
-    sha = hashlib.sha256()
-    for name, mask in masks.items():
-        sha.update(name.encode())
-        sha.update(mask.contiguous().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _ranked(scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> dict[str, Tensor]:

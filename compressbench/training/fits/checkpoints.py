@@ -6,27 +6,22 @@ one. These replace it in one rename.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from compressbench.core.atomic import atomic_path
+
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write so that a kill or a full disk cannot destroy the last one: temp beside, fsync, replace.
-
-    Keeps the one before as `.previous`.
-    """
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    """Write so that a kill or a full disk cannot destroy the last one, kept as `.previous`."""
+    with (
+        atomic_path(path, path.with_suffix(".previous")) as temporary,
+        temporary.open("wb") as file,
+    ):
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        path.replace(path.with_suffix(".previous"))
-    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,41 @@
+"""SHA-256 of files, and of tensors with what they are called."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def digest(parts: Iterable[str | Tensor]) -> str:
+    """SHA-256 (hex) over texts in UTF-8 and the values of tensors, row by row, in their order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else _values(part))
+    return sha.hexdigest()
+
+
+def named(tensors: Mapping[str, Tensor]) -> Iterator[str | Tensor]:
+    """Parts of a digest: name, type and shape of each tensor, then its values."""
+    for name, tensor in tensors.items():
+        yield f"{name}{tensor.dtype}{tuple(tensor.shape)}"
+        yield tensor
+
+
+def _values(tensor: Tensor) -> Any:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def file_digest(path: Path, follow_links: bool = True) -> str:
+    """SHA-256 (hex) of a file's bytes; OSError for a link where those are not to be followed."""
+    flags = os.O_RDONLY if follow_links else os.O_RDONLY | os.O_NOFOLLOW
+    with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 - of the file that was opened
+        return hashlib.file_digest(file, "sha256").hexdigest()
