@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from compressbench.core.errors import UserError
-from compressbench.core.layers import layers_with_weights, prunable_layers
+from compressbench.core.layers import layers_with_weights, prunable_layers, weight_owners
 from compressbench.core.protocols import LearntCriterion
 from compressbench.pruning.criteria.scores import is_criterion
 
@@ -35,12 +35,13 @@ def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None
     layers = prunable_layers(model)
     named = skipped(skip, layers)
     chosen = set(layers) if wanted is None else skipped(wanted, layers, "layers")
-    kept = {id(layers[name].weight) for name in named}
+    owners = weight_owners(model, layers)
+    kept = {owners[name] for name in named}
     left = {}
-    for name, layer in layers.items():
+    for name, owner in owners.items():
         if name in named:
             left[name] = "named in skip"
-        elif id(layer.weight) in kept:
+        elif owner in kept:
             left[name] = "its weight is that of a layer named in skip"
         elif name not in chosen:
             left[name] = "not named in layers"

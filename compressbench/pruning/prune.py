@@ -14,7 +14,7 @@ from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.distributed import assert_same_on_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.errors import CheckFailedError, UserError
-from compressbench.core.layers import prunable_layers
+from compressbench.core.layers import prunable_layers, weight_owners
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import (
     MASKED,
@@ -31,7 +31,12 @@ from compressbench.pruning.channels.measured_widths import IMAGES
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, left_out
 from compressbench.pruning.weights import masking
-from compressbench.pruning.weights.apply import mask_, weight_scores, zeroed
+from compressbench.pruning.weights.apply import (
+    mask_,
+    nonzero_weights,
+    weight_scores,
+    zeroed,
+)
 from compressbench.pruning.weights.measured_densities import (
     SHARES,
     TYPICAL_LAYERS,
@@ -132,10 +137,10 @@ class Prune:
         with activations_in_float(model):
             masks = self.masks(model, layers, context)
             check_grids(start, masks, hasattr(self.criterion, "update"))
-            before = {n: int(layers[n].get_parameter("weight").count_nonzero()) for n in masks}
+            before = nonzero_weights(layers)
             self._update_(model, layers, masks, context)
             edits = mask_(layers, masks)
-            coverage = zeroed(model, masks, before, left)
+            coverage = zeroed(model, before, left)
             if not any(row.touched for row in coverage):
                 raise CheckFailedError(self._nothing(masks))
             reestimate_batchnorm_(model, context, self.batchnorm_images)
@@ -155,7 +160,8 @@ class Prune:
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
         """Layer -> what stays of its weight; layers with one tied weight get the same mask."""
-        owned = _owned(layers)
+        owners = weight_owners(model, layers)
+        owned = {name: layers[name] for name in owners.values()}
         if not owned:
             raise UserError("prune: no convolution or linear layer is left to prune")
         scores = weight_scores(self.criterion, model, owned, context)
@@ -170,8 +176,7 @@ class Prune:
         selection = self.selection()
         masks = selection.masks(owned, scores, zeros, activity, self._normalizes(), densities)
         assert_same_on_ranks(masking.digest(masks), "which weights were pruned")
-        owners = {id(layer.weight): name for name, layer in owned.items()}
-        return {name: masks[owners[id(layer.weight)]] for name, layer in layers.items()}
+        return {name: masks[owner] for name, owner in owners.items()}
 
     def _normalizes(self) -> bool:
         if self.normalize is not None:
@@ -190,7 +195,8 @@ class Prune:
         update = getattr(self.criterion, "update", None)
         if update is None:
             return
-        moved = update(model, {name: masks[name] for name in _owned(layers)}, context)
+        owners = weight_owners(model, layers).values()
+        moved = update(model, {name: masks[name] for name in owners}, context)
         with torch.no_grad():
             for name, weight in moved.items():
                 layers[name].get_parameter("weight").copy_(weight)
@@ -215,11 +221,3 @@ class Prune:
             f"prune touched nothing: {self.selection().target()}, and {zeros} of {total} weights "
             "were zero before"
         )
-
-
-def _owned(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The layers without those whose weight an earlier one has."""
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        owners.setdefault(id(layer.weight), name)
-    return {name: layers[name] for name in owners.values()}

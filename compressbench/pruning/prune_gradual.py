@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
 from compressbench.core.errors import UserError
-from compressbench.core.layers import prunable_layers
+from compressbench.core.layers import prunable_layers, weight_owners
 from compressbench.core.protocols import Criterion, LearntCriterion, ModelCriterion
 from compressbench.core.types import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_integer, check_share
 from compressbench.pruning.layers import criterion_passes
 from compressbench.pruning.prune import Prune
-from compressbench.pruning.weights.apply import mask_, zeroed
+from compressbench.pruning.weights.apply import mask_, nonzero_weights, zeroed
 from compressbench.pruning.weights.learned_scores import Given, LearntScores
 from compressbench.pruning.weights.selection import WeightScope
 from compressbench.training.fits.schedule import Optimizer, Schedule
@@ -113,7 +113,7 @@ class PruneGradually:
         layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
         if not layers:
             raise UserError("prune_gradual: no convolution or linear layer is left to prune")
-        before = {n: int(_weight(layer).count_nonzero()) for n, layer in layers.items()}
+        before = nonzero_weights(layers)
         masked = set(masked_layers(model))
         for layer in layers.values():
             set_mask_(layer, _weight(layer) != 0)
@@ -136,7 +136,7 @@ class PruneGradually:
             properties=start.properties | self.adds,
             key="",
         )
-        coverage = zeroed(model, masks, before, left)
+        coverage = zeroed(model, before, left)
         history = {**history, "prune/sparsity": rising.reached}
         return Outcome(artifact, coverage, history, notes=notes)
 
@@ -152,7 +152,7 @@ class _Rising:
         self, stage: PruneGradually, model: nn.Module, names: Sequence[str], context: Context
     ) -> None:
         self.stage, self.names, self.context = stage, names, context
-        self.start = self.current = _share_zero({name: model.get_submodule(name) for name in names})
+        self.start = self.current = _share_zero(model, names)
         self.reached: list[float] = []
         criterion = stage.criterion
         self.learnt = (
@@ -208,7 +208,7 @@ def _weight(layer: nn.Module) -> Tensor:
     return layer.get_parameter("weight").detach()
 
 
-def _share_zero(layers: Mapping[str, nn.Module]) -> float:
-    unique = {id(layer.weight): _weight(layer) for layer in layers.values()}
-    zeros = sum(int((weight == 0).sum()) for weight in unique.values())
-    return zeros / sum(weight.numel() for weight in unique.values())
+def _share_zero(model: nn.Module, names: Sequence[str]) -> float:
+    owners = set(weight_owners(model, names).values())
+    unique = [_weight(model.get_submodule(name)) for name in owners]
+    return sum(int((w == 0).sum()) for w in unique) / sum(w.numel() for w in unique)

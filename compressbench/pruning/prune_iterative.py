@@ -13,7 +13,7 @@ from torch import nn
 from compressbench.core.distributed import rank
 from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
 from compressbench.core.errors import UserError
-from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import (
     CHANNEL_PRUNED,
@@ -21,7 +21,6 @@ from compressbench.core.types import (
     TRAINED,
     Artifact,
     Context,
-    Coverage,
     DataSpec,
     Edit,
     Outcome,
@@ -29,6 +28,7 @@ from compressbench.core.types import (
 )
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.pruning.prune import Prune
+from compressbench.pruning.weights.apply import nonzero_weights, zeroed
 from compressbench.pruning.weights.selection import WeightScope
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.training.fits.schedule import Optimizer, Schedule
@@ -146,8 +146,9 @@ class PruneIteratively:
             if rank() == 0:
                 _save(current, done + 1, history, context.folder / ROUNDS)
         left = self.prune(self.sparsity).left(current.model)
-        coverage = _coverage(start.model, current.model, left)
-        return Outcome(current, coverage, history, notes=notes)
+        layers = {n: m for n, m in prunable_layers(start.model).items() if n not in left}
+        rows = zeroed(current.model, nonzero_weights(layers), left)
+        return Outcome(current, rows, history, notes=notes)
 
 
 def _rewound(artifact: Artifact) -> nn.Module:
@@ -179,19 +180,3 @@ def _resume(start: Artifact, path: Path) -> tuple[Artifact, int, dict[str, list[
         start, model=model.eval(), edits=tuple(edits), properties=start.properties | {MASKED}
     )
     return current, state["round"], state["history"]
-
-
-def _coverage(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
-    """One row a module with weights; `touched` counts those that have become zero."""
-    rows, counted = [], set[int]()
-    for name, layer in layers_with_weights(after).items():
-        detail, touched = f"left: {left.get(name, '')}", 0
-        if name not in left:
-            weight = layer.get_parameter("weight").detach()
-            old = before.get_submodule(name).get_parameter("weight").detach()
-            if id(layer.weight) not in counted:
-                touched = int(((weight == 0) & (old != 0)).sum())
-            counted.add(id(layer.weight))
-            detail = f"sparsity {float((weight == 0).double().mean()):.2f}"
-        rows.append(Coverage(name, type(layer).__name__, weights(layer), touched, detail))
-    return tuple(rows)

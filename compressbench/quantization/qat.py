@@ -25,7 +25,7 @@ from compressbench.core.types import (
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
 from compressbench.quantization.grids.scheme import Scheme
-from compressbench.quantization.grids.weights import coverage
+from compressbench.quantization.grids.weights import coverage_of_grids
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
 from compressbench.quantization.trained.model import FakeQuantizedModel
@@ -154,7 +154,8 @@ class QuantizeAware:
             properties=start.properties | self.adds,
             key="",
         )
-        return Outcome(artifact, coverage(model, grids, reasons), history, warnings, notes=notes)
+        rows = coverage_of_grids(model, grids, reasons)
+        return Outcome(artifact, rows, history, warnings, notes=notes)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
         return quantize_activations_(

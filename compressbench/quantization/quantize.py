@@ -27,7 +27,7 @@ from compressbench.core.types import (
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
 from compressbench.quantization.grids.scheme import Scheme
-from compressbench.quantization.grids.weights import coverage, quantize_weights_
+from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
 from compressbench.quantization.mixed_precision import TABLE, Allocation
 from compressbench.quantization.observers.dynamic import Dynamic
 from compressbench.quantization.preparation.bias_correction import correct_bias_
@@ -157,11 +157,11 @@ class Quantize:
         start = replace(start, edits=(*start.edits, *edits))
         finish = partial(self._finish, start, model, context)
         if self.allocation is None:
-            rows = coverage(model, grids, reasons)
+            rows = coverage_of_grids(model, grids, reasons)
             return Outcome(finish(grids, self.weight), rows, warnings=warnings)
         free = self._free(model, context.data.spec)
         made = self.allocation(model, grids, free, self.weight, finish, context)
-        rows = coverage(model, made.grids, reasons)
+        rows = coverage_of_grids(model, made.grids, reasons)
         return Outcome(made.artifact, rows, warnings=warnings, tables={TABLE: made.rows})
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressbench.core.layers import is_transposed, prunable_layers
+from compressbench.core.layers import output_rows, prunable_layers, weight_owners
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_not_negative
 from compressbench.training.fits.schedule import BatchLoss, Optimizer, Schedule
@@ -90,11 +90,10 @@ class WithGroupLasso(nn.Module):
 
 def group_lasso(model: nn.Module) -> Tensor:
     """Sum of sqrt(n) ||w||_2 over all output channels, of n weights w each."""
-    unique = {id(m.weight): m for m in prunable_layers(model).values()}
+    layers = prunable_layers(model)
     terms = []
-    for layer in unique.values():
-        weight = layer.get_parameter("weight")
-        rows = (weight.transpose(0, 1) if is_transposed(layer) else weight).flatten(1)
+    for name in dict.fromkeys(weight_owners(model, layers).values()):
+        rows = output_rows(layers[name], layers[name].get_parameter("weight")).flatten(0, 1)
         norms = (rows.square().sum(1) + 1e-12).sqrt()  # a gradient at zero, too
         terms.append(rows.shape[1] ** 0.5 * norms.sum())
     return torch.stack(terms).sum()

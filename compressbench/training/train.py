@@ -8,12 +8,13 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.core.edits import unique_state
+from compressbench.core.coverage import coverage
+from compressbench.core.edits import masked_layers, unique_state
 from compressbench.core.errors import UserError
+from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import (
     ACTIVATION_QUANTIZED,
     TRAINED,
@@ -141,11 +142,7 @@ def descend(
 
 def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
     """Coverage of a stage that moves every weight that is not masked."""
-    rows = []
-    for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1:
-            mask = getattr(layer, "weight_mask", None)
-            free = int(mask.sum()) if isinstance(mask, torch.Tensor) else weight.numel()
-            rows.append(Coverage(name, type(layer).__name__, weight.numel(), free, detail))
-    return tuple(rows)
+    moved = {name: weights(layer) for name, layer in layers_with_weights(model).items()}
+    for name, layer in masked_layers(model).items():
+        moved[name] -= int((~layer.get_buffer("weight_mask")).sum())
+    return coverage(model, {name: (count, detail) for name, count in moved.items()}, {})

@@ -12,6 +12,7 @@ from torch import nn
 
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid
+from compressbench.core.layers import layers_with_weights
 from compressbench.core.types import DataSpec
 from compressbench.core.validation import check_integer
 from compressbench.quantization.grids.weight_uses import weight_uses
@@ -106,10 +107,7 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
     """
     uses = weight_uses(model, spec.blank(2))
     reasons = {}
-    for name, layer in model.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
-        if not own:
-            continue
+    for name, layer in layers_with_weights(model).items():
         if not isinstance(layer, (*LAYERS, TABLES)):
             reasons[name] = "only convolutions, linear layers and embeddings are quantized"
             continue

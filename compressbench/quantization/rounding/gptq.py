@@ -22,6 +22,7 @@ from compressbench.core.grid import (
     round_to_grid,
     step_limits,
 )
+from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_flag, check_integer, check_positive
@@ -97,7 +98,7 @@ class Gptq:
         found = columns(steps, back).reshape(weight.shape).to(torch.int16)
         result = replace(nearest, steps=found)
         better = moments.error(result.weight) < moments.error(nearest.weight)
-        kept = better.reshape(-1, *[1] * (weight.ndim - 1))
+        kept = per_output(better, weight)
         return replace(nearest, steps=torch.where(kept, found, nearest.steps))
 
     def _order(self, hessian: Tensor) -> Tensor:
