@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -49,8 +49,19 @@ from compressbench.quantization.grids.calibration import calibrate_
 from compressbench.training.batchnorm import reestimate_batchnorm_
 
 
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Which weights may be zeroed together: fields alone, which `Prune` explains."""
+
+    scope: WeightScope = "global"
+    normalize: bool | None = None
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
-class Prune:
+class Prune(PruneOptions):
     """Zero the least important weights of convolutions and linear layers.
 
     One target. `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros
@@ -84,11 +95,6 @@ class Prune:
     sparsity: float | None = None
     threshold: float | None = None
     activation_threshold: float | None = None
-    scope: WeightScope = "global"
-    normalize: bool | None = None
-    pattern: str | None = None
-    layers: Sequence[str] | None = None
-    skip: Sequence[str] = ()
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
@@ -147,14 +153,7 @@ class Prune:
         grid = activation_grid(start.edits)
         if grid is not None:
             calibrate_(model, grid, context)
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, *edits),
-            properties=start.properties | self.adds,
-            key="",
-        )
-        return Outcome(artifact, coverage)
+        return Outcome(start.changed(model, edits, self.adds), coverage)
 
     def masks(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
@@ -221,3 +220,19 @@ class Prune:
             f"prune touched nothing: {self.selection().target()}, and {zeros} of {total} weights "
             "were zero before"
         )
+
+
+def prune_once(
+    options: PruneOptions, criterion: Criterion | ModelCriterion, sparsity: float, **more: int
+) -> Prune:
+    """The stage that prunes to `sparsity` in one go, with the options of one that does not."""
+    return Prune(
+        criterion,
+        sparsity,
+        scope=options.scope,
+        normalize=options.normalize,
+        pattern=options.pattern,
+        layers=options.layers,
+        skip=options.skip,
+        **more,
+    )

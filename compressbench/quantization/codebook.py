@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.grid import Grid
 from compressbench.core.layers import weight_owners
 from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
+    QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
     Artifact,
@@ -46,7 +46,7 @@ class Codebook:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED})
-    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     bits: int = 4
     rules: Sequence[Mapping[str, Any]] | None = None
@@ -80,15 +80,8 @@ class Codebook:
             raise UserError("codebook found no convolution or linear layer")
         edit = share_weights_(model, bits)
         reestimate_batchnorm_(model, context, self.batchnorm_images)
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, edit),
-            properties=start.properties | self.adds,
-            key="",
-        )
         texts = {name: f"codebook of {1 << width}" for name, width in bits.items()}
-        return Outcome(artifact, quantized(model, texts, reasons))
+        return Outcome(start.changed(model, [edit], self.adds), quantized(model, texts, reasons))
 
 
 def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -122,8 +122,7 @@ class Cutter:
         return sorted(rows, key=lambda row: row["params"])
 
     def _artifact(self, cut: Cut) -> Artifact:
-        edits = (*self.start.edits, cut.edit) if cut.removed else self.start.edits
-        return replace(self.start, model=cut.model, edits=edits, key="")
+        return self.start.changed(cut.model, [cut.edit] if cut.removed else [])
 
 
 def cut_to_limits(

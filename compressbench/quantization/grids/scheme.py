@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from compressbench.core.errors import UserError
-from compressbench.core.grid import Grid
+from compressbench.core.grid import Granularity, Grid
 from compressbench.core.layers import layers_with_weights
 from compressbench.core.types import DataSpec
-from compressbench.core.validation import check_integer
+from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.weight_uses import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -95,6 +95,37 @@ class Scheme:
         grids = {name: grid for name, grid in chosen.items() if grid is not None}
         _check_groups(grids, model)
         return grids, reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """The options of every stage that puts weights and activations on grids: fields alone.
+
+    `granularity`, `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`;
+    `rules` and `widths` change them for some layers (`Scheme`). Activations get grids of
+    `activation_bits` in [4, 8], around zero if `activation_symmetric`.
+    """
+
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    narrow: bool = True
+    power_of_two: bool = False
+    rules: Sequence[Rule] | None = None
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    activation_bits: int = 8
+    activation_symmetric: bool = False
+
+
+def scheme_of(options: GridOptions, bits: int) -> Scheme:
+    """The scheme of a stage with these options; UserError for values that no grid can have."""
+    check_integer("activation_bits", options.activation_bits, 4, 8)
+    check_flag("activation_symmetric", options.activation_symmetric)
+    grid = Grid(
+        bits, options.granularity, options.group_size, options.symmetric, options.narrow,
+        options.power_of_two,
+    )  # fmt: skip
+    return Scheme(grid, options.rules, options.widths)
 
 
 def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
