@@ -223,7 +223,7 @@ class Prune(PruneOptions):
 
 
 def prune_once(
-    options: PruneOptions, criterion: Criterion | ModelCriterion, sparsity: float, **more: int
+    options: PruneOptions, criterion: Criterion | ModelCriterion, sparsity: float
 ) -> Prune:
     """The stage that prunes to `sparsity` in one go, with the options of one that does not."""
     return Prune(
@@ -234,5 +234,4 @@ def prune_once(
         pattern=options.pattern,
         layers=options.layers,
         skip=options.skip,
-        **more,
     )

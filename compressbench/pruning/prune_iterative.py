@@ -71,8 +71,8 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
 
     def prune(self, sparsity: float) -> Prune:
         """What happens in one round."""
-        images = self.batchnorm_images
-        return prune_once(self, self.criterion, sparsity, batchnorm_images=images)
+        once = prune_once(self, self.criterion, sparsity)
+        return replace(once, batchnorm_images=self.batchnorm_images)
 
     def sparsity_after(self, done: int) -> float:
         """The share of zeros after `done` rounds."""

@@ -23,7 +23,7 @@ from compressbench.core.types import (
 )
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
-from compressbench.quantization.grids.scheme import GridOptions, Scheme, scheme_of
+from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
 from compressbench.quantization.grids.weights import coverage_of_grids
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
@@ -98,11 +98,7 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
         grids, reasons = self.scheme().grids(model, context.data.spec)
-        if not grids:
-            raise UserError(
-                "qat found no layer it can quantize: "
-                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
-            )
+        check_found("qat", grids, reasons)
         prepared, warnings = prepare_(
             model, grids, context.data.spec.blank(2), self.fold_batchnorm, equalize=False
         )

@@ -26,7 +26,7 @@ from compressbench.core.types import (
 )
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
-from compressbench.quantization.grids.scheme import GridOptions, Scheme, scheme_of
+from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
 from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
 from compressbench.quantization.mixed_precision import TABLE, Allocation
 from compressbench.quantization.observers.dynamic import Dynamic
@@ -130,11 +130,7 @@ class Quantize(GridOptions):
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
         grids, reasons = self._grids(model, context.data.spec)
-        if not grids:
-            raise UserError(
-                "quantize found no layer it can quantize: "
-                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
-            )
+        check_found("quantize", grids, reasons)
         edits, warnings = prepare_(
             model, grids, context.data.spec.blank(2), self.fold_batchnorm, self.equalize
         )

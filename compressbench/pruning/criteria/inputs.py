@@ -15,7 +15,7 @@ from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import UserError
 from compressbench.core.layers import is_transposed, per_output
 from compressbench.core.types import Context
-from compressbench.data.calibration import training_images
+from compressbench.pruning.criteria.batches import watched_batches
 
 
 @torch.no_grad()
@@ -39,8 +39,7 @@ def input_squares(
         for module in _with_weight(probe, probe.get_parameter(f"{name}.weight"))
     ]
     try:
-        for done, inputs in enumerate(training_images(context, images, batch_size)):
-            context.progress(min(done * batch_size, images), images, "inputs of the layers")
+        for inputs, _ in watched_batches(context, images, batch_size, "inputs of the layers"):
             probe(inputs)
     finally:
         for handle in handles:

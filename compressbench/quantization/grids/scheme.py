@@ -128,6 +128,15 @@ def scheme_of(options: GridOptions, bits: int) -> Scheme:
     return Scheme(grid, options.rules, options.widths)
 
 
+def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str]) -> None:
+    """UserError where a stage has no layer to quantize: why none of the model's is."""
+    if not grids:
+        raise UserError(
+            f"{stage} found no layer it can quantize: "
+            + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+        )
+
+
 def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
     """The layers that can be quantized, in forward order; and for every module that holds weights
     (two axes or more) why it stays in float, or "".

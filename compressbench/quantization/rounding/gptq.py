@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.analysis.layer_inputs import layer_moments, working_copies
+from compressbench.analysis.layer_inputs import working_copies
 from compressbench.analysis.obs import columns, compensated, damped
 from compressbench.core.errors import UserError
 from compressbench.core.grid import (
@@ -18,7 +18,6 @@ from compressbench.core.grid import (
     GridWeight,
     choose_scale,
     expand,
-    on_cpu,
     round_to_grid,
     step_limits,
 )
@@ -26,6 +25,7 @@ from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_flag, check_integer, check_positive
+from compressbench.quantization.rounding.layer_by_layer import rounded_in_order
 
 Order = Literal["activation", "natural"]
 ORDERS = ("activation", "natural")
@@ -71,14 +71,7 @@ class Gptq:
     ) -> dict[str, GridWeight]:
         reference, quantized = working_copies(model, context.runtime.device)
         models = (reference if self.drift else quantized, quantized)
-        found = {}
-        for number, (name, grid) in enumerate(grids.items()):
-            context.progress(number, len(grids), f"rounding {name}")
-            moments = layer_moments(name, models, context, self.images)
-            found[name] = self.round(moments, grid)
-            quantized.get_parameter(f"{name}.weight").copy_(found[name].weight)
-        context.progress(len(grids), len(grids), "rounding")
-        return {name: on_cpu(result) for name, result in found.items()}
+        return rounded_in_order(models, grids, self.round, context, self.images)
 
     def round(self, moments: Moments, grid: Grid) -> GridWeight:
         """The weight on `grid` whose outputs are nearest to the targets of `moments`."""
