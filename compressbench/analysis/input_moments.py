@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.layers import output_rows
 
 PATCH_BYTES = 32 * 2**20  # of inputs unfolded at a time
 
@@ -24,9 +25,8 @@ class Moments:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.weight = layer.get_parameter("weight").detach()
-        self.groups = int(getattr(layer, "groups", 1))
         rows = self.rows(self.weight)
-        self.second = rows.new_zeros(self.groups, rows.shape[2], rows.shape[2])
+        self.second = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
         self.shift = torch.zeros_like(rows)
         self.missed = rows.new_zeros(rows.shape[:2])
 
@@ -53,7 +53,7 @@ class Moments:
 
     def rows(self, weight: Tensor) -> Tensor:
         """[O, ..] -> [G, O / G, K]."""
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return output_rows(self.layer, weight)
 
 
 def chunks(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:

@@ -7,9 +7,9 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressbench.analysis.input_moments import Moments
+from compressbench.analysis.probe import probe_of
 from compressbench.core.calls import tensors_in
 from compressbench.core.errors import UserError
 from compressbench.core.types import Context
@@ -57,18 +57,11 @@ def input_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
 
 
 def working_copies(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """The float model, and a copy whose layers are quantized one after the other.
-
-    BatchNorm of the second uses the statistics of each batch: they are re-estimated once the
-    weights are on their grids, and weights fitted to the old ones would be fitted to a model that
-    never runs.
+    """The float model, and a copy whose layers are quantized one after the other (`probe_of`:
+    weights fitted to the old statistics of BatchNorm would be fitted to a model that never runs).
     """
     reference = deepcopy(model).to(device).eval().requires_grad_(False)
-    quantized = deepcopy(reference)
-    for layer in quantized.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.train()
-    return reference, quantized
+    return reference, probe_of(reference, device)
 
 
 def calibration_batches(context: Context, images: int) -> Iterator[Tensor]:

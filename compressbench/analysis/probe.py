@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressbench.core.digests import digest, named
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Context
-from compressbench.data.calibration import training_images
+from compressbench.data.calibration import training_batches
 
 
 def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
@@ -28,14 +28,19 @@ def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
     return probe.requires_grad_(False)
 
 
-def probe_images(context: Context, images: int, batch_size: int) -> list[Tensor]:
-    """Batches of this rank's training images; one without the two images that a variance takes
-    is left out, CheckFailedError when none remains.
+def probe_batches(context: Context, images: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of this rank's training images with their labels; one without the two images that a
+    variance takes is left out, CheckFailedError when none remains.
     """
-    found = [x for x in training_images(context, images, batch_size) if len(x) > 1]
+    found = [batch for batch in training_batches(context, images, batch_size) if len(batch[0]) > 1]
     if not found:
         raise CheckFailedError("sensitivity: no batch of two or more training images")
     return found
+
+
+def probe_images(context: Context, images: int, batch_size: int) -> list[Tensor]:
+    """The images of `probe_batches`."""
+    return [inputs for inputs, _ in probe_batches(context, images, batch_size)]
 
 
 @contextmanager

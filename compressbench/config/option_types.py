@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false",
@@ -17,11 +18,8 @@ def mistyped(target: Any, options: Mapping[str, Any]) -> Iterator[str]:
     Only annotations of plain values are judged: numbers, text, true or false, null, and lists of
     them. Others, and options that are configs themselves, are the target's own business.
     """
-    function = target
-    if inspect.isclass(target):
-        function = function.__init__
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(_signature_of(target))
     except (NameError, TypeError):  # names imported for type checkers only; built-ins
         return
     for name, value in options.items():
@@ -30,6 +28,13 @@ def mistyped(target: Any, options: Mapping[str, Any]) -> Iterator[str]:
         if judged and not any(_fits(value, kind) for kind in kinds):
             wanted = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
             yield f"{name} must be {wanted}, got {value!r}"
+
+
+def _signature_of(target: Any) -> Any:
+    """What has the annotations of the options: a dataclass itself, since each of its fields is
+    understood where the field is defined; of other classes `__init__`.
+    """
+    return target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

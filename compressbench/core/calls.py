@@ -30,21 +30,36 @@ def function_name(function: Callable[..., Any]) -> str:
     return name[1:] if name in {"iadd", "imul", "isub", "idiv", "itruediv"} else name
 
 
+Site = tuple[str, int]  # a function and the index of its call, as in `Call`
+
+
+class _Counts:
+    """How often each function has been called in a forward pass."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def site(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Site:
+        """Where the pass is with this call, which is counted."""
+        name = function_name(func)
+        index = self.counts.get(name, 0)
+        self.counts[name] = index + takes_floats(args, kwargs)
+        return name, index
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, layers: list[str]) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.producer: dict[int, int] = {}
-        self.counts: dict[str, int] = {}
+        self.counts = _Counts()
         self.layers = layers
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        name = function_name(func)
-        index = self.counts.get(name, 0)
-        self.counts[name] = index + takes_floats(args, kwargs or {})
+        name, index = self.counts.site(func, args, kwargs or {})
         results = [t for t in tensors_in([output]) if t.is_floating_point()]
         if results:
             tensors = tensors_in([*args, *(kwargs or {}).values()])
@@ -99,9 +114,6 @@ def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
     return recorder.calls, recorder.producer.get(id(output), -1)
 
 
-Site = tuple[str, int]  # a function and the index of its call, as in `Call`
-
-
 def watch(
     model: nn.Module, inputs: Tensor, sites: Container[Site], take: Callable[[Site, Tensor], None]
 ) -> None:
@@ -114,16 +126,14 @@ class _Watcher(TorchFunctionMode):
     def __init__(self, sites: Container[Site], take: Callable[[Site, Tensor], None]) -> None:
         super().__init__()
         self.sites, self.take = sites, take
-        self.counts: dict[str, int] = {}
+        self.counts = _Counts()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        name = function_name(func)
-        index = self.counts.get(name, 0)
-        self.counts[name] = index + takes_floats(args, kwargs or {})
-        if (name, index) in self.sites:
+        site = self.counts.site(func, args, kwargs or {})
+        if site in self.sites:
             for tensor in tensors_in([output])[:1]:
-                self.take((name, index), tensor)
+                self.take(site, tensor)
         return output

@@ -119,10 +119,6 @@ def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if hasattr(m, "weight_mask")}
 
 
-def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in model.named_modules() if hasattr(m, "weight_scale")}
-
-
 def weight_grids(edits: Iterable[Edit]) -> dict[str, Grid]:
     """Layer name -> grid, of the layers whose weights are on one."""
     return {

@@ -1,8 +1,11 @@
-"""Layers of any model: which have weights, and how their channels lie in them."""
+"""Layers of any model: which have weights, who owns them, and how their channels lie in them."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 
@@ -20,6 +23,19 @@ def layers_with_weights(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if weights(m)}
 
 
+def weight_owners(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
+    """Each of `layers` -> the first of them with the same weight: itself, unless it is tied."""
+    first: dict[int, str] = {}
+    return {n: first.setdefault(id(model.get_parameter(f"{n}.weight")), n) for n in layers}
+
+
+def tied_modules(model: nn.Module) -> set[str]:
+    """Names of the modules with a parameter of any kind that another module has, too."""
+    own = {n: {id(p) for p in m.parameters(recurse=False)} for n, m in model.named_modules()}
+    modules = Counter(parameter for parameters in own.values() for parameter in parameters)
+    return {n for n, parameters in own.items() if any(modules[p] > 1 for p in parameters)}
+
+
 def output_channels(layer: nn.Module) -> int:
     """Output channels of a convolution, output features of a linear layer."""
     return int(getattr(layer, "out_channels", 0) or len(layer.get_parameter("weight")))
@@ -27,3 +43,20 @@ def output_channels(layer: nn.Module) -> int:
 
 def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and layer.transposed
+
+
+def output_rows(layer: nn.Module, values: Tensor) -> Tensor:
+    """`values`, one for each weight of a layer with G groups, O outputs and K weights of an output:
+    [G, O / G, K], a view where that can be.
+
+    A convolution's weight is [O, I / G, kernel..], a linear layer's [O, I], a transposed
+    convolution's [I, O / G, kernel..].
+    """
+    groups = int(getattr(layer, "groups", 1))
+    grouped = values.reshape(groups, len(values) // groups, *values.shape[1:])
+    return (grouped.transpose(1, 2) if is_transposed(layer) else grouped).flatten(2)
+
+
+def per_output(values: Tensor, weight: Tensor) -> Tensor:
+    """[O] in a shape that broadcasts over `weight` [O, ..]."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1))

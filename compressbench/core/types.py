@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ MASKED = "masked"
 CHANNEL_PRUNED = "channel-pruned"
 WEIGHT_QUANTIZED = "weight-quantized"
 ACTIVATION_QUANTIZED = "activation-quantized"
+QUANTIZED = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # what changing weights destroys
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,20 @@ class Artifact:
     properties: frozenset[str]
     key: str = ""
     early: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def changed(
+        self, model: nn.Module, edits: Iterable[Edit] = (), adds: Iterable[str] = ()
+    ) -> Artifact:
+        """The artifact that a stage makes of this one: `model`, which takes `edits` more to build
+        and has the properties `adds`. It has no key yet.
+        """
+        return replace(
+            self,
+            model=model.eval(),
+            edits=(*self.edits, *edits),
+            properties=self.properties.union(adds),
+            key="",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from compressbench.core.errors import UserError
-from compressbench.core.layers import layers_with_weights, prunable_layers
+from compressbench.core.layers import layers_with_weights, prunable_layers, weight_owners
+from compressbench.core.nearest import nearest_of_many
 from compressbench.core.protocols import LearntCriterion
 from compressbench.pruning.criteria.scores import is_criterion
 
@@ -21,8 +21,7 @@ def skipped(patterns: Iterable[str], names: Iterable[str], option: str = "skip")
     for pattern in patterns:
         matches = {name for name in known if fnmatchcase(name, pattern)}
         if not matches:
-            close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
-            advice = f"; the nearest name is {close[0]}" if close else ""
+            advice = nearest_of_many(pattern, known)
             raise UserError(
                 f"{option}: no convolution or linear layer is named {pattern!r}{advice}"
             )
@@ -35,12 +34,13 @@ def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None
     layers = prunable_layers(model)
     named = skipped(skip, layers)
     chosen = set(layers) if wanted is None else skipped(wanted, layers, "layers")
-    kept = {id(layers[name].weight) for name in named}
+    owners = weight_owners(model, layers)
+    kept = {owners[name] for name in named}
     left = {}
-    for name, layer in layers.items():
+    for name, owner in owners.items():
         if name in named:
             left[name] = "named in skip"
-        elif id(layer.weight) in kept:
+        elif owner in kept:
             left[name] = "its weight is that of a layer named in skip"
         elif name not in chosen:
             left[name] = "not named in layers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from compressbench.core.digests import digest, named
 from compressbench.core.distributed import assert_same_on_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.errors import CheckFailedError, UserError
-from compressbench.core.layers import prunable_layers
+from compressbench.core.layers import prunable_layers, weight_owners
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import (
     MASKED,
@@ -31,7 +31,12 @@ from compressbench.core.validation import check_flag, check_integer
 from compressbench.pruning.channels.measured_widths import IMAGES
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, left_out
-from compressbench.pruning.weights.apply import mask_, weight_scores, zeroed
+from compressbench.pruning.weights.apply import (
+    mask_,
+    nonzero_weights,
+    weight_scores,
+    zeroed,
+)
 from compressbench.pruning.weights.measured_densities import (
     SHARES,
     TYPICAL_LAYERS,
@@ -44,8 +49,19 @@ from compressbench.quantization.grids.calibration import calibrate_
 from compressbench.training.batchnorm import reestimate_batchnorm_
 
 
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Which weights may be zeroed together: fields alone, which `Prune` explains."""
+
+    scope: WeightScope = "global"
+    normalize: bool | None = None
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
+    skip: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
-class Prune:
+class Prune(PruneOptions):
     """Zero the least important weights of convolutions and linear layers.
 
     One target. `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros
@@ -79,11 +95,6 @@ class Prune:
     sparsity: float | None = None
     threshold: float | None = None
     activation_threshold: float | None = None
-    scope: WeightScope = "global"
-    normalize: bool | None = None
-    pattern: str | None = None
-    layers: Sequence[str] | None = None
-    skip: Sequence[str] = ()
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
@@ -132,30 +143,24 @@ class Prune:
         with activations_in_float(model):
             masks = self.masks(model, layers, context)
             check_grids(start, masks, hasattr(self.criterion, "update"))
-            before = {n: int(layers[n].get_parameter("weight").count_nonzero()) for n in masks}
+            before = nonzero_weights(layers)
             self._update_(model, layers, masks, context)
             edits = mask_(layers, masks)
-            coverage = zeroed(model, masks, before, left)
+            coverage = zeroed(model, before, left)
             if not any(row.touched for row in coverage):
                 raise CheckFailedError(self._nothing(masks))
             reestimate_batchnorm_(model, context, self.batchnorm_images)
         grid = activation_grid(start.edits)
         if grid is not None:
             calibrate_(model, grid, context)
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, *edits),
-            properties=start.properties | self.adds,
-            key="",
-        )
-        return Outcome(artifact, coverage)
+        return Outcome(start.changed(model, edits, self.adds), coverage)
 
     def masks(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
         """Layer -> what stays of its weight; layers with one tied weight get the same mask."""
-        owned = _owned(layers)
+        owners = weight_owners(model, layers)
+        owned = {name: layers[name] for name in owners.values()}
         if not owned:
             raise UserError("prune: no convolution or linear layer is left to prune")
         scores = weight_scores(self.criterion, model, owned, context)
@@ -170,8 +175,7 @@ class Prune:
         selection = self.selection()
         masks = selection.masks(owned, scores, zeros, activity, self._normalizes(), densities)
         assert_same_on_ranks(digest(named(masks)), "which weights were pruned")
-        owners = {id(layer.weight): name for name, layer in owned.items()}
-        return {name: masks[owners[id(layer.weight)]] for name, layer in layers.items()}
+        return {name: masks[owner] for name, owner in owners.items()}
 
     def _normalizes(self) -> bool:
         if self.normalize is not None:
@@ -190,7 +194,8 @@ class Prune:
         update = getattr(self.criterion, "update", None)
         if update is None:
             return
-        moved = update(model, {name: masks[name] for name in _owned(layers)}, context)
+        owners = weight_owners(model, layers).values()
+        moved = update(model, {name: masks[name] for name in owners}, context)
         with torch.no_grad():
             for name, weight in moved.items():
                 layers[name].get_parameter("weight").copy_(weight)
@@ -217,9 +222,16 @@ class Prune:
         )
 
 
-def _owned(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The layers without those whose weight an earlier one has."""
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        owners.setdefault(id(layer.weight), name)
-    return {name: layers[name] for name in owners.values()}
+def prune_once(
+    options: PruneOptions, criterion: Criterion | ModelCriterion, sparsity: float
+) -> Prune:
+    """The stage that prunes to `sparsity` in one go, with the options of one that does not."""
+    return Prune(
+        criterion,
+        sparsity,
+        scope=options.scope,
+        normalize=options.normalize,
+        pattern=options.pattern,
+        layers=options.layers,
+        skip=options.skip,
+    )

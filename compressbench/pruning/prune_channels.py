@@ -19,10 +19,9 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
     CHANNEL_PRUNED,
+    QUANTIZED,
     TRAINED,
-    WEIGHT_QUANTIZED,
     Artifact,
     Context,
     DataSpec,
@@ -98,7 +97,7 @@ class PruneChannels:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({CHANNEL_PRUNED})
-    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     criterion: Criterion | ModelCriterion
     sparsity: float | None = None
@@ -203,14 +202,8 @@ class PruneChannels:
             raise CheckFailedError(self._nothing([] if cutter.failed else candidates, left))
         check_replay(original, cut.model, cut.edit, example)
         reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
-        artifact = replace(
-            start,
-            model=cut.model.eval(),
-            edits=(*start.edits, cut.edit),
-            properties=start.properties | self.adds,
-            key="",
-            early={},  # of other shapes
-        )
+        artifact = start.changed(cut.model, [cut.edit], self.adds)
+        artifact = replace(artifact, early={})  # which are of other shapes
         warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
         return Outcome(artifact, coverage, warnings=warnings, tables=tables)
 

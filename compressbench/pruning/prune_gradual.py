@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
 from compressbench.core.errors import UserError
-from compressbench.core.layers import prunable_layers
+from compressbench.core.layers import prunable_layers, weight_owners
 from compressbench.core.protocols import Criterion, LearntCriterion, ModelCriterion
-from compressbench.core.types import MASKED, TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.core.types import (
+    MASKED,
+    QUANTIZED,
+    TRAINED,
+    Artifact,
+    Context,
+    DataSpec,
+    Outcome,
+)
 from compressbench.core.validation import check_integer, check_share
 from compressbench.pruning.layers import criterion_passes
-from compressbench.pruning.prune import Prune
-from compressbench.pruning.weights.apply import mask_, zeroed
+from compressbench.pruning.prune import Prune, PruneOptions, prune_once
+from compressbench.pruning.weights.apply import mask_, nonzero_weights, zeroed
 from compressbench.pruning.weights.learned_scores import Given, LearntScores
-from compressbench.pruning.weights.selection import WeightScope
-from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
-from compressbench.training.train import GRIDS
 
 
 @dataclass(frozen=True)
-class PruneGradually:
+class PruneGradually(objective.TaughtFitOptions, PruneOptions):
     """Train on, while the share of zeros rises to `sparsity`.
 
     At `updates` steps, evenly spread over the first share `until` of all steps, the least
@@ -45,28 +51,16 @@ class PruneGradually:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({MASKED})
-    destroys: ClassVar[frozenset[str]] = GRIDS
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     criterion: Criterion | ModelCriterion | LearntCriterion
     sparsity: float
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    loss: Any = None
     updates: int = 20
     until: float = 0.75
-    scope: WeightScope = "global"
-    normalize: bool | None = None
-    pattern: str | None = None
-    layers: Sequence[str] | None = None
-    skip: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self.schedule()
+        objective.check_fit(self)
         self.prune(self.sparsity)
-        objective.check_choice(self.loss, self.label_smoothing)
         check_integer("updates", self.updates, 1)
         check_share("until", self.until)
         if self.scope == "sensitivity":
@@ -74,30 +68,18 @@ class PruneGradually:
         if hasattr(self.criterion, "update"):
             raise UserError("a criterion that moves weights has no use where they are trained")
 
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
-
     def prune(self, sparsity: float, learnt: Mapping[str, Tensor] | None = None) -> Prune:
         """What happens at one update, by the scores `learnt` so far where that is the criterion."""
-        return Prune(
-            Given(learnt or {}) if isinstance(self.criterion, LearntCriterion) else self.criterion,
-            sparsity,
-            scope=self.scope,
-            normalize=self.normalize,
-            pattern=self.pattern,
-            layers=self.layers,
-            skip=self.skip,
-        )
+        criterion = self.criterion
+        if isinstance(criterion, LearntCriterion):
+            criterion = Given(learnt or {})
+        return prune_once(self, criterion, sparsity)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
         self.prune(self.sparsity).left(model)
 
-    def check_teachers(
-        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
-    ) -> None:
-        """Refuse before anything runs features that cannot be compared."""
-        objective.check_teachers(self.loss, model, teachers, spec)
+    check_teachers = objective.check_teachers
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
@@ -113,32 +95,24 @@ class PruneGradually:
         layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
         if not layers:
             raise UserError("prune_gradual: no convolution or linear layer is left to prune")
-        before = {n: int(_weight(layer).count_nonzero()) for n, layer in layers.items()}
+        before = nonzero_weights(layers)
         masked = set(masked_layers(model))
         for layer in layers.values():
             set_mask_(layer, _weight(layer) != 0)
         rising = _Rising(self, model, list(layers), context)
-        loss_for = objective.loss_for(
-            model, inputs, self.loss, self.label_smoothing, self.schedule(), context
-        )
-        with loss_for as loss:
-            history = fit_(model, loss, self.schedule(), context, callback=rising)
-            notes = objective.notes_of(loss)
+        schedule = schedule_of(self)
+        history, notes = objective.learn_(
+            model, inputs, self.loss, self.label_smoothing, schedule, context,
+            lambda loss: fit_(model, loss, schedule, context, callback=rising),
+        )  # fmt: skip
         masks = {n: layer.get_buffer("weight_mask") for n, layer in layers.items()}
         for name, layer in layers.items():
             if name not in masked:
                 del layer.weight_mask
         edits = mask_(layers, masks)
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, *edits),
-            properties=start.properties | self.adds,
-            key="",
-        )
-        coverage = zeroed(model, masks, before, left)
+        coverage = zeroed(model, before, left)
         history = {**history, "prune/sparsity": rising.reached}
-        return Outcome(artifact, coverage, history, notes=notes)
+        return Outcome(start.changed(model, edits, self.adds), coverage, history, notes=notes)
 
     def sparsity_at(self, t: float, start: float) -> float:
         """The share of zeros at `t` in [0, 1] of the rise."""
@@ -152,7 +126,7 @@ class _Rising:
         self, stage: PruneGradually, model: nn.Module, names: Sequence[str], context: Context
     ) -> None:
         self.stage, self.names, self.context = stage, names, context
-        self.start = self.current = _share_zero({name: model.get_submodule(name) for name in names})
+        self.start = self.current = _share_zero(model, names)
         self.reached: list[float] = []
         criterion = stage.criterion
         self.learnt = (
@@ -208,7 +182,7 @@ def _weight(layer: nn.Module) -> Tensor:
     return layer.get_parameter("weight").detach()
 
 
-def _share_zero(layers: Mapping[str, nn.Module]) -> float:
-    unique = {id(layer.weight): _weight(layer) for layer in layers.values()}
-    zeros = sum(int((weight == 0).sum()) for weight in unique.values())
-    return zeros / sum(weight.numel() for weight in unique.values())
+def _share_zero(model: nn.Module, names: Sequence[str]) -> float:
+    owners = set(weight_owners(model, names).values())
+    unique = [_weight(model.get_submodule(name)) for name in owners]
+    return sum(int((w == 0).sum()) for w in unique) / sum(w.numel() for w in unique)

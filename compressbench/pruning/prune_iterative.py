@@ -6,41 +6,41 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from compressbench.core.distributed import rank
 from compressbench.core.edits import apply_mask_, masked_layers, set_mask_
 from compressbench.core.errors import UserError
-from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import (
     CHANNEL_PRUNED,
     MASKED,
+    QUANTIZED,
     TRAINED,
     Artifact,
     Context,
-    Coverage,
     DataSpec,
     Edit,
     Outcome,
     Stage,
 )
 from compressbench.core.validation import check_flag, check_integer
-from compressbench.pruning.prune import Prune
-from compressbench.pruning.weights.selection import WeightScope
+from compressbench.pruning.prune import Prune, PruneOptions, prune_once
+from compressbench.pruning.weights.apply import nonzero_weights, zeroed
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
-from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
-from compressbench.training.train import GRIDS, Train
+from compressbench.training.train import Train
 
 ROUNDS = "rounds.ckpt"
 NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of the train stage before it"
 
 
 @dataclass(frozen=True)
-class PruneIteratively:
+class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
     """`rounds` times: zero the least important weights, then train for `epochs`.
 
     After round r of R the share 1 - (1 - sparsity)^(r / R) is zero: every round takes the same
@@ -55,47 +55,24 @@ class PruneIteratively:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({MASKED})
-    destroys: ClassVar[frozenset[str]] = GRIDS
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     criterion: Criterion | ModelCriterion
     sparsity: float
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    loss: Any = None
     rounds: int = 3
     rewind: bool = False
-    scope: WeightScope = "global"
-    normalize: bool | None = None
-    pattern: str | None = None
-    layers: Sequence[str] | None = None
-    skip: Sequence[str] = ()
     batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
-        self.schedule()
+        objective.check_fit(self)
         self.prune(self.sparsity)
-        objective.check_choice(self.loss, self.label_smoothing)
         check_integer("rounds", self.rounds, 1)
         check_flag("rewind", self.rewind)
 
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
-
     def prune(self, sparsity: float) -> Prune:
         """What happens in one round."""
-        return Prune(
-            self.criterion,
-            sparsity,
-            scope=self.scope,
-            normalize=self.normalize,
-            pattern=self.pattern,
-            layers=self.layers,
-            skip=self.skip,
-            batchnorm_images=self.batchnorm_images,
-        )
+        once = prune_once(self, self.criterion, sparsity)
+        return replace(once, batchnorm_images=self.batchnorm_images)
 
     def sparsity_after(self, done: int) -> float:
         """The share of zeros after `done` rounds."""
@@ -113,11 +90,7 @@ class PruneIteratively:
         """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
         self.prune(self.sparsity).left(model)
 
-    def check_teachers(
-        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
-    ) -> None:
-        """Refuse before anything runs features that cannot be compared."""
-        objective.check_teachers(self.loss, model, teachers, spec)
+    check_teachers = objective.check_teachers
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images) * self.rounds
@@ -138,7 +111,7 @@ class PruneIteratively:
             if self.rewind:
                 pruned = replace(pruned, model=_rewound(pruned))
             outcome = objective.learn(
-                pruned, inputs, self.loss, self.label_smoothing, self.schedule(), place
+                pruned, inputs, self.loss, self.label_smoothing, schedule_of(self), place
             )
             current, notes = outcome.artifact, outcome.notes
             for name, values in outcome.history.items():
@@ -146,8 +119,9 @@ class PruneIteratively:
             if rank() == 0:
                 _save(current, done + 1, history, context.folder / ROUNDS)
         left = self.prune(self.sparsity).left(current.model)
-        coverage = _coverage(start.model, current.model, left)
-        return Outcome(current, coverage, history, notes=notes)
+        layers = {n: m for n, m in prunable_layers(start.model).items() if n not in left}
+        rows = zeroed(current.model, nonzero_weights(layers), left)
+        return Outcome(current, rows, history, notes=notes)
 
 
 def _rewound(artifact: Artifact) -> nn.Module:
@@ -175,23 +149,5 @@ def _resume(start: Artifact, path: Path) -> tuple[Artifact, int, dict[str, list[
         for name in edit["layers"]:
             set_mask_(model.get_submodule(name))
     model.load_state_dict(state["model"])
-    current = replace(
-        start, model=model.eval(), edits=tuple(edits), properties=start.properties | {MASKED}
-    )
+    current = start.changed(model, edits[len(start.edits) :], {MASKED})
     return current, state["round"], state["history"]
-
-
-def _coverage(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
-    """One row a module with weights; `touched` counts those that have become zero."""
-    rows, counted = [], set[int]()
-    for name, layer in layers_with_weights(after).items():
-        detail, touched = f"left: {left.get(name, '')}", 0
-        if name not in left:
-            weight = layer.get_parameter("weight").detach()
-            old = before.get_submodule(name).get_parameter("weight").detach()
-            if id(layer.weight) not in counted:
-                touched = int(((weight == 0) & (old != 0)).sum())
-            counted.add(id(layer.weight))
-            detail = f"sparsity {float((weight == 0).double().mean()):.2f}"
-        rows.append(Coverage(name, type(layer).__name__, weights(layer), touched, detail))
-    return tuple(rows)

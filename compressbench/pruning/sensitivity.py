@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.analysis.probe import probe_of
+from compressbench.analysis.probe import probe_batches, probe_of
 from compressbench.analysis.weight_trials import totals
 from compressbench.core.activation_quantizers import activations_in_float
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import UserError
 from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_integer, check_share
-from compressbench.data.calibration import training_batches
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, left_out
 from compressbench.pruning.weights.apply import weight_scores
 from compressbench.pruning.weights.measured_densities import TYPICAL_LAYERS
@@ -91,10 +90,7 @@ class SensitivityCurves:
         scores: Mapping[str, Tensor],
         context: Context,
     ) -> list[dict[str, Any]]:
-        batches = [b for b in training_batches(context, self.images, self.batch_size)
-                   if len(b[1]) > 1]  # fmt: skip
-        if not batches:
-            raise CheckFailedError("sensitivity: no batch of two or more training images")
+        batches = probe_batches(context, self.images, self.batch_size)
         weights = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
         sparsities = sorted(set(self.sparsities) - {0.0})
         cases = [(name, sparsity) for name in layers for sparsity in (0.0, *sparsities)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -13,19 +13,20 @@ from torch import nn
 from compressbench.core.edits import set_codebook_
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.grid import Grid
+from compressbench.core.layers import weight_owners
 from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
+    QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
     Artifact,
     Context,
-    Coverage,
     DataSpec,
     Edit,
     Outcome,
 )
 from compressbench.core.validation import check_integer
 from compressbench.quantization.grids.scheme import Scheme
+from compressbench.quantization.grids.weights import quantized
 from compressbench.quantization.rounding.codebook import codes_of, fit_codebook
 from compressbench.training.batchnorm import reestimate_batchnorm_
 
@@ -45,7 +46,7 @@ class Codebook:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED})
-    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     bits: int = 4
     rules: Sequence[Mapping[str, Any]] | None = None
@@ -79,25 +80,21 @@ class Codebook:
             raise UserError("codebook found no convolution or linear layer")
         edit = share_weights_(model, bits)
         reestimate_batchnorm_(model, context, self.batchnorm_images)
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, edit),
-            properties=start.properties | self.adds,
-            key="",
-        )
-        return Outcome(artifact, _coverage(model, bits, reasons))
+        texts = {name: f"codebook of {1 << width}" for name, width in bits.items()}
+        return Outcome(start.changed(model, [edit], self.adds), quantized(model, texts, reasons))
 
 
 def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:
     """Put the weights of the layers in `bits` on codebooks of their own; a tied weight once."""
-    books: dict[int, torch.Tensor] = {}
-    for name, width in bits.items():
-        layer = model.get_submodule(name)
+    books: dict[str, torch.Tensor] = {}
+    for name, owner in weight_owners(model, bits).items():
+        layer, width = model.get_submodule(name), bits[name]
         weight = layer.get_parameter("weight")
         if not bool(torch.isfinite(weight).all()):
             raise CheckFailedError(f"{name}.weight holds NaN or infinity before its codebook")
-        book = books.setdefault(id(weight), fit_codebook(weight, width))
+        if name == owner:
+            books[name] = fit_codebook(weight, width)
+        book = books[owner]
         if len(book) != 1 << width:
             raise UserError(f"{name}: {width} bits, but another layer with the same weight has "
                             f"{len(book).bit_length() - 1}")  # fmt: skip
@@ -105,17 +102,3 @@ def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:
             weight.copy_(book[codes_of(weight, book)])
         set_codebook_(layer, book.clone())
     return {"kind": "codebook", "layers": dict(bits)}
-
-
-def _coverage(
-    model: nn.Module, bits: Mapping[str, int], reasons: Mapping[str, str]
-) -> tuple[Coverage, ...]:
-    rows = []
-    for name, reason in reasons.items():
-        layer = model.get_submodule(name)
-        total = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
-        shared = name in bits
-        detail = f"codebook of {1 << bits[name]}" if shared else f"left float: {reason}"
-        kind = type(layer).__name__
-        rows.append(Coverage(name or "model", kind, total, total if shared else 0, detail))
-    return tuple(rows)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.grid import Grid, WeightQuantizer
+from compressbench.core.layers import weight_owners
 from compressbench.core.protocols import Sensitivity
 from compressbench.core.types import Artifact, Context
 from compressbench.core.validation import check_integer, is_number
@@ -84,7 +85,7 @@ class Allocation:
         with rounding to nearest before it is with `method`, which may take long.
         """
         draft = method if isinstance(method, Nearest) else Nearest(Mse())
-        owners = _owners(model, free)
+        owners = weight_owners(model, free)  # layers with one weight get the same bits
         names, widths = list(dict.fromkeys(owners.values())), sorted(set(self.widths))
 
         def mixed(bits: Sequence[int]) -> dict[str, Grid]:
@@ -171,12 +172,6 @@ def _at(grid: Grid, bits: int) -> Grid:
 
 def _weight(model: nn.Module, name: str) -> Tensor:
     return model.get_parameter(f"{name}.weight").detach()
-
-
-def _owners(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
-    """Layer -> the first layer that has the same weight: both get the same bits."""
-    first: dict[int, str] = {}
-    return {n: first.setdefault(id(model.get_parameter(f"{n}.weight")), n) for n in layers}
 
 
 def _candidates(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
 from compressbench.core.errors import UserError
-from compressbench.core.grid import Granularity, Grid
 from compressbench.core.protocols import Observer
 from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
+    QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
     Artifact,
@@ -24,18 +23,18 @@ from compressbench.core.types import (
 )
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
-from compressbench.quantization.grids.scheme import Scheme
-from compressbench.quantization.grids.weights import coverage
+from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
+from compressbench.quantization.grids.weights import coverage_of_grids
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
 from compressbench.quantization.trained.model import FakeQuantizedModel
 from compressbench.quantization.trained.protocols import ActivationTraining, WeightTraining
-from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
 
 
 @dataclass(frozen=True)
-class QuantizeAware:
+class QuantizeAware(objective.TaughtFitOptions, GridOptions):
     """Train a float model on its grids; what it hands back is a quantized one, as of `Quantize`.
 
     In every step the weights, unfolded, are rounded by the method `weight` and the activations by
@@ -49,37 +48,19 @@ class QuantizeAware:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
-    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     weight: WeightTraining
     activation: ActivationTraining | None
     ranges: Observer
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    loss: Any = None
     bits: int = 4
-    granularity: Granularity = "channel"
-    group_size: int | None = None
-    symmetric: bool = True
-    narrow: bool = True
-    power_of_two: bool = False
     fold_batchnorm: bool = False
-    rules: Sequence[Mapping[str, Any]] | None = None
-    widths: Mapping[str, Any] = field(default_factory=dict)
-    activation_bits: int = 8
-    activation_symmetric: bool = False
     calibration_images: int = 512
     calibration_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        self.schedule()
+        objective.check_fit(self)
         self.scheme()
-        objective.check_choice(self.loss, self.label_smoothing)
-        check_integer("activation_bits", self.activation_bits, 4, 8)
-        check_flag("activation_symmetric", self.activation_symmetric)
         check_flag("fold_batchnorm", self.fold_batchnorm)
         check_integer("calibration_images", self.calibration_images, 1)
         check_integer("calibration_batch_size", self.calibration_batch_size, 1)
@@ -93,18 +74,10 @@ class QuantizeAware:
 
     @property
     def adds(self) -> frozenset[str]:
-        extra = () if self.activation is None else (ACTIVATION_QUANTIZED,)
-        return frozenset({WEIGHT_QUANTIZED, *extra})
-
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
+        return frozenset({WEIGHT_QUANTIZED}) if self.activation is None else QUANTIZED
 
     def scheme(self) -> Scheme:
-        grid = Grid(
-            self.bits, self.granularity, self.group_size, self.symmetric, self.narrow,
-            self.power_of_two,
-        )  # fmt: skip
-        return Scheme(grid, self.rules, self.widths)
+        return scheme_of(self, self.bits)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Refuse before anything runs a rule without a layer, a group size that does not fit."""
@@ -112,11 +85,7 @@ class QuantizeAware:
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
 
-    def check_teachers(
-        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
-    ) -> None:
-        """Refuse before anything runs features that cannot be compared."""
-        objective.check_teachers(self.loss, model, teachers, spec)
+    check_teachers = objective.check_teachers
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
@@ -129,32 +98,22 @@ class QuantizeAware:
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
         grids, reasons = self.scheme().grids(model, context.data.spec)
-        if not grids:
-            raise UserError(
-                "qat found no layer it can quantize: "
-                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
-            )
+        check_found("qat", grids, reasons)
         prepared, warnings = prepare_(
             model, grids, context.data.spec.blank(2), self.fold_batchnorm, equalize=False
         )
         calibrated = [] if self.activation is None else [self._calibrate_(model, context)]
         trained = FakeQuantizedModel(model, grids, self.weight, self.activation, self.power_of_two)
         warnings += _fixed(trained.fixed_sites(), calibrated)
-        loss_for = objective.loss_for(
-            model, inputs, self.loss, self.label_smoothing, self.schedule(), context
-        )
-        with loss_for as loss:
-            history = fit_(trained, loss, self.schedule(), context, trained.groups())
-            notes = objective.notes_of(loss)
+        schedule = schedule_of(self)
+        history, notes = objective.learn_(
+            model, inputs, self.loss, self.label_smoothing, schedule, context,
+            lambda loss: fit_(trained, loss, schedule, context, trained.groups()),
+        )  # fmt: skip
         edits = [*prepared, trained.settle_(), *calibrated]
-        artifact = replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, *edits),
-            properties=start.properties | self.adds,
-            key="",
-        )
-        return Outcome(artifact, coverage(model, grids, reasons), history, warnings, notes=notes)
+        artifact = start.changed(model, edits, self.adds)
+        rows = coverage_of_grids(model, grids, reasons)
+        return Outcome(artifact, rows, history, warnings, notes=notes)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
         return quantize_activations_(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from compressbench.core import activation_quantizers
 from compressbench.core.errors import UserError
-from compressbench.core.grid import Granularity, Grid, WeightQuantizer
+from compressbench.core.grid import Grid, WeightQuantizer
 from compressbench.core.protocols import Observer
 from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
+    QUANTIZED,
     TRAINED,
     WEIGHT_QUANTIZED,
     Artifact,
@@ -26,8 +26,8 @@ from compressbench.core.types import (
 )
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
-from compressbench.quantization.grids.scheme import Scheme
-from compressbench.quantization.grids.weights import coverage, quantize_weights_
+from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
+from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
 from compressbench.quantization.mixed_precision import TABLE, Allocation
 from compressbench.quantization.observers.dynamic import Dynamic
 from compressbench.quantization.preparation.bias_correction import correct_bias_
@@ -37,7 +37,7 @@ from compressbench.training.batchnorm import reestimate_batchnorm_
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(GridOptions):
     """Weights of convolutions and linear layers on integer grids, activations on unsigned ones.
 
     The order: BatchNorm into the layers before it if `fold_batchnorm`; ranges of neighbours made
@@ -55,24 +55,15 @@ class Quantize:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
-    destroys: ClassVar[frozenset[str]] = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     weight: WeightQuantizer
     activation: Observer | Dynamic | None = None
     bits: int = 8
-    granularity: Granularity = "channel"
-    group_size: int | None = None
-    symmetric: bool = True
-    narrow: bool = True
-    power_of_two: bool = False
     reduce_range: bool = False
     fold_batchnorm: bool = False
     equalize: bool = False
     correct_bias: bool = False
-    rules: Sequence[Mapping[str, Any]] | None = None
-    widths: Mapping[str, Any] = field(default_factory=dict)
-    activation_bits: int = 8
-    activation_symmetric: bool = False
     batchnorm_images: int = 1024
     calibration_images: int = 512
     batch_size: int = 64
@@ -81,8 +72,6 @@ class Quantize:
     def __post_init__(self) -> None:
         self.scheme()
         check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
-        check_integer("activation_bits", self.activation_bits, 4, 8)
-        check_flag("activation_symmetric", self.activation_symmetric)
         check_flag("reduce_range", self.reduce_range)
         check_integer("batchnorm_images", self.batchnorm_images, 2)
         check_integer("calibration_images", self.calibration_images, 1)
@@ -108,19 +97,14 @@ class Quantize:
 
     @property
     def adds(self) -> frozenset[str]:
-        extra = () if self.activation is None else (ACTIVATION_QUANTIZED,)
-        return frozenset({WEIGHT_QUANTIZED, *extra})
+        return frozenset({WEIGHT_QUANTIZED}) if self.activation is None else QUANTIZED
 
     @property
     def weighs_files(self) -> bool:
         return self.allocation is not None
 
     def scheme(self) -> Scheme:
-        grid = Grid(
-            self.bits, self.granularity, self.group_size, self.symmetric, self.narrow,
-            self.power_of_two,
-        )  # fmt: skip
-        return Scheme(grid, self.rules, self.widths)
+        return scheme_of(self, self.bits)
 
     def _grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
         grids, reasons = self.scheme().grids(model, spec)
@@ -146,22 +130,18 @@ class Quantize:
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
         grids, reasons = self._grids(model, context.data.spec)
-        if not grids:
-            raise UserError(
-                "quantize found no layer it can quantize: "
-                + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
-            )
+        check_found("quantize", grids, reasons)
         edits, warnings = prepare_(
             model, grids, context.data.spec.blank(2), self.fold_batchnorm, self.equalize
         )
         start = replace(start, edits=(*start.edits, *edits))
         finish = partial(self._finish, start, model, context)
         if self.allocation is None:
-            rows = coverage(model, grids, reasons)
+            rows = coverage_of_grids(model, grids, reasons)
             return Outcome(finish(grids, self.weight), rows, warnings=warnings)
         free = self._free(model, context.data.spec)
         made = self.allocation(model, grids, free, self.weight, finish, context)
-        rows = coverage(model, made.grids, reasons)
+        rows = coverage_of_grids(model, made.grids, reasons)
         return Outcome(made.artifact, rows, warnings=warnings, tables={TABLE: made.rows})
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
@@ -195,13 +175,7 @@ class Quantize:
         reestimate_batchnorm_(model, context, self.batchnorm_images)
         if self.activation is not None:
             edits.append(self._quantize_activations_(model, grids, context))
-        return replace(
-            start,
-            model=model.eval(),
-            edits=(*start.edits, *edits),
-            properties=start.properties | self.adds,
-            key="",
-        )
+        return start.changed(model, edits, self.adds)
 
     def _quantize_activations_(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
-
-from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
-from compressbench.training.fits.schedule import Optimizer, Schedule
+from compressbench.core.types import QUANTIZED, TRAINED, Artifact, Context, Outcome
+from compressbench.training.fits.schedule import FitOptions, schedule_of
 from compressbench.training.teaching import objective
-from compressbench.training.train import GRIDS
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(FitOptions):
     """Fit the student to `loss`: one between its own and the teacher's logits, one between their
     features, or a sum of several. Options: `Schedule`.
 
@@ -26,29 +23,18 @@ class Distill:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     adds: ClassVar[frozenset[str]] = frozenset({TRAINED})
-    destroys: ClassVar[frozenset[str]] = GRIDS
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
     loss: Any
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        self.schedule()
+        schedule_of(self)
         objective.check_loss(self.loss)
 
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
-
-    def check_teachers(
-        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
-    ) -> None:
-        """Refuse before anything runs features that cannot be compared."""
-        objective.check_teachers(self.loss, model, teachers, spec)
+    check_teachers = objective.check_teachers
 
     def passes(self, train_images: int) -> tuple[int, int]:
         return round(self.epochs * train_images), 0
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
-        return objective.learn(inputs["model"], inputs, self.loss, 0.0, self.schedule(), context)
+        return objective.learn(inputs["model"], inputs, self.loss, 0.0, schedule_of(self), context)

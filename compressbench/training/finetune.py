@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compressbench.core.layers import is_transposed, prunable_layers
-from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.core.layers import output_rows, prunable_layers, weight_owners
+from compressbench.core.types import QUANTIZED, TRAINED, Artifact, Context, Outcome
 from compressbench.core.validation import check_not_negative
-from compressbench.training.fits.schedule import BatchLoss, Optimizer, Schedule
+from compressbench.training.fits.schedule import BatchLoss, schedule_of
 from compressbench.training.teaching import objective
-from compressbench.training.train import GRIDS
 
 
 @dataclass(frozen=True)
-class Finetune:
+class Finetune(objective.TaughtFitOptions):
     """Training of a model that is trained already: on the labels, with `label_smoothing`, or on
     the distillation `loss`, for which the recipe names the `teacher`. Options: `Schedule`.
 
@@ -31,29 +30,15 @@ class Finetune:
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
     adds: ClassVar[frozenset[str]] = frozenset()
-    destroys: ClassVar[frozenset[str]] = GRIDS
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
 
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    loss: Any = None
     group_lasso: float = 0.0
 
     def __post_init__(self) -> None:
-        self.schedule()
-        objective.check_choice(self.loss, self.label_smoothing)
+        objective.check_fit(self)
         check_not_negative("group_lasso", self.group_lasso)
 
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
-
-    def check_teachers(
-        self, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
-    ) -> None:
-        """Refuse before anything runs features that cannot be compared."""
-        objective.check_teachers(self.loss, model, teachers, spec)
+    check_teachers = objective.check_teachers
 
     def passes(self, train_images: int) -> tuple[int, int]:
         return round(self.epochs * train_images), 0
@@ -65,7 +50,7 @@ class Finetune:
             inputs,
             self.loss,
             self.label_smoothing,
-            self.schedule(),
+            schedule_of(self),
             context,
             lasso,
         )
@@ -90,11 +75,10 @@ class WithGroupLasso(nn.Module):
 
 def group_lasso(model: nn.Module) -> Tensor:
     """Sum of sqrt(n) ||w||_2 over all output channels, of n weights w each."""
-    unique = {id(m.weight): m for m in prunable_layers(model).values()}
+    layers = prunable_layers(model)
     terms = []
-    for layer in unique.values():
-        weight = layer.get_parameter("weight")
-        rows = (weight.transpose(0, 1) if is_transposed(layer) else weight).flatten(1)
+    for name in dict.fromkeys(weight_owners(model, layers).values()):
+        rows = output_rows(layers[name], layers[name].get_parameter("weight")).flatten(0, 1)
         norms = (rows.square().sum(1) + 1e-12).sqrt()  # a gradient at zero, too
         terms.append(rows.shape[1] ** 0.5 * norms.sum())
     return torch.stack(terms).sum()

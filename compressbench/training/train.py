@@ -8,29 +8,26 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.core.edits import unique_state
+from compressbench.core.coverage import coverage
+from compressbench.core.edits import masked_layers, unique_state
 from compressbench.core.errors import UserError
-from compressbench.core.types import (
-    ACTIVATION_QUANTIZED,
-    TRAINED,
-    WEIGHT_QUANTIZED,
-    Artifact,
-    Context,
-    Coverage,
-    Outcome,
-)
+from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.types import QUANTIZED, TRAINED, Artifact, Context, Coverage, Outcome
 from compressbench.core.validation import check_integer, check_share
-from compressbench.training.fits.schedule import BatchLoss, FitCallback, Optimizer, Schedule
-
-GRIDS = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # float training would leave them
+from compressbench.training.fits.schedule import (
+    BatchLoss,
+    FitCallback,
+    FitOptions,
+    Schedule,
+    schedule_of,
+)
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(FitOptions):
     """Cross-entropy training. On a model that is trained already (a checkpoint) it does nothing.
 
     `label_smoothing` in [0, 1) (Szegedy et al. 2016, arXiv 1512.00567); the rest: `Schedule`.
@@ -39,24 +36,17 @@ class Train:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     adds: ClassVar[frozenset[str]] = frozenset({TRAINED})
-    destroys: ClassVar[frozenset[str]] = GRIDS
+    destroys: ClassVar[frozenset[str]] = QUANTIZED
     starts_fresh: ClassVar[bool] = True
 
-    epochs: float
-    batch_size: int
-    optimizer: Optimizer
-    warmup: float = 0.0
     label_smoothing: float = 0.0
     keep_epoch: int | None = None
 
     def __post_init__(self) -> None:
-        self.schedule()
+        schedule_of(self)
         if self.keep_epoch is not None:
             check_integer("keep_epoch", self.keep_epoch, 0, max(0, math.ceil(self.epochs)))
         check_share("label_smoothing", self.label_smoothing)
-
-    def schedule(self) -> Schedule:
-        return Schedule(self.epochs, self.batch_size, self.optimizer, self.warmup)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         return round(self.epochs * train_images), 0
@@ -71,11 +61,11 @@ class Train:
             return Outcome(start, touched(start.model, "taken from the checkpoint"))
         loss = cross_entropy(self.label_smoothing)
         if self.keep_epoch is None:
-            return descend(start, loss, self.schedule(), context)
+            return descend(start, loss, schedule_of(self), context)
         epoch_snapshot = EpochSnapshot(
             self.keep_epoch, snapshot(start.model) if self.keep_epoch == 0 else {}
         )
-        outcome = descend(start, loss, self.schedule(), context, epoch_snapshot)
+        outcome = descend(start, loss, schedule_of(self), context, epoch_snapshot)
         return replace(outcome, artifact=replace(outcome.artifact, early=epoch_snapshot.kept))
 
 
@@ -134,18 +124,17 @@ def descend(
     from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
-    history = fit_(model, loss, schedule, context, callback=callback)
-    trained = replace(start, model=model, properties=start.properties | {TRAINED})
-    return Outcome(trained, touched(model, "trained"), history)
+    return trained(start, model, fit_(model, loss, schedule, context, callback=callback))
+
+
+def trained(start: Artifact, model: nn.Module, history: Mapping[str, list[float]]) -> Outcome:
+    """The outcome of a stage that did nothing but fit `model`, a copy of that of `start`."""
+    return Outcome(start.changed(model, adds={TRAINED}), touched(model, "trained"), history)
 
 
 def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
     """Coverage of a stage that moves every weight that is not masked."""
-    rows = []
-    for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1:
-            mask = getattr(layer, "weight_mask", None)
-            free = int(mask.sum()) if isinstance(mask, torch.Tensor) else weight.numel()
-            rows.append(Coverage(name, type(layer).__name__, weight.numel(), free, detail))
-    return tuple(rows)
+    moved = {name: weights(layer) for name, layer in layers_with_weights(model).items()}
+    for name, layer in masked_layers(model).items():
+        moved[name] -= int((~layer.get_buffer("weight_mask")).sum())
+    return coverage(model, {name: (count, detail) for name, count in moved.items()}, {})

@@ -1,11 +1,14 @@
 """Targets: the list is a boundary, options are checked against the signature."""
 
+import re
 import sys
 
 import pytest
 
 from compressbench.config.instantiate import ALLOW_VARIABLE, instantiate
+from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
+from compressbench.pruning.prune_iterative import PruneIteratively
 from compressbench.training.losses.hinton import Hinton
 
 HINTON = "compressbench.training.losses.hinton.Hinton"
@@ -54,3 +57,18 @@ def test_the_user_may_widen_the_list_by_the_environment(tmp_path, monkeypatch):
         instantiate({"_target_": "my_losses.half", "x": 4})
     monkeypatch.setenv(ALLOW_VARIABLE, "my_losses.*")
     assert instantiate({"_target_": "my_losses.half", "x": 4}) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("warmup", "half", "warmup must be a number, got 'half'"),
+        ("rounds", 2.5, "rounds must be an integer, got 2.5"),
+        ("skip", ["fc", 1], r"skip must be a list, got \['fc', 1\]"),
+    ],
+)
+def test_an_option_is_typed_where_its_field_is_defined(option, value, message):
+    """A stage takes some of its fields from classes of other modules, with names of their own."""
+    (problem,) = mistyped(PruneIteratively, {option: value})
+    assert re.fullmatch(message, problem)
+    assert not list(mistyped(PruneIteratively, {"warmup": 0.5, "rounds": 2, "skip": ["fc"]}))

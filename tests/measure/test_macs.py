@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -10,7 +11,9 @@ from torch import nn
 from compressbench.core.types import Artifact, DataSpec, Split
 from compressbench.export.onnx import export_onnx
 from compressbench.measure.macs import macs
+from compressbench.models.mobilenet_v2 import MobileNetV2
 from compressbench.models.resnet import ResNet
+from compressbench.pruning.channels import limits
 
 
 class Pictures:
@@ -27,6 +30,14 @@ def test_resnet20(tmp_path):
     artifact = Artifact(ResNet((3, 32, 32), 10).eval(), {}, (), frozenset())
     export_onnx(artifact, Pictures(), tmp_path / "resnet.onnx")
     assert macs(tmp_path / "resnet.onnx") == 40_813_184
+
+
+@pytest.mark.parametrize("kind", [ResNet, MobileNetV2])
+def test_the_file_has_those_of_the_live_model(kind, tmp_path):
+    """Which torch counts, and by which a limit on a model that is pruned is kept."""
+    model = kind((3, 32, 32), 10).eval()
+    export_onnx(Artifact(model, {}, (), frozenset()), Pictures(), tmp_path / "model.onnx")
+    assert macs(tmp_path / "model.onnx") == limits.macs(model, torch.zeros(1, 3, 32, 32))
 
 
 def _save(path, nodes, weights, shape):

@@ -13,6 +13,7 @@ from compressbench.pruning.prune_gradual import PruneGradually
 from compressbench.pruning.prune_iterative import PruneIteratively
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+FIT = {"batch_size": 16, "optimizer": SGD}
 
 
 PLAIN = partial(torch.optim.SGD, lr=0.05)
@@ -41,14 +42,12 @@ def zeros(model: nn.Module) -> int:
 
 def gradual(sparsity: float = 0.8, **options) -> PruneGradually:
     options = {"epochs": 2, "updates": 4, **options}
-    return PruneGradually(Magnitude(), sparsity, batch_size=16, optimizer=SGD, **options)
+    return PruneGradually(Magnitude(), sparsity, **FIT, **options)
 
 
 def rounds(sparsity: float = 0.75, **options) -> PruneIteratively:
     options = {"epochs": 1, "rounds": 2, **options}
-    return PruneIteratively(
-        Magnitude(), sparsity, batch_size=16, optimizer=SGD, batchnorm_images=32, **options
-    )
+    return PruneIteratively(Magnitude(), sparsity, **FIT, batchnorm_images=32, **options)
 
 
 class Died(Exception):  # noqa: N818

@@ -61,6 +61,15 @@ def test_macs_of_every_kind_of_product():
     assert macs(Products(), torch.ones(3, 4, 9, 9)) == convs + 25 * 8 * 7 + attention + 25 * 3 * 7
 
 
+def test_macs_of_attention_in_one_call():
+    """A layer whose fast path hides its products from whoever looks at calls."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    projections, attention, feed_forward = 4 * 16 * 16, 2 * 10 * 16, 2 * 16 * 32
+    expected = 10 * (projections + attention + feed_forward)
+    assert macs(layer, torch.zeros(2, 10, 16)) == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def kept(model: nn.Module) -> dict[str, float]:
     return count(model, torch.zeros(1, 3, 8, 8))
 

@@ -15,6 +15,7 @@ from compressbench.pruning.prune_gradual import PruneGradually
 from compressbench.pruning.weights.apply import weight_scores
 from compressbench.pruning.weights.measured_densities import SHARES, cheapest, curves
 from tests.pruning.pruned_net import LAYERS, Noise, context, trained
+from tests.pruning.schedule_net import FIT
 
 
 def layers_of(model):
@@ -93,4 +94,4 @@ def test_it_spreads_a_sparsity_measured_once():
     with pytest.raises(UserError, match="scope=sensitivity spreads a sparsity"):
         Prune(Magnitude(), None, threshold=0.1, scope="sensitivity")
     with pytest.raises(UserError, match="measures anew"):
-        PruneGradually(Magnitude(), 0.5, 1, 8, torch.optim.SGD, scope="sensitivity")
+        PruneGradually(Magnitude(), 0.5, epochs=1, **FIT, scope="sensitivity")

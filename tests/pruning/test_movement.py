@@ -15,6 +15,7 @@ from compressbench.pruning.criteria.magnitude import Magnitude
 from compressbench.pruning.criteria.movement import Movement
 from compressbench.pruning.prune_gradual import PruneGradually
 from compressbench.training.fits.fit import _mix
+from compressbench.training.fits.schedule import schedule_of
 from tests.pruning.schedule_net import LAYERS, PLAIN, STEPS, gradual, net, trained, zeros
 from tests.training.test_fit import context
 
@@ -33,7 +34,7 @@ def slow_movement(stage: PruneGradually, place) -> tuple[dict[str, torch.Tensor]
         epoch = batches(place.data, "train", 16, device=torch.device("cpu"), augment=True,
                         drop_last=True, shuffle_seed=_mix(place.seed, step // STEPS))  # fmt: skip
         inputs, targets = next(itertools.islice(epoch, step % STEPS, None))
-        rate = 0.05 * stage.schedule().factor(step, steps)
+        rate = 0.05 * schedule_of(stage).factor(step, steps)
         under = {n: (weights[n] * masks[n]).requires_grad_() for n in LAYERS}
         given = {f"{n}.weight": w for n, w in under.items()}
         loss = F.cross_entropy(functional_call(model, given, (inputs,)), targets)

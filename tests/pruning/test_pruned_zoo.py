@@ -51,7 +51,7 @@ def test_from_pruning_to_a_file_that_runs_and_back(kind, tmp_path: Path):
     start = trained(made(kind))
     narrow = PruneChannels(L2(), 0.4).run({"model": start}, own).artifact
     sparse = Prune(Magnitude(), sparsity=0.5).run({"model": narrow}, own).artifact
-    tuned = Finetune(1, 16, SGD).run({"model": sparse}, own).artifact
+    tuned = Finetune(epochs=1, batch_size=16, optimizer=SGD).run({"model": sparse}, own).artifact
     artifact.check(tuned)
     weights = dict(sparse.model.named_parameters())
     assert any(not torch.equal(p, weights[n]) for n, p in tuned.model.named_parameters())

@@ -21,8 +21,8 @@ from compressbench.pruning.prune_gradual import PruneGradually
 from compressbench.training.finetune import Finetune, group_lasso
 from compressbench.training.train import Train
 from tests.pruning.schedule_net import (
+    FIT,
     LAYERS,
-    SGD,
     STEPS,
     Died,
     gradual,
@@ -131,15 +131,15 @@ def test_every_round_takes_the_same_share_of_what_is_left(tmp_path):
 
 
 def test_the_epoch_asked_for_is_kept_and_stored(tmp_path):
-    train = Train(3, 16, SGD, keep_epoch=1)
+    train = Train(**FIT, epochs=3, keep_epoch=1)
     fresh = Artifact(net(), {"_target_": "net"}, (), frozenset())
     long = train.run({"model": fresh}, context(tmp_path / "a")).artifact
-    initial = Train(3, 16, SGD, keep_epoch=0).run({"model": fresh}, context(tmp_path / "b"))
+    initial = Train(**FIT, epochs=3, keep_epoch=0).run({"model": fresh}, context(tmp_path / "b"))
     start = net().state_dict()
     assert all(torch.equal(v, start[n]) for n, v in initial.artifact.early.items())
     assert not torch.equal(long.early["1.weight"], start["1.weight"])
     assert not torch.equal(long.early["1.weight"], long.model[1].weight)
-    plain = Train(3, 16, SGD).run({"model": fresh}, context(tmp_path / "c")).artifact
+    plain = Train(**FIT, epochs=3).run({"model": fresh}, context(tmp_path / "c")).artifact
     assert artifact.digest(plain) == artifact.digest(long), "keeping changes nothing else"
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -153,7 +153,9 @@ def test_rewound_weights_are_those_of_the_early_epoch_under_the_final_mask(tmp_p
     from compressbench.pruning import prune_iterative
 
     fresh = Artifact(net(), {"_target_": "net"}, (), frozenset())
-    start = Train(2, 16, SGD, keep_epoch=1).run({"model": fresh}, context(tmp_path / "a")).artifact
+    start = (
+        Train(**FIT, epochs=2, keep_epoch=1).run({"model": fresh}, context(tmp_path / "a")).artifact
+    )
     began = []
     learn = prune_iterative.objective.learn
 
@@ -175,16 +177,16 @@ def test_rewound_weights_are_those_of_the_early_epoch_under_the_final_mask(tmp_p
 
 def test_rewinding_needs_an_epoch_that_was_kept():
     stage = rounds(rewind=True)
-    kept = Train(3, 16, SGD, keep_epoch=1)
+    kept = Train(**FIT, epochs=3, keep_epoch=1)
     stage.check_line([kept])
     narrow = PruneChannels(Magnitude(), 0.5)
-    for line in ([], [Train(3, 16, SGD)], [kept, narrow]):
+    for line in ([], [Train(**FIT, epochs=3)], [kept, narrow]):
         with pytest.raises(UserError, match="rewind needs weights of an early epoch: set keep_epo"):
             stage.check_line(line)
     with pytest.raises(UserError, match="rewind needs"):
         stage.run({"model": trained()}, context("."))
     with pytest.raises(UserError, match=r"keep_epoch must be an integer in \[0, 3\], got 4"):
-        Train(3, 16, SGD, keep_epoch=4)
+        Train(**FIT, epochs=3, keep_epoch=4)
     with pytest.raises(UserError, match="keep_epoch=1: nothing is trained"):
         kept.run({"model": trained()}, context("."))
 
@@ -195,13 +197,13 @@ def test_group_lasso_is_its_formula_and_pulls_channels_together(tmp_path):
     torch.testing.assert_close(group_lasso(model), expected)
     norms = []
     for factor in (0.0, 0.05):
-        stage = Finetune(4, 16, SGD, group_lasso=factor)
+        stage = Finetune(**FIT, epochs=4, group_lasso=factor)
         result = stage.run({"model": trained()}, context(tmp_path / str(factor))).artifact
         norms.append(result.model[1].weight.norm(dim=1))
     assert norms[1].sum() < 0.7 * norms[0].sum()
     assert norms[1].min() / norms[1].max() < 0.7 * norms[0].min() / norms[0].max()
     with pytest.raises(UserError, match="group_lasso must be a number of at least 0, got -1"):
-        Finetune(4, 16, SGD, group_lasso=-1)
+        Finetune(**FIT, epochs=4, group_lasso=-1)
 
 
 @pytest.mark.parametrize(

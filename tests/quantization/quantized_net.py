@@ -55,6 +55,10 @@ class Net(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in model.named_modules() if hasattr(m, "weight_scale")}
+
+
 def build(config) -> object:
     module, _, name = config["_target_"].rpartition(".")
     options = {k: v for k, v in config.items() if k != "_target_"}

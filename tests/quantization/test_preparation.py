@@ -17,6 +17,7 @@ from compressbench.quantization.preparation.folding import fold_batchnorm_
 from compressbench.quantization.quantize import Quantize
 from compressbench.quantization.rounding.nearest import Nearest
 from tests.quantization.preparation_zoo import Depthwise, digits, spread_, trained
+from tests.quantization.quantized_net import quantized_layers
 
 ALL = {"fold_batchnorm": True, "equalize": True, "correct_bias": True}
 
@@ -123,7 +124,7 @@ def test_options_that_cannot_work_are_refused():
         trained(), digits().spec
     )
     made = quantize(start(), power_of_two=True, fold_batchnorm=True).artifact
-    for layer in edits.quantized_layers(made.model).values():
+    for layer in quantized_layers(made.model).values():
         assert torch.equal(torch.exp2(torch.log2(layer.weight_scale).round()), layer.weight_scale)
 
 

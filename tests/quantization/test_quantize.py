@@ -18,7 +18,15 @@ from compressbench.core.types import ACTIVATION_QUANTIZED, TRAINED, WEIGHT_QUANT
 from compressbench.quantization.grids.calibration import calibrate_
 from compressbench.quantization.observers.minmax import MinMax
 from compressbench.quantization.observers.percentile import Percentile
-from tests.quantization.quantized_net import Net, Noise, context, images, stage, start
+from tests.quantization.quantized_net import (
+    Net,
+    Noise,
+    context,
+    images,
+    quantized_layers,
+    stage,
+    start,
+)
 from tests.two_ranks import on_two_ranks
 
 
@@ -28,7 +36,7 @@ def test_at_most_two_to_the_bits_values_in_a_channel_and_the_checks_hold(bits, g
     options = {"bits": bits, "granularity": granularity, "rules": []}
     result = stage(**options).run({"model": start()}, context())
     artifact.check(result.artifact)
-    layers = edits.quantized_layers(result.artifact.model)
+    layers = quantized_layers(result.artifact.model)
     assert set(layers) == {"stem", "depthwise", "grouped", "fc"}
     for layer in layers.values():
         groups = layer.weight if granularity == "channel" else [layer.weight]
@@ -208,7 +216,7 @@ def test_two_ranks_end_with_identical_tensors_close_to_those_of_one(tmp_path):
 def test_powers_of_two_are_the_scales_of_weights_and_of_activations():
     options = {"power_of_two": True, "fold_batchnorm": True, "bits": 5}
     model = stage(MinMax(), **options).run({"model": start()}, context()).artifact.model
-    scales = [layer.weight_scale for layer in edits.quantized_layers(model).values()]
+    scales = [layer.weight_scale for layer in quantized_layers(model).values()]
     scales += [site.scale for site in model.get_submodule(CHILD)]
     exponents = torch.cat([scale.flatten() for scale in scales]).log2()
     assert torch.equal(exponents, exponents.round())

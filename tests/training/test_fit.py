@@ -55,7 +55,9 @@ def net(seed=0):
 
 
 def schedule(epochs=3.0, lr=0.1):
-    return Schedule(epochs, 16, partial(torch.optim.SGD, lr=lr, momentum=0.9))
+    return Schedule(
+        epochs=epochs, batch_size=16, optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9)
+    )
 
 
 def context(folder, **options):

@@ -35,12 +35,12 @@ from compressbench.training.losses.mixed import Mixed
 from compressbench.training.losses.rkd import Rkd
 from compressbench.training.losses.similarity import Similarity
 from compressbench.training.teaching.features import pair, resolutions, shapes
-from compressbench.training.teaching.objective import check_teachers, lesson
+from compressbench.training.teaching.objective import lesson
 from tests.quantization.preparation_zoo import trained
 
 SPEC = Digits().spec
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-ONCE, ROWS = Schedule(1, 32, SGD), torch.arange(16)
+ONCE, ROWS = Schedule(epochs=1, batch_size=32, optimizer=SGD), torch.arange(16)
 
 
 def cnn(width=4, seed=0) -> Artifact:
@@ -87,13 +87,13 @@ def test_the_last_layer_of_each_resolution_is_found():
 )  # fmt: skip
 def test_layers_that_cannot_be_compared_are_refused_before_training(loss, message):
     with pytest.raises(UserError, match=message):
-        check_teachers(loss, cnn().model, [cnn(4).model], SPEC)
+        distill(loss).check_teachers(cnn().model, [cnn(4).model], SPEC)
 
 
 def test_models_without_a_resolution_in_common_are_refused():
     with pytest.raises(UserError, match=r"no resolution in common \(none and 8x8, 4x4, 2x2\)"):
-        check_teachers(Rkd(), Mlp([1, 8, 8], 10).eval(), [cnn().model], SPEC)
-    check_teachers(Hinton(), Mlp([1, 8, 8], 10).eval(), [cnn().model] * 2, SPEC)
+        distill(Rkd()).check_teachers(Mlp([1, 8, 8], 10).eval(), [cnn().model], SPEC)
+    distill(Hinton()).check_teachers(Mlp([1, 8, 8], 10).eval(), [cnn().model] * 2, SPEC)
 
 
 def test_the_first_loss_equals_its_parts_computed_by_hand(tmp_path):
@@ -227,7 +227,9 @@ def test_the_answers_of_several_teachers_are_averaged(tmp_path):
     with pytest.raises(UserError, match="features of several teachers"):
         run(Rkd(), tmp_path, **{"teacher": one, "teacher.1": two})
     with pytest.raises(UserError, match="features of several teachers"):
-        check_teachers(Mixed({"kd": Hinton(), "at": Attention()}), model, [model, model], SPEC)
+        distill(Mixed({"kd": Hinton(), "at": Attention()})).check_teachers(
+            model, [model, model], SPEC
+        )
 
 
 def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):
@@ -258,7 +260,9 @@ def test_training_on_grids_takes_features_too(tmp_path):
     inputs = {"model": cnn(), "teacher": cnn()}
     loss = Mixed({"kd": Hinton(), "at": Attention()})
     still = partial(torch.optim.SGD, lr=1e-9)
-    stage = QuantizeAware(Lsq(), Lsq(), MinMax(), 1, 32, still, loss=loss, bits=8)
+    stage = QuantizeAware(
+        Lsq(), Lsq(), MinMax(), epochs=1, batch_size=32, optimizer=still, loss=loss, bits=8
+    )
     outcome = stage.run(inputs, context(tmp_path))
     artifacts.check(outcome.artifact)
     other = replace(distill(loss), optimizer=still)

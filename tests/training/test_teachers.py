@@ -75,7 +75,7 @@ def distil(folder, data=None, epochs=2.0, loss=BOTH, teacher=None, **options):
     sgd = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
     inputs = {"model": artifact(cnn()), "teacher": artifact(teacher or cnn(8, 1))}
     made = replace(context(folder, data), **options)
-    return Distill(loss, epochs, 32, sgd).run(inputs, made)
+    return Distill(loss, epochs=epochs, batch_size=32, optimizer=sgd).run(inputs, made)
 
 
 def weights(outcome):

@@ -25,6 +25,7 @@ from compressbench.quantization.rounding.gptq import Gptq
 from compressbench.quantization.rounding.nearest import Nearest
 from compressbench.quantization.trained.lsq import Lsq
 from compressbench.training.distill import Distill
+from compressbench.training.fits.schedule import Schedule
 from compressbench.training.losses.attention import Attention
 from compressbench.training.losses.fitnets import FitNets
 from compressbench.training.losses.rkd import Rkd
@@ -199,7 +200,7 @@ def test_layers_of_texts_are_compared_as_maps_without_their_padding():
 def test_a_student_learns_from_the_features_of_texts(tmp_path):
     student, teacher = made(8, 1, 2), made(16, 2, seed=1)
     loss, given = Attention(weight=2.0), {"teacher": teacher}
-    schedule = Distill(loss, epochs=2, batch_size=32, optimizer=SGD).schedule()
+    schedule = Schedule(epochs=2, batch_size=32, optimizer=SGD)
     ids = Texts().split("train").inputs[:10].long()
     targets = Texts().split("train").targets[:10]
     with lesson(student.model, given, loss, schedule, context(tmp_path)) as taught:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressbench.core.errors import CheckFailedError
-from compressbench.core.layers import prunable_layers
+from compressbench.core.layers import prunable_layers, tied_modules
 from compressbench.pruning.channels.attention_heads import head_widths
 
 Side = Literal["out", "in"]
@@ -69,7 +69,7 @@ def channel_groups(model: nn.Module, example: Tensor) -> list[ChannelGroup]:
     CheckFailedError where Torch-Pruning cannot trace it: it follows autograd, through one tensor.
     """
     names = {module: name for name, module in model.named_modules()}
-    tied = _tied(model)
+    tied = tied_modules(model)
     try:
         with dependency_graph(model, example) as graph:
             found = [
@@ -124,15 +124,6 @@ def _obstacle(node: Any, is_out: bool) -> str:
     if isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
         return "coupled with a grouped transposed convolution"
     return ""
-
-
-def _tied(model: nn.Module) -> set[str]:
-    """Names of modules with a parameter that another module has, too."""
-    owners: defaultdict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)].append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from compressbench.core.coverage import coverage
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import Artifact, Context, Coverage, Edit, TimeShare
@@ -121,8 +122,7 @@ class Cutter:
         return sorted(rows, key=lambda row: row["params"])
 
     def _artifact(self, cut: Cut) -> Artifact:
-        edits = (*self.start.edits, cut.edit) if cut.removed else self.start.edits
-        return replace(self.start, model=cut.model, edits=edits, key="")
+        return self.start.changed(cut.model, [cut.edit] if cut.removed else [])
 
 
 def cut_to_limits(
@@ -180,14 +180,11 @@ def reasons_of(found: Sequence[ChannelGroup], failed: Mapping[str, str]) -> dict
 
 def narrowed(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
     """One row a module with weights; `touched` counts weights that are gone."""
-    rows = []
+    changes = {}
     for name, old in layers_with_weights(before).items():
         new = after.get_submodule(name)
-        total, remaining = weights(old), weights(new)
-        detail = _detail(old, new, left.get(name, ""))
-        touched = total - remaining
-        rows.append(Coverage(name or "model", type(old).__name__, total, touched, detail))
-    return tuple(rows)
+        changes[name] = (weights(old) - weights(new), _detail(old, new, left.get(name, "")))
+    return coverage(before, changes, left)
 
 
 def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:

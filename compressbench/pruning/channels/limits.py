@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from compressbench.core.calls import function_name, tensors_in
 from compressbench.core.edits import parameters
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.validation import is_number
@@ -23,9 +23,6 @@ Trial = TypeVar("Trial")
 
 LATENCY = "latency"  # time over that of the uncut model
 _STEPS = 14  # of bisection: shares to 1 / 16,384
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-_PRODUCTS = {"matmul", "rmatmul", "bmm", "mm"}
 
 
 def check_limit(name: str, value: Any) -> None:
@@ -138,37 +135,23 @@ def count(model: nn.Module, example: Tensor) -> dict[str, float]:
 
 def macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one sample in convolutions, linear layers and matrix products."""
-    counter = _Counter()
-    with torch.no_grad(), counter:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), _attention_as_products(), FlopCounterMode(display=False) as counter:
         model(example[:1])
-    return counter.total
+    return int(counter.get_total_flops()) // 2  # a multiplication and an addition
 
 
-class _Counter(TorchFunctionMode):
-    total = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        inputs = tensors_in([*args, *(kwargs or {}).values()])
-        if len(inputs) > 1 and isinstance(output, Tensor):
-            self.total += _macs_of(function_name(func), inputs, output)
-        return output
-
-
-def _macs_of(function: str, inputs: list[Tensor], output: Tensor) -> int:
-    first, second = inputs[:2]
-    if function in _CONVOLUTIONS:
-        return output.numel() * math.prod(second.shape[1:])
-    if function in _TRANSPOSED:
-        return first.numel() * math.prod(second.shape[1:])
-    if function == "linear" or function in _PRODUCTS:
-        return output.numel() * first.shape[-1]
-    if function == "scaled_dot_product_attention":  # query key^T, then weights value
-        pairs = first.numel() // first.shape[-1] * second.shape[-2]
-        return pairs * (first.shape[-1] + output.shape[-1])
-    return 0
+@contextmanager
+def _attention_as_products() -> Iterator[None]:
+    """No kernel of a CPU that computes attention in one call: the counter knows none of them."""
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
 
 
 def check_measurable(name: str, exporter: object) -> None:

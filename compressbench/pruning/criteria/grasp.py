@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer, check_positive
-from compressbench.data.calibration import training_batches
+from compressbench.pruning.criteria.batches import watched_batches
 
 Weights = Sequence[Tensor]
 
@@ -63,9 +63,8 @@ class Grasp:
         """The mean over all images of `part(loss, weights)`, which is linear in the loss."""
         totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
         images = totals[0].new_zeros(())
-        batches = training_batches(context, self.images, self.batch_size)
-        for done, (inputs, targets) in enumerate(batches):
-            context.progress(min(done * self.batch_size, self.images), self.images, "gradient flow")
+        batches = watched_batches(context, self.images, self.batch_size, "gradient flow")
+        for inputs, targets in batches:
             images += len(targets)
             with torch.enable_grad():
                 logits = probe(inputs) / self.temperature

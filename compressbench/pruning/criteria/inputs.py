@@ -13,9 +13,9 @@ from compressbench.analysis.input_moments import chunks
 from compressbench.core.calls import tensors_in
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import UserError
-from compressbench.core.layers import is_transposed
+from compressbench.core.layers import is_transposed, per_output
 from compressbench.core.types import Context
-from compressbench.data.calibration import training_images
+from compressbench.pruning.criteria.batches import watched_batches
 
 
 @torch.no_grad()
@@ -39,8 +39,7 @@ def input_squares(
         for module in _with_weight(probe, probe.get_parameter(f"{name}.weight"))
     ]
     try:
-        for done, inputs in enumerate(training_images(context, images, batch_size)):
-            context.progress(min(done * batch_size, images), images, "inputs of the layers")
+        for inputs, _ in watched_batches(context, images, batch_size, "inputs of the layers"):
             probe(inputs)
     finally:
         for handle in handles:
@@ -72,7 +71,7 @@ def squares_of(layer: nn.Module, inputs: Tensor) -> Tensor:
     weight = layer.get_parameter("weight")
     if isinstance(layer, _ConvNd) and is_transposed(layer):
         sums = inputs.double().square().sum((0, *range(2, inputs.ndim)))
-        return sums.view(-1, *[1] * (weight.ndim - 1))
+        return per_output(sums, weight)  # whose first axis has the inputs
     together = inputs.double().square().sum(0, keepdim=True)  # unfolding only moves them
     total = sum(chunk.sum(1) for chunk in chunks(layer, together))
     assert isinstance(total, Tensor)

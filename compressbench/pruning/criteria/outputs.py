@@ -13,7 +13,7 @@ from compressbench.core.calls import Call, Site, trace, watch
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import UserError
 from compressbench.core.types import Context
-from compressbench.data.calibration import training_images
+from compressbench.pruning.criteria.batches import watched_batches
 
 _LAYERS = {
     "conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d",
@@ -89,8 +89,7 @@ def channel_means(
             sums = _channel_sums(probe.get_submodule(name), value(output))
             totals[name] = totals[name] + sums if name in totals else sums
 
-    for done, inputs in enumerate(training_images(context, images, batch_size)):
-        context.progress(min(done * batch_size, images), images, "outputs of the layers")
+    for inputs, _ in watched_batches(context, images, batch_size, "outputs of the layers"):
         watch(probe, inputs, sites, take)
     return {name: _mean(sum_over_ranks(totals[name])).cpu() for name in layers}
 

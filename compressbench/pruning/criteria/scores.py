@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError
-from compressbench.core.layers import is_transposed, output_channels
+from compressbench.core.layers import is_transposed, output_channels, output_rows, per_output
 from compressbench.core.types import Context
 
 
@@ -49,18 +49,14 @@ def of_weights(layer: nn.Module, score: Tensor) -> Tensor:
         per_group = score.view(groups, 1, -1)
         rows = per_group.expand(groups, len(weight) // groups, -1).reshape(len(weight), -1)
         return rows.view(*weight.shape[:2], *[1] * (weight.ndim - 2)).expand(weight.shape)
-    return score.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
+    return per_output(score, weight).expand(weight.shape)
 
 
 def of_channels(layer: nn.Module, score: Tensor) -> Tensor:
     """A score for each output channel, float64: the sum over its weights where there are those."""
     if score.ndim == 1:
         return score.double()
-    if not is_transposed(layer):
-        return score.double().flatten(1).sum(1)
-    groups = int(getattr(layer, "groups", 1))
-    grouped = score.double().view(groups, -1, *score.shape[1:])
-    return grouped.transpose(1, 2).flatten(2).sum(2).flatten()
+    return output_rows(layer, score.double()).sum(2).flatten()
 
 
 def over_mean(score: Tensor) -> Tensor:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
-from compressbench.pruning.criteria.gradients import batch_gradients
+from compressbench.pruning.criteria.gradients import gradient_sums
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,11 @@ class Snip:
     def of_model(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
-        device = context.runtime.device
-        weights = [m.get_parameter("weight").detach().double() for m in layers.values()]
-        weights = [weight.to(device) for weight in weights]
-        totals = [torch.zeros_like(weight) for weight in weights]
-        images = 0
-        for gradients, count in batch_gradients(
-            model, layers, context, self.images, self.batch_size
-        ):
-            images += count
-            for total, gradient in zip(totals, gradients, strict=True):
-                total += count * gradient.double()
-        everyone = sum_over_ranks(torch.tensor(float(images), dtype=torch.float64, device=device))
+        def part(weight: Tensor, gradient: Tensor, images: int) -> Tensor:
+            return images * gradient
+
+        sums = gradient_sums(model, layers, context, self.images, self.batch_size, part)
         return {
-            name: (weight * sum_over_ranks(total) / everyone).abs().float()
-            for name, weight, total in zip(layers, weights, totals, strict=True)
+            name: (sums.weights[name] * total / sums.images).abs().float()
+            for name, total in sums.parts.items()
         }

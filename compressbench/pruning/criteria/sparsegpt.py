@@ -13,6 +13,7 @@ from compressbench.analysis.input_moments import Moments
 from compressbench.analysis.layer_inputs import layer_moments, working_copies
 from compressbench.analysis.obs import compensated, damped, inverse_factor
 from compressbench.core.errors import UserError
+from compressbench.core.layers import per_output
 from compressbench.core.types import Context
 from compressbench.core.validation import check_flag, check_integer, check_positive
 
@@ -92,7 +93,7 @@ class SparseGpt:
         moved = compensated(target, hessian, update_column).reshape(mask.shape).float()
         plain = moments.weight * mask
         better = moments.error(moved) < moments.error(plain)
-        return torch.where(better.view(-1, *[1] * (mask.ndim - 1)), moved, plain)
+        return torch.where(per_output(better, mask), moved, plain)
 
 
 def _check_kinds(layers: Mapping[str, nn.Module]) -> None:

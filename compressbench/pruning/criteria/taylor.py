@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
-from compressbench.pruning.criteria.gradients import batch_gradients
+from compressbench.pruning.criteria.gradients import gradient_sums
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,8 @@ class Taylor:
     def of_model(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
-        device = context.runtime.device
-        weights = [m.get_parameter("weight").detach().double() for m in layers.values()]
-        weights = [weight.to(device) for weight in weights]
-        totals = [torch.zeros_like(weight) for weight in weights]
-        batches = 0
-        for gradients, _ in batch_gradients(model, layers, context, self.images, self.batch_size):
-            batches += 1
-            for total, weight, gradient in zip(totals, weights, gradients, strict=True):
-                total += (weight * gradient.double()).square()
-        count = sum_over_ranks(torch.tensor(float(batches), dtype=torch.float64, device=device))
-        return {
-            name: (sum_over_ranks(total) / count).float()
-            for name, total in zip(layers, totals, strict=True)
-        }
+        def part(weight: Tensor, gradient: Tensor, images: int) -> Tensor:
+            return (weight * gradient).square()
+
+        sums = gradient_sums(model, layers, context, self.images, self.batch_size, part)
+        return {name: (total / sums.batches).float() for name, total in sums.parts.items()}

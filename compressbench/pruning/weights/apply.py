@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from compressbench.core.coverage import coverage
 from compressbench.core.edits import masked_layers, set_mask_
-from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.layers import weight_owners, weights
 from compressbench.core.protocols import Criterion, ModelCriterion
-from compressbench.core.types import (
-    Context,
-    Coverage,
-    Edit,
-)
+from compressbench.core.types import Context, Coverage, Edit
 from compressbench.pruning.criteria.scores import of_weights, scores_of
 
 
@@ -43,22 +40,22 @@ def mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[
     return [{"kind": "mask", "layers": fresh}] if fresh else []
 
 
+def nonzero_weights(layers: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Layer -> how many of its weights are not zero."""
+    return {n: int(layer.get_parameter("weight").count_nonzero()) for n, layer in layers.items()}
+
+
 def zeroed(
-    model: nn.Module,
-    masks: Mapping[str, Tensor],
-    before: Mapping[str, int],
-    left: Mapping[str, str],
+    model: nn.Module, before: Mapping[str, int], left: Mapping[str, str]
 ) -> tuple[Coverage, ...]:
-    """One row a module with weights; `touched` counts weights that were not zero before."""
-    rows, counted = [], set[int]()
-    for name, layer in layers_with_weights(model).items():
-        total, touched, detail = weights(layer), 0, f"left: {left.get(name, '')}"
-        if name in masks:
-            weight = layer.get_parameter("weight")
-            nonzero = int(weight.count_nonzero())
-            touched = 0 if id(weight) in counted else before[name] - nonzero
-            floor = ", its most important weight is kept" if nonzero == 1 else ""
-            detail = f"sparsity {1 - nonzero / total:.2f}{floor}"
-            counted.add(id(weight))
-        rows.append(Coverage(name or "model", type(layer).__name__, total, touched, detail))
-    return tuple(rows)
+    """Coverage of pruning: weights that were not zero `before` (`nonzero_weights` of the layers
+    that were pruned) and are now; a tied weight counts in the first of its layers.
+    """
+    now = nonzero_weights({name: model.get_submodule(name) for name in before})
+    changes = {}
+    for name, owner in weight_owners(model, before).items():
+        share = 1 - now[name] / weights(model.get_submodule(name))
+        floor = ", its most important weight is kept" if now[name] == 1 else ""
+        touched = before[name] - now[name] if owner == name else 0
+        changes[name] = (touched, f"sparsity {share:.2f}{floor}")
+    return coverage(model, changes, left)

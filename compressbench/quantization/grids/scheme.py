@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from compressbench.core.errors import UserError
-from compressbench.core.grid import Grid
+from compressbench.core.grid import Granularity, Grid
+from compressbench.core.layers import layers_with_weights
+from compressbench.core.nearest import nearest_of_many
+from compressbench.core.trees import leaves
 from compressbench.core.types import DataSpec
-from compressbench.core.validation import check_integer
+from compressbench.core.validation import check_flag, check_integer
 from compressbench.quantization.grids.weight_uses import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -69,7 +71,7 @@ class Scheme:
         return {bits for bits in (*found, *self.flat_widths().values()) if bits is not None}
 
     def flat_widths(self) -> dict[str, Any]:
-        return dict(_flatten(self.widths or {}))
+        return leaves(self.widths) if self.widths else {}
 
     def grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
         """The grid of every layer to quantize, in forward order, and for every module with weights
@@ -86,7 +88,7 @@ class Scheme:
                 chosen[name] = apply_rule(self.grid if known is None else known, rule)
         for name, bits in self.flat_widths().items():
             if name not in chosen:
-                raise UserError(f"widths.{name}: no such layer{_nearest(name, order)}")
+                raise UserError(f"widths.{name}: no such layer{nearest_of_many(name, order)}")
             chosen[name] = replace(chosen[name] or self.grid, bits=bits)
         for name, grid in chosen.items():
             if grid is None:
@@ -94,6 +96,46 @@ class Scheme:
         grids = {name: grid for name, grid in chosen.items() if grid is not None}
         _check_groups(grids, model)
         return grids, reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """The options of every stage that puts weights and activations on grids: fields alone.
+
+    `granularity`, `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`;
+    `rules` and `widths` change them for some layers (`Scheme`). Activations get grids of
+    `activation_bits` in [4, 8], around zero if `activation_symmetric`.
+    """
+
+    granularity: Granularity = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    narrow: bool = True
+    power_of_two: bool = False
+    rules: Sequence[Rule] | None = None
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    activation_bits: int = 8
+    activation_symmetric: bool = False
+
+
+def scheme_of(options: GridOptions, bits: int) -> Scheme:
+    """The scheme of a stage with these options; UserError for values that no grid can have."""
+    check_integer("activation_bits", options.activation_bits, 4, 8)
+    check_flag("activation_symmetric", options.activation_symmetric)
+    grid = Grid(
+        bits, options.granularity, options.group_size, options.symmetric, options.narrow,
+        options.power_of_two,
+    )  # fmt: skip
+    return Scheme(grid, options.rules, options.widths)
+
+
+def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str]) -> None:
+    """UserError where a stage has no layer to quantize: why none of the model's is."""
+    if not grids:
+        raise UserError(
+            f"{stage} found no layer it can quantize: "
+            + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+        )
 
 
 def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
@@ -106,10 +148,7 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
     """
     uses = weight_uses(model, spec.blank(2))
     reasons = {}
-    for name, layer in model.named_modules():
-        own = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
-        if not own:
-            continue
+    for name, layer in layers_with_weights(model).items():
         if not isinstance(layer, (*LAYERS, TABLES)):
             reasons[name] = "only convolutions, linear layers and embeddings are quantized"
             continue
@@ -154,7 +193,7 @@ def _check_rule(rule: Any) -> None:
         raise UserError(f"a rule is a mapping such as {{layers: fc, bits: 8}}, got {rule!r}")
     unknown = sorted(str(k) for k in set(rule) - _GRID_OPTIONS - _SELECTORS)
     if unknown:
-        raise UserError(f"{unknown[0]}: no such option{_nearest(unknown[0], _allowed())}")
+        raise UserError(f"{unknown[0]}: no such option{nearest_of_many(unknown[0], _allowed())}")
     if len(set(rule) & _SELECTORS) != 1:
         raise UserError(f"exactly one of layers and type must be given, got {dict(rule)}")
     if not set(rule) & _GRID_OPTIONS:
@@ -184,7 +223,7 @@ def _matches(rule: Rule, where: str, order: Sequence[str], model: nn.Module) -> 
         if not found:
             kinds = sorted({t for n in order for t in _types(model.get_submodule(n))})
             advice = f"; there are {', '.join(kinds)}" if key == "type" else ""
-            advice = advice or _nearest(selector, order)
+            advice = advice or nearest_of_many(selector, order)
             raise UserError(f"{where}.{key}={selector} matches no layer to quantize{advice}")
         yield from found
 
@@ -212,16 +251,3 @@ def _check_groups(grids: Mapping[str, Grid], model: nn.Module) -> None:
             f"group_size={size} does not divide the input channels of {listed}; a rule helps: "
             f"{{layers: [{', '.join(bad)}], granularity: channel}}"
         )
-
-
-def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"; the nearest name is {close[0]}" if close else ""

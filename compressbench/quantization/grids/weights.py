@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from compressbench.core.coverage import coverage
 from compressbench.core.edits import set_scale_
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.grid import Grid, GridWeight, WeightQuantizer, expand, step_limits
+from compressbench.core.layers import weight_owners, weights
 from compressbench.core.types import Context, Coverage, Edit
 from compressbench.quantization.grids.scheme import TABLES, grid_options, grid_text
 from compressbench.quantization.observers.minmax import MinMax
@@ -34,17 +36,14 @@ def quantize_weights_(
 def _round_(
     model: nn.Module, grids: Mapping[str, Grid], method: WeightQuantizer, context: Context
 ) -> None:
-    owners: dict[int, str] = {}
+    owners = weight_owners(model, grids)
     for name in grids:
-        owners.setdefault(id(model.get_parameter(f"{name}.weight")), name)
-    for name in owners.values():
         if not bool(torch.isfinite(model.get_parameter(f"{name}.weight")).all()):
             raise CheckFailedError(f"{name}.weight holds NaN or infinity before quantization")
     if not grids:
         return
-    quantized = method(model, {name: grids[name] for name in owners.values()}, context)
-    results = {name: quantized[owners[id(model.get_parameter(f"{name}.weight"))]] for name in grids}
-    set_weights_(model, grids, results)
+    rounded = method(model, {name: grids[name] for name in owners.values()}, context)
+    set_weights_(model, grids, {name: rounded[owner] for name, owner in owners.items()})
 
 
 def set_weights_(
@@ -75,16 +74,16 @@ def _check_result(name: str, weight: torch.Tensor, result: GridWeight, grid: Gri
         raise CheckFailedError(f"{name}: a weight that was zero is not zero any more")
 
 
-def coverage(
+def coverage_of_grids(
     model: nn.Module, grids: Mapping[str, Grid], reasons: Mapping[str, str]
 ) -> tuple[Coverage, ...]:
     """One row for each module with weights: on which grid, or why not."""
-    rows = []
-    for name, reason in reasons.items():
-        layer = model.get_submodule(name)
-        total = sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
-        grid = grids.get(name)
-        detail = grid_text(grid) if grid else f"left float: {reason}"
-        touched = total if grid else 0
-        rows.append(Coverage(name or "model", type(layer).__name__, total, touched, detail))
-    return tuple(rows)
+    return quantized(model, {name: grid_text(grid) for name, grid in grids.items()}, reasons)
+
+
+def quantized(
+    model: nn.Module, texts: Mapping[str, str], reasons: Mapping[str, str]
+) -> tuple[Coverage, ...]:
+    """Coverage of quantization: the layers in `texts`, which say how; `reasons` why not others."""
+    changes = {name: (weights(model.get_submodule(name)), text) for name, text in texts.items()}
+    return coverage(model, changes, reasons, "left float")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.calls import Call
+from compressbench.core.layers import per_output
 from compressbench.quantization.preparation.folding import single_calls, unchanged_outputs
 
 # f(s x) = s f(x) for s > 0, channel by channel; where the first two axes stay as they are
@@ -112,7 +113,7 @@ def _balance_(a: _Weights, b: _Weights) -> float:
     """Equalize one pair; the largest |s - 1|."""
     inputs = b.input_view()
     scales = channel_scales(a.weight.abs().flatten(1).amax(1), inputs.abs().amax((1, 3)).flatten())
-    a.weight /= scales.view(-1, *[1] * (a.weight.ndim - 1))
+    a.weight /= per_output(scales, a.weight)
     if a.bias is not None:
         a.bias /= scales
     inputs *= scales.view(b.groups, 1, -1, 1)

@@ -14,6 +14,7 @@ from compressbench.core.calls import Call, trace
 from compressbench.core.edits import apply_edit_
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.grid import Grid
+from compressbench.core.layers import per_output
 from compressbench.core.types import Edit
 from compressbench.quantization.grids.scheme import FUNCTIONS, LAYERS
 from compressbench.quantization.grids.weight_uses import weight_uses
@@ -163,7 +164,7 @@ def _fold_(layer: nn.Module, norm: _BatchNorm) -> None:
     factor, shift = _affine(norm)
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     with torch.no_grad():
-        weight.copy_(weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1)))
+        weight.copy_(weight.double() * per_output(factor, weight))
         bias.copy_(factor * bias.double() + shift)
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compressbench.analysis.layer_inputs import layer_moments, working_copies
-from compressbench.core.grid import Grid, GridWeight, on_cpu
+from compressbench.analysis.input_moments import Moments
+from compressbench.analysis.layer_inputs import working_copies
+from compressbench.core.grid import Grid, GridWeight
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
+from compressbench.quantization.rounding.layer_by_layer import rounded_in_order
 from compressbench.quantization.rounding.reconstruction import Fit, fit_layer
 
 
@@ -46,13 +48,8 @@ class AdaRound:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
+        def fitted(moments: Moments, grid: Grid) -> GridWeight:
+            return fit_layer(moments, grid, self.ranges, self.fit())
+
         models = working_copies(model, context.runtime.device)
-        found = {}
-        for number, (name, grid) in enumerate(grids.items()):
-            context.progress(number, len(grids), f"rounding {name}")
-            moments = layer_moments(name, models, context, self.images)
-            result = fit_layer(moments, grid, self.ranges, self.fit())
-            models[1].get_parameter(f"{name}.weight").copy_(result.weight)
-            found[name] = on_cpu(result)
-        context.progress(len(grids), len(grids), "rounding")
-        return found
+        return rounded_in_order(models, grids, fitted, context, self.images)

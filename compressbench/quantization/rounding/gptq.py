@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.analysis.layer_inputs import layer_moments, working_copies
+from compressbench.analysis.layer_inputs import working_copies
 from compressbench.analysis.obs import columns, compensated, damped
 from compressbench.core.errors import UserError
 from compressbench.core.grid import (
@@ -18,13 +18,14 @@ from compressbench.core.grid import (
     GridWeight,
     choose_scale,
     expand,
-    on_cpu,
     round_to_grid,
     step_limits,
 )
+from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_flag, check_integer, check_positive
+from compressbench.quantization.rounding.layer_by_layer import rounded_in_order
 
 Order = Literal["activation", "natural"]
 ORDERS = ("activation", "natural")
@@ -70,14 +71,7 @@ class Gptq:
     ) -> dict[str, GridWeight]:
         reference, quantized = working_copies(model, context.runtime.device)
         models = (reference if self.drift else quantized, quantized)
-        found = {}
-        for number, (name, grid) in enumerate(grids.items()):
-            context.progress(number, len(grids), f"rounding {name}")
-            moments = layer_moments(name, models, context, self.images)
-            found[name] = self.round(moments, grid)
-            quantized.get_parameter(f"{name}.weight").copy_(found[name].weight)
-        context.progress(len(grids), len(grids), "rounding")
-        return {name: on_cpu(result) for name, result in found.items()}
+        return rounded_in_order(models, grids, self.round, context, self.images)
 
     def round(self, moments: Moments, grid: Grid) -> GridWeight:
         """The weight on `grid` whose outputs are nearest to the targets of `moments`."""
@@ -97,7 +91,7 @@ class Gptq:
         found = columns(steps, back).reshape(weight.shape).to(torch.int16)
         result = replace(nearest, steps=found)
         better = moments.error(result.weight) < moments.error(nearest.weight)
-        kept = better.reshape(-1, *[1] * (weight.ndim - 1))
+        kept = per_output(better, weight)
         return replace(nearest, steps=torch.where(kept, found, nearest.steps))
 
     def _order(self, hessian: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from compressbench.core.grid import (
     round_to_grid,
     step_limits,
 )
+from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.validation import check_integer, check_positive, check_share
 
@@ -165,7 +166,7 @@ def fit_layer(
     if scale_learning_rate > 0:  # a scale may be shared by several outputs: all or none
         return fitted if bool(moments.error(fitted.weight).sum() < usual.sum()) else nearest
     better = moments.error(fitted.weight) < usual
-    kept = better.reshape(-1, *[1] * (weight.ndim - 1))
+    kept = per_output(better, weight)
     return GridWeight(scale, torch.where(kept, fitted.steps, nearest.steps), zero_point)
 
 

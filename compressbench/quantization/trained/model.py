@@ -16,6 +16,7 @@ from compressbench.core.activation_quantizers import (
 )
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.grid import Grid
+from compressbench.core.layers import weight_owners
 from compressbench.core.types import Edit
 from compressbench.quantization.grids.scheme import grid_options
 from compressbench.quantization.grids.weights import set_weights_
@@ -46,11 +47,8 @@ class FakeQuantizedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.grids = model, dict(grids)
-        owners: dict[int, str] = {}
-        for name in grids:
-            owners.setdefault(id(model.get_parameter(f"{name}.weight")), name)
-        self.owners = {n: owners[id(model.get_parameter(f"{n}.weight"))] for n in grids}
-        self.names = list(owners.values())  # a tied weight once
+        self.owners = weight_owners(model, grids)
+        self.names = list(dict.fromkeys(self.owners.values()))  # a tied weight once
         self.weights = nn.ModuleList(
             cast(nn.Module, weight.weight(model.get_parameter(f"{n}.weight"), grids[n]))
             for n in self.names

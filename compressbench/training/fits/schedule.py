@@ -42,17 +42,22 @@ class FitCallback(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast. `epochs` may be a fraction; `batch_size` images make a step, shared
-    by the ranks; the learning rate follows a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983)
-    after a linear warm-up of `warmup` of the steps.
-    """
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The options that every stage with a fit takes: fields alone, which `Schedule` explains."""
 
     epochs: float
     batch_size: int
     optimizer: Optimizer
     warmup: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(FitOptions):
+    """How long and how fast. `epochs` may be a fraction; `batch_size` images make a step, shared
+    by the ranks; the learning rate follows a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983)
+    after a linear warm-up of `warmup` of the steps. Raises UserError for values out of range.
+    """
 
     def __post_init__(self) -> None:
         check_positive("epochs", self.epochs)
@@ -83,3 +88,13 @@ class Schedule:
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def schedule_of(options: FitOptions) -> Schedule:
+    """The schedule of a stage with these options; UserError for values out of range."""
+    return Schedule(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        warmup=options.warmup,
+    )

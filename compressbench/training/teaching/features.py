@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import CHILD
 from compressbench.core.errors import UserError
+from compressbench.core.nearest import nearest_of_many
 from compressbench.core.protocols import FeatureLoss
 
 Shape = tuple[int, ...]  # of one sample
@@ -101,8 +101,7 @@ def pair(
             *((n, "teacher", teacher) for n in loss.layers.values()),
         ]:
             if name not in layers:
-                close = difflib.get_close_matches(name, layers, n=1, cutoff=0.0)
-                advice = f"; the nearest name is {close[0]}" if close else ""
+                advice = nearest_of_many(name, layers)
                 raise UserError(f"layers: the {whose} has no layer {name!r}{advice}")
         return list(loss.layers.items())
     ours, theirs = resolutions(student), resolutions(teacher)

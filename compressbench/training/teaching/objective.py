@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,15 @@ from compressbench.core.distributed import world_size
 from compressbench.core.errors import UserError
 from compressbench.core.memory_format import channels_last
 from compressbench.core.protocols import FeatureLoss
-from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Outcome
+from compressbench.core.types import Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_share
-from compressbench.training.fits.schedule import BatchLoss, Schedule
+from compressbench.training.fits.schedule import BatchLoss, FitOptions, Schedule, schedule_of
 from compressbench.training.teaching.features import Shape, capture_outputs, pair, shapes
 from compressbench.training.teaching.teachers import ANSWERS, Teachers, dtype_for, teacher_outputs
-from compressbench.training.train import cross_entropy, touched
+from compressbench.training.train import cross_entropy, trained
 
 Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`terms`)
+History = dict[str, list[float]]
 
 
 class Compared(NamedTuple):
@@ -49,14 +50,27 @@ def check_loss(loss: Any) -> None:
         raise UserError(f"loss must be a distillation loss, got {loss!r}")
 
 
-def check_choice(loss: Any, label_smoothing: Any) -> None:
-    """Raise UserError unless at most one of a distillation loss and label smoothing is set."""
-    check_share("label_smoothing", label_smoothing)
-    if loss is None:
+@dataclass(frozen=True, kw_only=True)
+class TaughtFitOptions(FitOptions):
+    """Those of a stage that fits to the labels, with `label_smoothing`, or to the distillation
+    `loss`, for which the recipe names the `teacher`.
+    """
+
+    label_smoothing: float = 0.0
+    loss: Any = None
+
+
+def check_fit(options: TaughtFitOptions) -> None:
+    """Raise UserError for options of a fit that are out of range or exclude one another."""
+    schedule_of(options)
+    check_share("label_smoothing", options.label_smoothing)
+    if options.loss is None:
         return
-    check_loss(loss)
-    if label_smoothing:
-        raise UserError(f"label_smoothing={label_smoothing} has no meaning with a loss: set one")
+    check_loss(options.loss)
+    if options.label_smoothing:
+        raise UserError(
+            f"label_smoothing={options.label_smoothing} has no meaning with a loss: set one"
+        )
 
 
 def terms_of(loss: Teaching) -> dict[str, Any]:
@@ -90,12 +104,21 @@ def compare(
     return found
 
 
+class HasLoss(Protocol):
+    """A stage with a distillation loss, or None."""
+
+    @property
+    def loss(self) -> Teaching: ...
+
+
 def check_teachers(
-    loss: Teaching, student: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
+    stage: HasLoss, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
 ) -> None:
-    """Refuse before anything is trained layers that cannot be compared."""
+    """The method of that name of every stage with a loss (see `Stage`): refuse before anything is
+    trained features that cannot be compared.
+    """
     with torch.random.fork_rng(devices=[]):
-        compared_layers(loss, student, teachers, spec)
+        compared_layers(stage.loss, model, teachers, spec)
 
 
 def compared_layers(
@@ -200,18 +223,22 @@ def _looks(schedule: Schedule, context: Context) -> int:
     return steps * schedule.share(ranks) * ranks
 
 
-def loss_for(
+def learn_(
     student: nn.Module,
     inputs: Mapping[str, Artifact],
     loss: Teaching,
     label_smoothing: float,
     schedule: Schedule,
     context: Context,
-) -> AbstractContextManager[BatchLoss]:
-    """What `fit_` trains `student` on: the labels where `loss` is None, else its teachers."""
+    fit: Callable[[BatchLoss], History],
+) -> tuple[History, tuple[str, ...]]:
+    """Let `fit` train `student` on the labels where `loss` is None, else on what the teachers among
+    `inputs` give. Returns what `fit` does, and notes on how the teachers were asked.
+    """
     if loss is None:
-        return nullcontext(cross_entropy(label_smoothing))
-    return lesson(student, inputs, loss, schedule, context)
+        return fit(cross_entropy(label_smoothing)), ()
+    with lesson(student, inputs, loss, schedule, context) as taught:
+        return fit(taught), taught.notes
 
 
 def learn(
@@ -223,19 +250,13 @@ def learn(
     context: Context,
     penalty: Callable[[BatchLoss], BatchLoss] | None = None,
 ) -> Outcome:
-    """Fit a copy of the model of `start` to the labels, or to what the teachers among `inputs`
-    give; `penalty` adds to the loss.
-    """
+    """Fit a copy of the model of `start` as `learn_` does; `penalty` adds to the loss."""
     from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
-    with loss_for(model, inputs, loss, label_smoothing, schedule, context) as made:
-        history = fit_(model, penalty(made) if penalty else made, schedule, context)
-        notes = notes_of(made)
-    trained = replace(start, model=model, properties=start.properties | {TRAINED})
-    return Outcome(trained, touched(model, "trained"), history, notes=notes)
 
+    def fit(made: BatchLoss) -> History:
+        return fit_(model, penalty(made) if penalty else made, schedule, context)
 
-def notes_of(loss: BatchLoss) -> tuple[str, ...]:
-    """How the teachers of a `loss_for` were asked; nothing where there are none."""
-    return getattr(loss, "notes", ())
+    history, notes = learn_(model, inputs, loss, label_smoothing, schedule, context, fit)
+    return replace(trained(start, model, history), notes=notes)
