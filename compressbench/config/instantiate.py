@@ -15,6 +15,7 @@ from typing import Any
 
 from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
+from compressbench.core.live_objects import live_types
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
@@ -60,7 +61,10 @@ def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: An
     check(config, where, set(keywords))
     try:
         made = utils.instantiate(
-            dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
+            dict(config),
+            _convert_="all",
+            _execution_whitelist_=[*allowed(), *live_types()],
+            **keywords,
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
