@@ -137,13 +137,13 @@ def _chosen(loader: DataLoader[Any]) -> Any | None:
     return dataset if isinstance(sampler, samplers.SequentialSampler) else None
 
 
-def _stacked(samples: Iterator[Any], where: str) -> tuple[Tensor, Tensor]:
+def _stacked(samples: Iterator[Any], where: str) -> tuple[Tensor, list[Any]]:
     inputs: list[Tensor] = []
-    targets: list[Tensor] = []
+    targets: list[Any] = []
     for row, sample in enumerate(samples):
         given, target = _pair(sample, f"{where} sample {row}")
         inputs.append(_tensor(given, f"{where} sample {row}"))
-        targets.append(torch.as_tensor(target))
+        targets.append(target.tolist() if hasattr(target, "tolist") else target)
         if inputs[-1].shape != inputs[0].shape:
             raise UserError(
                 f"{where} sample {row}: all inputs must have one shape, got "
@@ -151,7 +151,7 @@ def _stacked(samples: Iterator[Any], where: str) -> tuple[Tensor, Tensor]:
             )
     if not inputs:
         raise UserError(f"{where}: holds no samples")
-    return torch.stack(inputs), torch.stack(targets)
+    return torch.stack(inputs), targets
 
 
 def _pair(sample: Any, where: str) -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ def _tensor(value: Any, where: str) -> Tensor:
     array = np.asarray(value)
     if array.dtype == object or array.dtype.kind not in "biuf":
         raise UserError(f"{where}: arrays must hold numbers, got {array.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _inputs(inputs: Tensor, where: str) -> Tensor:
@@ -195,13 +195,16 @@ def _inputs(inputs: Tensor, where: str) -> Tensor:
 
 
 def _targets(given: Any, where: str) -> Tensor:
-    targets = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given)).cpu()
-    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+    try:
+        found = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.array(given)
+    except ValueError as error:
+        raise UserError(f"{where}: targets must be integers [samples]: {error}") from error
+    if found.ndim != 1 or found.dtype.kind not in "biu":
         raise UserError(
-            f"{where}: targets must be class numbers, integers [samples], got {targets.dtype} "
-            f"{list(targets.shape)}"
+            f"{where}: targets must be class numbers, integers [samples], got {found.dtype} "
+            f"{list(found.shape)}"
         )
-    return targets.long()
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def _check_alike(splits: Mapping[SplitName, Split]) -> None:

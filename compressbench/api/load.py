@@ -118,6 +118,6 @@ def _model_config(artifact: Path) -> dict[str, Any]:
     path = artifact / artifacts.DESCRIPTION
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     return config
