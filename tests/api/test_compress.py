@@ -147,6 +147,14 @@ def test_training_starts_from_the_weights_that_a_module_has(trained_net, digits)
     assert not torch.allclose(made["head.weight"], held["head.weight"], atol=1e-4)
 
 
+def test_a_module_in_hand_teaches_a_model_of_the_config(shipped, trained_net, digits):
+    short = {"model@recipe.stages.distill.model": "mlp", "recipe.stages.distill.epochs": 1}
+    data = (digits["train"], digits["test"])
+    result = compress(trained_net, data, "distill", trained=True, overrides=short)
+    assert hits(result) == {"train": True, "distill": False}
+    assert type(compressbench.load(result.folder).model).__name__ == "Mlp"
+
+
 def test_rows_of_numbers_are_data_too():
     rows = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     labels = (rows.sum(1) > 0).long()
