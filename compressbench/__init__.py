@@ -19,7 +19,8 @@ _WHERE = {
     "load": "api.load",
     "Run": "api.load",
     "front": "api.front",
-    "front_figure": "api.front",
+    "front_picture": "api.front",
+    "FrontPicture": "api.front",
     "UserError": "core.errors",
     "CheckFailedError": "core.errors",
 }

@@ -1,7 +1,8 @@
 from compressbench.api.compress import Result as Result
 from compressbench.api.compress import compress as compress
+from compressbench.api.front import FrontPicture as FrontPicture
 from compressbench.api.front import front as front
-from compressbench.api.front import front_figure as front_figure
+from compressbench.api.front import front_picture as front_picture
 from compressbench.api.load import Run as Run
 from compressbench.api.load import load as load
 from compressbench.core.errors import CheckFailedError as CheckFailedError

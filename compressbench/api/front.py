@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from compressbench.api.table import as_table
 from compressbench.results.front_table import raw_rows
 from compressbench.results.sweep import Sweep
 from compressbench.tracking.find_sweeps import check_comparable, find
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def front(sweep: str | Path) -> Any:
@@ -32,19 +31,35 @@ def front(sweep: str | Path) -> Any:
     return as_table([row for found in _sweeps(sweep) for row in raw_rows(found)])
 
 
-def front_figure(sweep: str | Path) -> Figure:
-    """The picture of `compressbench front`: all trials, the front, the knee, the baseline.
+@dataclass(frozen=True)
+class FrontPicture:
+    """The picture of a front as a PNG file's bytes; a notebook shows it."""
+
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def front_picture(sweep: str | Path) -> FrontPicture:
+    """The picture of `compressbench front --png`: trials, the front, the knee, the baseline.
 
     Args:
         sweep: As for `front`.
 
     Returns:
-        A plotly figure.
-    """
-    from compressbench.results.front_html import front_figure as drawn
-    from compressbench.results.front_picture import Picture
+        The `FrontPicture`, which a notebook shows; its bytes are in `png`.
 
-    return drawn(Picture(_sweeps(sweep)))
+    Raises:
+        UserError: As `front`.
+    """
+    from compressbench.results.front_picture import Picture
+    from compressbench.results.front_png import write_png
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "front.png"
+        write_png(Picture(_sweeps(sweep)), path)
+        return FrontPicture(path.read_bytes())
 
 
 def _sweeps(name: str | Path) -> Sequence[Sweep]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import compressbench
 from compressbench.cli.front import main
@@ -39,9 +42,13 @@ def test_without_pandas_the_rows_are_a_list(stored, monkeypatch):
     assert isinstance(rows, list) and rows[0]["sweep"] == "digits"
 
 
-def test_the_picture_is_a_figure_of_plotly(stored):
-    figure = compressbench.front_figure("digits")
-    assert "front of digits" in {trace.name for trace in figure.data}
+def test_the_picture_is_that_of_the_command_line(stored, tmp_path):
+    main(["digits", "--png", str(tmp_path / "front.png")])
+    picture = compressbench.front_picture("digits")
+    assert picture._repr_png_() == picture.png
+    drawn, wanted = (Image.open(f) for f in (io.BytesIO(picture.png), tmp_path / "front.png"))
+    assert drawn.size == wanted.size
+    assert np.array_equal(np.asarray(drawn), np.asarray(wanted))
 
 
 def test_sweeps_that_are_not_there_or_have_nothing(stored, working_folder):

@@ -12,8 +12,8 @@ import pytest
 import compressbench
 from compressbench.store import sources
 
-NAMES = {"compress", "load", "front", "front_figure", "Result", "Run", "UserError",
-         "CheckFailedError"}  # fmt: skip
+NAMES = {"compress", "load", "front", "front_picture", "Result", "Run", "FrontPicture",
+         "UserError", "CheckFailedError"}  # fmt: skip
 
 
 def test_the_names_are_found_when_they_are_asked_for():
