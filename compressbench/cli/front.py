@@ -20,9 +20,9 @@ from compressbench.results.front_png import write_png
 from compressbench.results.front_table import raw_rows
 from compressbench.results.ship import Member, Wanted, choose
 from compressbench.results.sweep import Sweep
-from compressbench.results.sweep_file import SWEEP_FILE, TOPS, read_sweep
 from compressbench.results.sweep_terminal import show
 from compressbench.results.tables import write_csv
+from compressbench.tracking.find_sweeps import check_comparable, find
 
 _RECIPE, _MODEL = "recipe.yaml", "model.onnx"
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     wanted = _wanted(arguments)
     sweeps = [_ready(sweep, arguments) for name in arguments.sweeps for sweep in find(name)]
-    _check(sweeps)
+    check_comparable(sweeps)
     ship = choose(sweeps, wanted) if wanted.asked else None
     show(sweeps)
     _write(sweeps, wanted, ship, arguments)
@@ -81,63 +81,12 @@ def _share(text: str) -> float:
     return value
 
 
-def find(name: str) -> list[Sweep]:
-    """The sweep of a folder or a name, or all sweeps of an MLflow experiment. Raises UserError."""
-    path = Path(name)
-    if path.name == SWEEP_FILE:
-        path = path.parent
-    if (path / SWEEP_FILE).is_file():
-        return [read_sweep(path)]
-    stored = [read_sweep(file.parent) for file in _sweep_files()]
-    named = [sweep for sweep in stored if sweep.name == name]
-    if len(named) > 1:
-        folders = ", ".join(sweep.folder for sweep in named)
-        raise UserError(f"{len(named)} sweeps are named {name!r}, give a folder: {folders}")
-    if named:
-        return named
-    from compressbench.tracking.mlflow_client import sweep_folders
-
-    logged = [read_sweep(folder) for folder in sweep_folders(name)]
-    if not logged:
-        known = ", ".join(sorted({sweep.name for sweep in stored}))
-        have = f"; there are {known}" if known else f" (looked below {', '.join(TOPS)}/)"
-        raise UserError(f"{name}: no sweep and no MLflow experiment with sweeps{have}")
-    return logged
-
-
-def _sweep_files() -> list[Path]:
-    """Of the working folder; trial folders, which may be thousands, are not entered."""
-    patterns = ("*", "*/*", "*/*/*")
-    return sorted(
-        file for top in TOPS for p in patterns for file in Path(top).glob(f"{p}/{SWEEP_FILE}")
-    )
-
-
 def _ready(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
     if arguments.floor is not None:
         sweep = replace(sweep, floor=arguments.floor)
     if arguments.size is not None:
         sweep = fronts.with_size(sweep, arguments.size)
     return sweep
-
-
-def _check(sweeps: Sequence[Sweep]) -> None:
-    """One picture needs one metric, the same objectives, and something to show."""
-    first = sweeps[0]
-    for sweep in sweeps:
-        if (sweep.metric, sweep.objectives) != (first.metric, first.objectives):
-            raise UserError(
-                f"{first.name} and {sweep.name} have other objectives: {_objectives(first)}; "
-                f"{_objectives(sweep)}"
-            )
-        if not fronts.candidates(sweep):
-            states = [trial.state for trial in sweep.trials]
-            counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states))) or "none"
-            raise UserError(f"{sweep.name}: no complete, feasible trial yet (trials: {counts})")
-
-
-def _objectives(sweep: Sweep) -> str:
-    return ", ".join(f"{o.direction} {o.name}" for o in sweep.objectives)
 
 
 def _write(

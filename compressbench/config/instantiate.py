@@ -14,6 +14,7 @@ from typing import Any
 
 from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
+from compressbench.core.live_objects import live_types
 from compressbench.core.nearest import nearest
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
@@ -60,7 +61,10 @@ def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: An
     check(config, where, set(keywords))
     try:
         made = utils.instantiate(
-            dict(config), _convert_="all", _execution_whitelist_=allowed(), **keywords
+            dict(config),
+            _convert_="all",
+            _execution_whitelist_=[*allowed(), *live_types()],
+            **keywords,
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

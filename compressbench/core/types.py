@@ -39,7 +39,7 @@ class DataSpec:
 
     `input_shape` is one sample without the batch axis, (channels, height, width) for images,
     (tokens,) for texts. `mean` and `std` are per channel, in units of inputs scaled to [0, 1];
-    empty for texts, which have `tokens`.
+    empty for texts, which have `tokens`, and for floats that are taken as they are.
     """
 
     name: str
@@ -72,8 +72,8 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory: `inputs` uint8 [N, C, H, W], or ids of any integer type [N, L];
-    `targets` int64 [N].
+    """One split in memory: `inputs` uint8 [N, C, H, W], float32 [N, ...], or ids of any integer
+    type [N, L]; `targets` int64 [N].
     """
 
     inputs: Tensor
@@ -105,7 +105,7 @@ class Data(Protocol):
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> what the model takes, float32 normalised, on the same device;
-        ids [B, L] -> int64.
+        float32 -> a copy; ids [B, L] -> int64.
         """
         ...
 

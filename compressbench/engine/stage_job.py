@@ -73,7 +73,8 @@ def _fresh(config: Mapping[str, Any], job: Job, context: Context) -> Artifact:
         torch.manual_seed(context.seed)
         model = build_model(config)
     if job.checkpoint is None:
-        return Artifact(model, config, (), frozenset())
+        known = {TRAINED} if config.get("trained") else set()  # a module in hand may be
+        return Artifact(model, config, (), frozenset(known))
     from compressbench.models.checkpoint import load_checkpoint_
 
     path = Path(job.checkpoint)

@@ -35,12 +35,18 @@ def write_bundle(
     about = folder / "model.json"
     text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
     about.write_text(text + "\n", encoding="utf-8")
-    kind = "predict.py" if spec.tokens is None else "predict_text.py"
-    shutil.copyfile(Path(__file__).with_name(kind), script)
+    shutil.copyfile(Path(__file__).with_name(_script(spec)), script)
     others = [folder / name for name in companions or {}]
     for path in others:
         path.write_text((companions or {})[path.name], encoding="utf-8")
     return model, packed, about, script, *others
+
+
+def _script(spec: DataSpec) -> str:
+    """The script that makes the input of the file: of a text, of an image, or of an array."""
+    if spec.tokens is not None:
+        return "predict_text.py"
+    return "predict.py" if spec.mean else "predict_array.py"
 
 
 def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an exported file is fed: pixels, or ids of tokens."""
+"""How an exported file is fed: pixels, arrays as they are, or ids of tokens."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 from compressbench.core.types import DataSpec
 
 TOKENIZER = "tokenizer.json"  # beside the file, for texts
+AS_GIVEN = "the numbers that the model was trained on, prepared as they were"
 
 
 def describe_input(spec: DataSpec) -> dict[str, Any]:
     """Name, type, layout and shape of the input of the file, and what it is made with."""
     if spec.tokens is None:
+        images = len(spec.input_shape) == 3
         return {
             "name": "input",
             "dtype": "float32",
-            "layout": "batch, channels, height, width",
+            "layout": "batch, channels, height, width" if images else "batch, ...",
             "shape": ["batch", *spec.input_shape],
-            "mean": list(spec.mean),
-            "std": list(spec.std),
+            **({"mean": list(spec.mean), "std": list(spec.std)} if spec.mean else {}),
         }
     return {
         "name": "input",
@@ -36,7 +37,7 @@ def describe_input(spec: DataSpec) -> dict[str, Any]:
 def preprocessing(spec: DataSpec) -> str:
     """How to make the input of the file, in one line."""
     if spec.tokens is None:
-        return "(pixels / 255 - mean) / std per channel"
+        return "(pixels / 255 - mean) / std per channel" if spec.mean else AS_GIVEN
     return f"ids of {TOKENIZER}, cut or padded to {spec.input_shape[0]}"
 
 
@@ -47,8 +48,8 @@ def input_notes(spec: DataSpec) -> dict[str, str]:
         "input": f"{about['dtype']} {about['shape']}".replace("'", ""),
         "preprocess": f"x = {preprocessing(spec)}",
     }
-    keys = ("mean", "std") if spec.tokens is None else ("pad", "tokenizer_sha256")
-    return notes | {key: _text(about[key]) for key in keys}
+    keys = ("mean", "std", "pad", "tokenizer_sha256")
+    return notes | {key: _text(about[key]) for key in keys if key in about}
 
 
 def _text(value: Any) -> str:

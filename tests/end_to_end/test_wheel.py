@@ -37,7 +37,11 @@ def wheel(tmp_path_factory):
 def test_it_holds_every_config_and_no_tests(wheel):
     inside = set(files_in(wheel))
     wanted = {f"compressbench/conf/{name}" for name in files_in(ROOT / "conf")}
-    wanted |= {f"compressbench/{n}" for n in files_in(ROOT / "compressbench") if n.endswith(".py")}
+    wanted |= {
+        f"compressbench/{n}"
+        for n in files_in(ROOT / "compressbench")
+        if n.endswith((".py", ".pyi"))
+    }
     assert wanted <= inside
     assert "hydra_plugins/compressbench_pareto/pareto.py" in inside
     assert "hydra_plugins/__init__.py" not in inside, "other plugins share that name"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from compressbench.cli.front import find, main
+from compressbench.cli.front import main
 from compressbench.cli.main import guard
 from compressbench.core.errors import UserError
 from compressbench.results import front as fronts
@@ -17,6 +17,7 @@ from compressbench.results.pareto import front_hypervolume
 from compressbench.results.ship import Wanted, choose
 from compressbench.results.sweep import Objective
 from compressbench.results.sweep_file import SWEEP_FILE, read_sweep, write_sweep
+from compressbench.tracking.find_sweeps import find
 from tests.sample_sweep import BASELINE, BITS, OBJECTIVES, SPARSITY, make_sweep, make_trial
 
 

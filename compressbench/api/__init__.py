@@ -1,0 +1,1 @@
+"""The library as a Python program or a notebook uses it: `compress`, `load`, `front`."""
