@@ -254,7 +254,7 @@ MISTAKES = {
     "model maps [2, 1, 8, 8] to [2, 10], but dataset in_hand has 12 classes":
         (NET, DATA, "quantize", {}, {"class_names": [str(n) for n in range(12)]}),
     "model fails on inputs [2, 3, 8, 8]": (NET, (torch.zeros(60, 3, 8, 8), DATA[1])),
-    "recipe.stages.distill.model=student: model.student must say": (NET, DATA, "distill"),
+    "recipe.stages.distill.model=student: model.student must": (NET, DATA, "distill"),
     "model: LazyLinear has lazy parameters": (nn.LazyLinear(2), DATA),
 }  # fmt: skip
 
