@@ -35,7 +35,7 @@ _NOT_OF_A_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "_abc_imp
                    "__firstlineno__", "__static_attributes__", "__annotations__",
                    "__annotate_func__", "__annotations_cache__"}  # fmt: skip
 
-_MODES = ("training", "_is_torch_compile")  # of a module; not what it is
+_MODES = {"training", "_is_torch_compile", "_compile_kwargs", "_compiled_call_impl"}
 
 
 def module_sha256(module: nn.Module) -> str:
@@ -121,7 +121,7 @@ class Description:
                 found.append([name, shapes])
             elif "_hooks" in name:  # numbered by a counter of the process
                 found.append([name, [self.of(hook) for hook in value.values()]])
-            elif name not in _MODES:
+            elif name not in _MODES:  # how it runs; not what it is
                 found.append([name, self.of(value)])
         return found
 

@@ -191,7 +191,8 @@ def _quoted(text: str) -> str:
 
     try:
         read = OverridesParser.create().parse_override(f"key={text}")
-        if type(read.value()) is str and read.value() == text and not read.is_sweep_override():
+        same = type(read.value()) is str and read.value() == text != ""
+        if same and not read.is_sweep_override():
             return text
     except HydraException:
         pass
