@@ -14,10 +14,9 @@ from torch.utils.data import sampler as samplers
 
 from compressbench.core.errors import UserError
 from compressbench.core.types import Split, SplitName
-from compressbench.data.in_hand import digest
+from compressbench.data.in_hand import TARGET, digest
 from compressbench.data.partition import SPLITS
 
-TARGET = "compressbench.data.in_hand.DataInHand"
 _WHAT = ("a torch Dataset, a DataLoader or a pair (inputs, targets) of arrays; or those of several "
          "splits: (train, test) or {'train': ..., 'validation': ..., 'test': ...}")  # fmt: skip
 

@@ -16,8 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from compressbench.api.description import Description, module_sha256, state_sha256
 from compressbench.core.errors import UserError
-
-TARGET = "compressbench.models.in_hand.module_in_hand"
+from compressbench.models.in_hand import TARGET
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from compressbench.api.given_model import TARGET, GivenModel, given_model
+from compressbench.api.given_model import GivenModel, given_model
 from compressbench.api.run_folder import ARTIFACT, MODEL, read_report
 from compressbench.config.moved_targets import with_current_targets
 from compressbench.core import artifact as artifacts
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.live_objects import live_objects
 from compressbench.engine.stage_job import build_model
+from compressbench.models.in_hand import TARGET
 from compressbench.results.run_report import Report, headline
 
 

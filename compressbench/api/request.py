@@ -164,8 +164,23 @@ def _shown_command(
 
 def _arguments(overrides: Mapping[str, Any]) -> list[str]:
     """`KEY=VALUE` as Hydra reads it back; `~KEY` for what is taken away."""
-    return [k if k.startswith("~") and v is None else f"{k}={_text(v)}"
+    return [k if k.startswith("~") and v is None else f"{k}={_shortest(v)}"
             for k, v in overrides.items()]  # fmt: skip
+
+
+def _shortest(value: Any) -> str:
+    """A text without quotes where Hydra reads it as the same text, else as `_text` has it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if isinstance(value, (str, Path)) and str(value):
+        try:
+            read = OverridesParser.create().parse_override(f"key={value}")
+            if type(read.value()) is str and read.value() == str(value):
+                return str(value)
+        except HydraException:  # it needs quotes
+            pass
+    return _text(value)
 
 
 def _text(value: Any) -> str:
@@ -174,7 +189,7 @@ def _text(value: Any) -> str:
     if isinstance(value, (str, Path)):
         return _quoted(str(value))
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_quoted(str(k))}:{_text(v)}' for k, v in value.items())}}}"
+        return f"{{{','.join(f'{k}:{_text(v)}' for k, v in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_text, value))}]"
     if hasattr(value, "item"):  # of numpy or torch
@@ -185,16 +200,6 @@ def _text(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Plain where Hydra reads it as the same text, else in quotes."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.core.override_parser.types import Quote, QuotedString
 
-    try:
-        read = OverridesParser.create().parse_override(f"key={text}")
-        same = type(read.value()) is str and read.value() == text != ""
-        if same and not read.is_sweep_override():
-            return text
-    except HydraException:
-        pass
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return QuotedString(text, Quote.single).with_quotes()

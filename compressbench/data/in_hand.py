@@ -18,6 +18,8 @@ from compressbench.core.types import DataSpec, Split, SplitName
 from compressbench.data import splits, transforms
 from compressbench.data.partition import SPLITS
 
+TARGET = f"{__name__}.DataInHand"
+
 
 @dataclass(frozen=True)
 class DataInHand:

@@ -10,6 +10,8 @@ from torch import nn
 from compressbench.core.errors import UserError
 from compressbench.core.live_objects import live_object
 
+TARGET = f"{__name__}.module_in_hand"
+
 
 def module_in_hand(
     name: str, module_sha256: str, state_sha256: str, trained: bool = False, **of_the_data: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,13 @@ def read(value):
 def test_values_come_back(value):
     assert read(value) == value
     assert type(read(value)) is type(value)
+
+
+def test_short_texts_of_odd_characters_come_back():
+    odd = "\\'\"a ,$:{}[]()=~%0\t\n"
+    texts = ["".join(letters) for n in (1, 2) for letters in itertools.product(odd, repeat=n)]
+    assert [text for text in texts if read(text) != text] == []
+    assert read(texts) == texts
 
 
 @pytest.mark.parametrize(
