@@ -17,6 +17,7 @@ from pathlib import Path
 from compressbench.config.recipe_file import read_recipe, replay_command
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
+from compressbench.core.live_objects import live_types
 from compressbench.core.types import Step
 from compressbench.engine.environment import check_torchvision
 from compressbench.engine.executor import run
@@ -129,7 +130,8 @@ def _last_lines(info: RunInfo) -> End:
             tracked.problem,
         )  # fmt: skip
         say(terminal.console, headline(report))
-        say(terminal.console, f"run it again: {replay_command(folder / RECIPE_FILE)}")
+        if not live_types():  # a recipe.yaml cannot hold a module or data of the caller
+            say(terminal.console, f"run it again: {replay_command(folder / RECIPE_FILE)}")
 
     return show
 

@@ -14,6 +14,7 @@ from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment
 from compressbench.engine.prepare import Prepared
+from compressbench.models.in_hand import TARGET as IN_HAND
 from compressbench.results.run_report import (
     Report,
     RunInfo,
@@ -66,7 +67,9 @@ def tags(prepared: Prepared) -> dict[str, str]:
 
 
 def _model_class(prepared: Prepared) -> str:
-    return str(prepared.config.model["_target_"]).rpartition(".")[2]
+    model = prepared.config.model
+    target = str(model["_target_"])
+    return str(model["name"]) if target == IN_HAND else target.rpartition(".")[2]
 
 
 def ship(last: Step, run_context: RunContext, folder: Path) -> None:

@@ -89,6 +89,7 @@ def test_the_classes_of_the_module_are_kept_for_the_record(shipped):
     assert "artifact/model_source.py" in shipped.report["files"]
     command = shipped.report["command"]
     assert command[:3] == ["compressbench.compress", "<Net>", "<data in hand>"]
+    assert shipped.report["name"].startswith("quantize Net ")
 
 
 def test_what_ships_says_that_floats_are_taken_as_they_are(shipped, digits, tmp_path):
@@ -194,7 +195,8 @@ def test_what_a_call_does_to_the_process(shipped, trained_net, digits, capsys):
     assert Path.cwd() == folder
     assert GlobalHydra.instance().hydra is hydra and HydraConfig.instance().cfg is config
     compress(trained_net, (digits["train"], digits["test"]), trained=True, quiet=False)
-    assert "file to ship" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "file to ship" in said and "replay" not in said
 
 
 def test_it_runs_in_a_thread(shipped, trained_net, digits):
