@@ -153,7 +153,7 @@ def test_only_different_widths_get_a_projection():
         (lambda: Crd(0), "temperature must be a number above 0, got 0"),
         (lambda: Crd(dimensions=0), "dimensions must be an integer of at least 1, got 0"),
         (lambda: Crd().connect((), (8,)), "one axis besides the batch"),
-        (lambda: Crd()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)), "one label a samp"),
+        (lambda: Crd()(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 3)), "one label per samp"),
         (lambda: Mixed({}), "terms must name at least one loss"),
         (lambda: Mixed({"a": 1.0}), "terms.a must be a distillation loss, got 1.0"),
     ],
