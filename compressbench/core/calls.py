@@ -81,13 +81,13 @@ def takes_floats(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """The tensors in `values`, including those in nested lists and tuples."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(tensors_in(value))
-    return found
+            tensors.extend(tensors_in(value))
+    return tensors
 
 
 def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:

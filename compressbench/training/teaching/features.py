@@ -81,10 +81,10 @@ def capture_outputs(
             handle.remove()
 
 
-def resolutions(found: Mapping[str, Shape]) -> dict[Shape, str]:
+def resolutions(outputs: Mapping[str, Shape]) -> dict[Shape, str]:
     """Resolution (H, W) or (L,) -> the last layer whose output has it, in forward order."""
     last: dict[Shape, str] = {}
-    for name, shape in found.items():
+    for name, shape in outputs.items():
         if len(shape) > 1 and any(size > 1 for size in shape[1:]):
             last[shape[1:]] = name
     return last
@@ -119,5 +119,5 @@ def pair(
     return [common[number] for number in loss.choose(len(common))]
 
 
-def _sizes(found: Mapping[Shape, str]) -> str:
-    return ", ".join("x".join(map(str, positions)) for positions in found) or "none"
+def _sizes(by_resolution: Mapping[Shape, str]) -> str:
+    return ", ".join("x".join(map(str, positions)) for positions in by_resolution) or "none"

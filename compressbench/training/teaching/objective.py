@@ -54,8 +54,9 @@ def check_loss(loss: Any) -> None:
 class TaughtFitOptions(FitOptions):
     """Options of a stage that trains on the labels, or with a distillation loss.
 
-    `label_smoothing` in [0, 1) applies to the labels. A distillation `loss` replaces them; the
-    recipe then names the stage's `teacher`. The two options exclude each other.
+    `label_smoothing` in [0, 1) is that of the cross-entropy with the labels. A distillation `loss`
+    replaces this cross-entropy; the recipe then names the `teacher`. The options exclude each
+    other.
     """
 
     label_smoothing: float = 0.0
