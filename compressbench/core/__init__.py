@@ -1,1 +1,1 @@
-"""The words that all parts share: types, protocols, artifacts and their edits."""
+"""What all packages share: types, protocols, artifacts and their edits."""

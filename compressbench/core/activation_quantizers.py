@@ -1,7 +1,7 @@
-"""Fake quantization of activations at the sites where an integer runtime rounds.
+"""Fake quantization of activations, where an integer runtime would round them.
 
-Static sites are outputs of torch functions, with ranges from calibration. Dynamic ones are the
-first arguments of convolutions and linear functions, with the range of each tensor as it comes.
+Static sites are outputs of torch functions, with ranges from calibration. Dynamic sites are the
+inputs of convolutions and linear functions, with the range of each tensor at run time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from compressbench.core.calls import function_name, takes_floats
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Edit
 
-CHILD = "activation_quantizers"  # the name under which the quantizers hang in a model
+CHILD = "activation_quantizers"  # submodule of a model that holds its quantizers
 _INPUT = ("input", 0)  # the site of the model's input
 
 
@@ -42,9 +42,9 @@ def _(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
 
 @torch.library.custom_op("compressbench::dynamic_fake_quantize", mutates_args=())
 def dynamic_fake_quantize(values: Tensor) -> Tensor:
-    """Round `values` to the 256 numbers from min(0, smallest) to max(0, largest) of this tensor.
+    """Round `values` to 256 levels from min(0, min(values)) to max(0, max(values)).
 
-    The formulas are those of ONNX DynamicQuantizeLinear, and one range holds for the whole batch.
+    Computes what ONNX DynamicQuantizeLinear computes; the whole batch shares one range.
     """
     low, high = (bound.float() for bound in values.aminmax())
     low, high = low.clamp(max=0), high.clamp(min=0)
@@ -61,7 +61,7 @@ def _(values: Tensor) -> Tensor:
 
 
 class DynamicQuantizer(nn.Module):
-    """The grid of one site whose range is that of each tensor; it holds nothing."""
+    """Quantizer of a dynamic site; has no state."""
 
     def forward(self, values: Tensor) -> Tensor:
         result: Tensor = dynamic_fake_quantize(values)
@@ -69,7 +69,7 @@ class DynamicQuantizer(nn.Module):
 
 
 class SiteQuantizer(nn.Module):
-    """The grid of one site: `scale` float32 [], `zero_point` uint8 []."""
+    """Quantizer of a static site, with `scale` float32 [] and `zero_point` uint8 []."""
 
     scale: Tensor
     zero_point: Tensor
@@ -81,10 +81,10 @@ class SiteQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
 
     def set_range_(self, low: float, high: float, power_of_two: bool = False) -> None:
-        """Asymmetric grid over [low, high], widened to hold zero exactly, and to the next power of
-        two of the scale.
+        """Set an asymmetric grid over [low, high], widened so that zero is exact.
 
-        A site that was always zero gets [0, 1]: a tiny scale would overflow the integer biases.
+        `power_of_two` rounds the scale up to a power of two. A site that was always zero gets
+        [0, 1], since a tiny scale would overflow the integer biases.
         """
         low, high = min(low, 0.0), max(high, 0.0)
         if high - low < torch.finfo(torch.float32).tiny * 2**self.bits:
@@ -102,8 +102,9 @@ class SiteQuantizer(nn.Module):
 
 
 class _AtSites(TorchFunctionMode):
-    """Applies `act(site number, value)` at every site while a model runs: to what its function
-    returns, or `before` it to the first argument.
+    """Applies `act(site number, value)` at every site while a model runs.
+
+    The value is the output of the site's function, or its first argument if `before`.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class _AtSites(TorchFunctionMode):
         return output if number is None or self.before else self.act(number, output)
 
     def _number(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> int | None:
-        """The number of the site that this call is, None where it is none."""
+        """The number of the site at this call, or None."""
         name = function_name(func)
         if name not in self.functions or not takes_floats(args, kwargs):
             return None
@@ -145,7 +146,7 @@ class _AtSites(TorchFunctionMode):
 
 
 class ActivationQuantizers(nn.ModuleList):
-    """The site quantizers of a model; hooks of the model put them to work while it runs."""
+    """The site quantizers of a model, which hooks of the model apply while it runs."""
 
     def __init__(self, sites: list[dict[str, Any]], bits: int, dynamic: bool = False) -> None:
         super().__init__(DynamicQuantizer() if dynamic else SiteQuantizer(bits) for _ in sites)
@@ -162,7 +163,7 @@ class ActivationQuantizers(nn.ModuleList):
         return result
 
     def forward(self, values: Tensor) -> Tensor:
-        """The identity: a model that calls all its children in turn (nn.Sequential) calls us."""
+        """The identity: an nn.Sequential calls all its children, this one included."""
         return values
 
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -176,7 +177,7 @@ class ActivationQuantizers(nn.ModuleList):
     def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         mode = self._active.pop()
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        expected = len(self.numbers) - (_INPUT in self.numbers)  # which is no call
+        expected = len(self.numbers) - (_INPUT in self.numbers)  # the input is not a call
         if output is not None and mode.visited != expected:
             raise CheckFailedError(
                 f"{mode.visited} of {expected} activation quantizers were reached: "
@@ -185,7 +186,7 @@ class ActivationQuantizers(nn.ModuleList):
 
 
 def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:
-    """Hang the quantizers of an `activation_grid` edit into `model`."""
+    """Add the quantizers of an `activation_grid` edit to `model`."""
     quantizers = ActivationQuantizers(edit["sites"], edit["bits"], edit.get("dynamic", False))
     model.add_module(CHILD, quantizers)
     model.register_forward_pre_hook(quantizers.enter)
@@ -195,7 +196,7 @@ def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:
 
 @contextmanager
 def activations_in_float(model: nn.Module) -> Iterator[None]:
-    """Let activations pass the quantizers of `model`, if it has any, unchanged."""
+    """Disable the activation quantizers of `model`, if any, within the block."""
     quantizers = dict(model.named_children()).get(CHILD)
     if not isinstance(quantizers, ActivationQuantizers):
         yield

@@ -1,8 +1,8 @@
-"""Where an integer runtime rounds activations: outputs of torch functions.
+"""Finds the sites where an integer runtime rounds activations: outputs of torch functions.
 
-They are found by running the model once: after a convolution with its BatchNorm and clamp-like
-activation, after an addition, and so on. They are kept as (function, index of its call), so any
-model whose sequence of calls does not depend on its input can be quantized.
+The model is run once; a site follows a convolution with its BatchNorm and clamp-like activation,
+an addition, and so on. A site is stored as (function, index of the call), so any model whose
+sequence of calls does not depend on its input can be quantized.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
 
 
 def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
-    """The places to quantize, in call order: dicts of `function`, `index` and `layer`.
+    """The sites to quantize, in call order: dicts of `function`, `index` and `layer`.
 
-    The first is the model's input, unless that is ids. The output of the model stays float.
+    The first site is the model's input, unless it consists of ids. The model's output stays float.
     """
     calls, last = trace(model, example)
     chosen = ({0} if example.is_floating_point() else set()) | {
@@ -43,8 +43,8 @@ def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
 
 
 def find_readers(model: nn.Module, example: Tensor, layers: Iterable[str]) -> list[dict[str, Any]]:
-    """The calls of convolutions and linear functions that take the weight of one of `layers`, in
-    the form of `find_sites`.
+    """The calls of convolutions and linear functions that use a weight of `layers`, in the form of
+    `find_sites`.
     """
     weights = {id(model.get_parameter(f"{name}.weight")) for name in layers}
     calls, _ = trace(model, example)

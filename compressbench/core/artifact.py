@@ -1,4 +1,4 @@
-"""Artifacts on disk and back: replay the edits, load the tensors, check what must have survived."""
+"""Checks, saves and loads artifacts; loading replays the edits and verifies the tensors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from compressbench.core.types import Artifact
 TENSORS = "model.safetensors"
 EARLY = "early.safetensors"
 DESCRIPTION = "artifact.json"
-GRID_TOLERANCE = 1e-3  # of one step of the grid
+GRID_TOLERANCE = 1e-3  # in steps of the grid
 
 
 def check(artifact: Artifact) -> None:
-    """Raise CheckFailedError unless every earlier stage's work is still there.
+    """Raise CheckFailedError unless the results of all stages are intact.
 
-    Masked weights are exactly zero, quantized weights on their grid or in their codebook, tensors
-    finite, and the properties are those that the edits establish.
+    All tensors must be finite, masked weights exactly zero, and quantized weights on their grid or
+    in their codebook.
     """
     model = artifact.model
     for name, tensor in model.state_dict().items():
@@ -43,7 +43,7 @@ def check(artifact: Artifact) -> None:
             raise CheckFailedError(f"{name} holds NaN or infinity")
     for name, layer in masked_layers(model).items():
         if bool(weight_tensor(layer)[~layer.get_buffer("weight_mask")].any()):
-            raise CheckFailedError(f"{name}: a weight that was pruned is not zero any more")
+            raise CheckFailedError(f"{name}: a pruned weight is no longer zero")
     for name, grid in weight_grids(artifact.edits).items():
         _check_grid(name, model.get_submodule(name), grid)
     for name, bits in codebook_bits(artifact.edits).items():
@@ -65,7 +65,7 @@ def _check_grid(name: str, layer: nn.Module, grid: Grid) -> None:
 
 
 def save(artifact: Artifact, folder: Path) -> str:
-    """Write safetensors and JSON into `folder`, which exists; return the digest."""
+    """Write safetensors and JSON into the existing `folder`; return the digest."""
     state = {k: v.detach().cpu().contiguous() for k, v in unique_state(artifact.model).items()}
     save_file(state, folder / TENSORS)
     if artifact.early:
@@ -82,7 +82,10 @@ def save(artifact: Artifact, folder: Path) -> str:
 
 
 def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str) -> Artifact:
-    """Read back what `save` wrote. `build` turns the model's config into the architecture."""
+    """Load what `save` wrote; `build` instantiates the model from its config.
+
+    Raises CheckFailedError if the tensors do not fit the model or do not match their digest.
+    """
     description = json.loads((folder / DESCRIPTION).read_text())
     model = build(description["model"])
     for edit in description["edits"]:
@@ -91,7 +94,7 @@ def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str
     missing, unexpected = model.load_state_dict(state, strict=False)
     absent = set(missing) - (set(model.state_dict()) - set(unique_state(model)))
     if absent or unexpected:
-        raise CheckFailedError(f"{folder}: tensors that do not fit: {[*absent, *unexpected][:4]}")
+        raise CheckFailedError(f"{folder}: missing or extra tensors: {[*absent, *unexpected][:4]}")
     artifact = Artifact(
         model.eval(),
         description["model"],
@@ -101,12 +104,12 @@ def load(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], key: str
         load_file(folder / EARLY) if (folder / EARLY).exists() else {},
     )
     if digest(artifact) != description["digest"]:
-        raise CheckFailedError(f"{folder}: the tensors are not those that were stored")
+        raise CheckFailedError(f"{folder}: the tensors do not match their stored digest")
     return artifact
 
 
 def digest(artifact: Artifact) -> str:
-    """SHA-256 over the edits and all tensors, in name order."""
+    """SHA-256 of the edits and all tensors, in order of name."""
     edits = json.dumps(list(artifact.edits), sort_keys=True)
     return digests.digest(
         [edits, *digests.named(dict(sorted(unique_state(artifact.model).items())))]

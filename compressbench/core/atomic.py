@@ -1,4 +1,4 @@
-"""Files that hold their old content or the whole new one, wherever a kill or a full disk falls."""
+"""Atomic writes: after a kill or on a full disk, a file has its old or its new content."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` for the block to write; at its end the file takes its place.
+    """Yield a temporary path for the block to write; afterwards rename it to `path`.
 
-    The file is on disk before it is renamed. What `path` held becomes `previous`, where that is
-    given. When the block raises, the temporary file is removed and `path` stays as it was. Several
-    processes may write the same path at once: the last one stays.
+    The content is synced to disk before the rename. An existing `path` is kept as `previous`, if
+    that is given. If the block raises, the temporary file is removed and `path` is unchanged.
+    Several processes may write the same path at once; the last one wins.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -27,7 +27,7 @@ def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
             path.replace(previous)
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # report the first error, not this one
             temporary.unlink(missing_ok=True)
         raise
 
@@ -38,17 +38,17 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """UTF-8, line ends as they are in `text`."""
+    """Write `text` as UTF-8 without converting line ends."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """JSON for people and programs: indented, UTF-8. Raises ValueError for NaN and infinity."""
+    """Write indented JSON in UTF-8; raises ValueError for NaN and infinity."""
     write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Flush a file, or the directory entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

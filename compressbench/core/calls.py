@@ -1,4 +1,4 @@
-"""The calls of torch functions that a model makes: who makes their inputs, who takes outputs."""
+"""Traces the torch functions that a model calls, with their producers and consumers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass
 class Call:
-    """One call seen while tracing: who produced its tensors and what it returned."""
+    """One traced call; `sources` and `consumers` are positions of other calls."""
 
     function: str
     index: int
     layer: str
     sources: list[int]
-    parameters: frozenset[int]  # ids of the parameters it takes
-    output: Any  # kept, so that no later tensor gets the id of one of these
+    parameters: frozenset[int]  # ids of the parameters among its arguments
+    output: Any  # kept alive so that ids stay unique
     consumers: list[int] = field(default_factory=list)
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """`torch.Tensor.__iadd__` -> "add": in-place and operator forms are the same operation."""
+    """The name of a function; in-place and operator forms share one (`__iadd__` -> "add")."""
     name = getattr(function, "__name__", "").strip("_")
     return name[1:] if name in {"iadd", "imul", "isub", "idiv", "itruediv"} else name
 
@@ -34,13 +34,13 @@ Site = tuple[str, int]  # a function and the index of its call, as in `Call`
 
 
 class _Counts:
-    """How often each function has been called in a forward pass."""
+    """Counts the calls of each function in a forward pass."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     def site(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Site:
-        """Where the pass is with this call, which is counted."""
+        """Count this call and return its site."""
         name = function_name(func)
         index = self.counts.get(name, 0)
         self.counts[name] = index + takes_floats(args, kwargs)
@@ -75,24 +75,24 @@ class _Recorder(TorchFunctionMode):
 
 
 def takes_floats(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call counts: BatchNorm, in training only, also adds to its count of batches."""
+    """Whether a call counts: in training, BatchNorm also increments an integer counter."""
     return any(t.is_floating_point() for t in tensors_in([*args, *kwargs.values()]))
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among `values` and in the lists and tuples among them."""
-    found: list[Tensor] = []
+    """The tensors in `values`, including those in nested lists and tuples."""
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(tensors_in(value))
-    return found
+            tensors.extend(tensors_in(value))
+    return tensors
 
 
 def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
-    """The calls that one forward pass makes, in order, and the position of the one that returns
-    the model's output (-1: none). The first stands for the input (`function` "input").
+    """The calls of one forward pass in order, and the position of the call that returns the
+    model's output (-1: none). The first entry represents the input (`function` "input").
     """
     layers = [""]
     handles = []
@@ -117,7 +117,7 @@ def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
 def watch(
     model: nn.Module, inputs: Tensor, sites: Container[Site], take: Callable[[Site, Tensor], None]
 ) -> None:
-    """Run `model` and hand the outputs of the calls at `sites` to `take`, in call order."""
+    """Run `model` and pass the outputs at `sites` to `take(site, output)`, in call order."""
     with _Watcher(sites, take):
         model(inputs)
 

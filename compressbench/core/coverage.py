@@ -1,4 +1,4 @@
-"""Coverage of a stage: what it did to each module with weights, and why it left the others."""
+"""Builds the coverage of a stage: which modules it changed, and why it skipped the rest."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import nn
 from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import Coverage
 
-Change = tuple[int, str]  # how many of a module's weights a stage has touched, and how
+Change = tuple[int, str]  # number of weights of a module that a stage touched, and how
 
 
 def coverage(
     model: nn.Module, changes: Mapping[str, Change], left: Mapping[str, str], word: str = "left"
 ) -> tuple[Coverage, ...]:
-    """One row for each module with weights, in the order of the model.
+    """One row per module with weights, in model order.
 
-    Of a module that is not among `changes` no weight is touched, and the row says why it was
-    `left`: "`word`: reason".
+    A module that is not in `changes` counts as untouched; its row gives the reason from `left`, as
+    "`word`: reason".
     """
     rows = []
     for name, layer in layers_with_weights(model).items():

@@ -1,4 +1,4 @@
-"""SHA-256 of files, and of tensors with what they are called."""
+"""SHA-256 of files, texts and tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def digest(parts: Iterable[str | Tensor]) -> str:
-    """SHA-256 (hex) over texts in UTF-8 and the values of tensors, row by row, in their order."""
+    """SHA-256 (hex) of the concatenated texts (UTF-8) and tensor values (row-major)."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part.encode() if isinstance(part, str) else _values(part))
@@ -21,7 +21,7 @@ def digest(parts: Iterable[str | Tensor]) -> str:
 
 
 def named(tensors: Mapping[str, Tensor]) -> Iterator[str | Tensor]:
-    """Parts of a digest: name, type and shape of each tensor, then its values."""
+    """Parts for `digest`: name, type and shape of each tensor, then its values."""
     for name, tensor in tensors.items():
         yield f"{name}{tensor.dtype}{tuple(tensor.shape)}"
         yield tensor
@@ -35,7 +35,7 @@ def _values(tensor: Tensor) -> Any:
 
 
 def file_digest(path: Path, follow_links: bool = True) -> str:
-    """SHA-256 (hex) of a file's bytes; OSError for a link where those are not to be followed."""
+    """SHA-256 (hex) of a file; raises OSError for a symbolic link unless `follow_links`."""
     flags = os.O_RDONLY if follow_links else os.O_RDONLY | os.O_NOFOLLOW
     with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 - of the file that was opened
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Reductions over the ranks of a stage. With one process each of them is the identity."""
+"""Reductions over the ranks of a stage; with one process they are the identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form in which a file ships over the air: zstd at its highest usual level."""
+"""Compresses a file as it would be downloaded: zstd at level 19."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LEVEL = 19
 
 
 def compressed(content: bytes, name: str) -> bytes:
-    """`content` under zstd 19. Raises CheckFailedError, with `name`, unless it can be restored."""
+    """`content` compressed with zstd; raises CheckFailedError if it cannot be restored."""
     import zstandard
 
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
     if zstandard.ZstdDecompressor().decompress(packed) != content:
-        raise CheckFailedError(f"{name}: zstd does not give back the same bytes")
+        raise CheckFailedError(f"{name}: zstd does not restore the same bytes")
     return packed

@@ -1,15 +1,15 @@
-"""What compression does to a live model, as edits that can be replayed on a fresh one.
+"""Edits: structural changes of a model that can be replayed on a fresh instance of it.
 
-The kinds of edits:
+Kinds of edits:
 - `resize`: `tensors` {parameter or buffer name: new shape}, `attributes` {module: {name: value}},
-  `removed` {layer: {"out": [...], "in": [...]}} (channel indices before this edit; for the reader)
-- `mask`: `layers` [names] whose `weight_mask` (bool, shape of the weight) holds zeros for good
+  `removed` {layer: {"out": [...], "in": [...]}} (channel indices before this edit, informative)
+- `mask`: `layers` [names] with a `weight_mask` (bool, shape of the weight; False: pruned)
 - `weight_grid`: `layers` {name: options of its `Grid`}; the layer has `weight_scale` (and, unless
   symmetric, `weight_zero_point`), and every weight is its scale times a step of the grid
 - `codebook`: `layers` {name: bits}; the layer has `weight_codebook`, 2**bits ascending float32
   values, and every weight is one of them
-- `fold`: `pairs` [[layer, BatchNorm], ...]: the layer has a bias, the BatchNorm is an nn.Identity
-- `bias`: `layers` [names] that have a bias which the architecture does not give them
+- `fold`: `pairs` [[layer, BatchNorm], ...]; the layer has a bias, the BatchNorm is an nn.Identity
+- `bias`: `layers` [names] with a bias that the original architecture lacks
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
   and `dynamic` (core/activation_quantizers.py)
 """
@@ -29,7 +29,7 @@ from compressbench.core.types import Edit
 
 
 def apply_edit_(model: nn.Module, edit: Edit) -> None:  # noqa: C901 - one case a kind
-    """Give `model` the structure of one edit; the values come from the stored tensors."""
+    """Apply the structure of one edit to `model`; values are loaded afterwards."""
     match edit["kind"]:
         case "resize":
             _resize_(model, edit)
@@ -82,7 +82,7 @@ def _resize_(model: nn.Module, edit: Edit) -> None:
 
 
 def set_mask_(layer: nn.Module, mask: Tensor | None = None) -> None:
-    """Hang `mask` (bool, True is kept; all kept by default) into a layer and zero the rest."""
+    """Register `mask` (bool, True: kept; default: all True) on a layer; zero the pruned weights."""
     weight = weight_tensor(layer)
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     layer.register_buffer("weight_mask", kept)
@@ -90,13 +90,13 @@ def set_mask_(layer: nn.Module, mask: Tensor | None = None) -> None:
 
 
 def apply_mask_(layer: nn.Module) -> None:
-    """Zero what the layer's mask excludes, exactly."""
+    """Set the pruned weights of a masked layer to exactly zero."""
     with torch.no_grad():
         weight_tensor(layer).masked_fill_(~layer.get_buffer("weight_mask"), 0.0)
 
 
 def add_bias_(layer: nn.Module) -> None:
-    """Give a layer a bias of zeros, one for each output channel, unless it has one."""
+    """Add a zero bias [output channels] to a layer that has no bias."""
     if getattr(layer, "bias", None) is None:
         weight = weight_tensor(layer)
         zeros = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
@@ -104,14 +104,14 @@ def add_bias_(layer: nn.Module) -> None:
 
 
 def set_scale_(layer: nn.Module, scale: Tensor, zero_point: Tensor | None) -> None:
-    """Hang the scale of its grid into a layer, and the zero point of an asymmetric one."""
+    """Register the scale of a layer's grid, and its zero point if it is asymmetric."""
     layer.register_buffer("weight_scale", scale)
     if zero_point is not None:
         layer.register_buffer("weight_zero_point", zero_point)
 
 
 def set_codebook_(layer: nn.Module, values: Tensor) -> None:
-    """Hang the values that its weights may have, float32 [2**bits], into a layer."""
+    """Register the codebook of a layer: the values of its weights, float32 [2**bits]."""
     layer.register_buffer("weight_codebook", values)
 
 
@@ -120,7 +120,7 @@ def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight_grids(edits: Iterable[Edit]) -> dict[str, Grid]:
-    """Layer name -> grid, of the layers whose weights are on one."""
+    """Layer name -> grid, for layers whose weights are on a grid."""
     return {
         name: Grid(**options)
         for edit in edits
@@ -130,7 +130,7 @@ def weight_grids(edits: Iterable[Edit]) -> dict[str, Grid]:
 
 
 def codebook_bits(edits: Iterable[Edit]) -> dict[str, int]:
-    """Layer name -> bits of a code, of the layers whose weights are in a codebook."""
+    """Layer name -> bits per weight, for layers with a codebook."""
     return {
         name: bits
         for edit in edits
@@ -140,7 +140,7 @@ def codebook_bits(edits: Iterable[Edit]) -> dict[str, int]:
 
 
 def weight_bits(edits: Sequence[Edit]) -> dict[str, int]:
-    """Layer name -> bits, of the layers whose weights are on a grid or in a codebook."""
+    """Layer name -> bits per weight, for layers with a grid or a codebook."""
     grids = {name: grid.bits for name, grid in weight_grids(edits).items()}
     return grids | codebook_bits(edits)
 
@@ -150,13 +150,13 @@ def activation_grid(edits: Iterable[Edit]) -> Edit | None:
 
 
 def integer_weight(layer: nn.Module) -> Tensor:
-    """The steps of a quantized layer (0 is zero), int16, in the shape of its weight."""
+    """The weight of a quantized layer in steps of its grid: int16, shape of the weight."""
     weight = weight_tensor(layer)
     return torch.round(weight / expand(layer.get_buffer("weight_scale"), weight)).to(torch.int16)
 
 
 def zero_point(layer: nn.Module) -> Tensor | None:
-    """The zero point of an asymmetric grid, in the shape of the scale."""
+    """The zero point of a layer's grid, in the shape of the scale; None if symmetric."""
     return layer.get_buffer("weight_zero_point") if hasattr(layer, "weight_zero_point") else None
 
 
@@ -168,7 +168,7 @@ def weight_tensor(layer: nn.Module) -> Tensor:
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state without second names of one tensor (tied weights)."""
+    """The state dict with tied tensors under their first name only."""
     seen: set[int] = set()
     unique: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -179,5 +179,5 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def parameters(model: nn.Module) -> int:
-    """Parameters of the model: scales and masks of ours are not counted."""
+    """The number of parameters; scales, masks and codebooks are buffers and not counted."""
     return sum(math.prod(p.shape) for p in model.parameters())

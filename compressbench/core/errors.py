@@ -1,9 +1,12 @@
-"""The two ways a run may end on purpose; the command line turns them into exit codes."""
+"""The two errors that end a run deliberately; the command line maps them to exit codes."""
 
 
 class UserError(Exception):
-    """The user's mistake: one line that says what, where, the value and what would be right."""
+    """A mistake of the user.
+
+    The message is one line: what is wrong and where, the value, and what would be valid.
+    """
 
 
 class CheckFailedError(Exception):
-    """A check or invariant of ours refused to go on: nothing of this stage is kept."""
+    """An internal check failed; nothing of the current stage is kept."""

@@ -1,4 +1,4 @@
-"""Libraries that only an extra installs: imported where used, or refused in one line."""
+"""Imports optional libraries, with a one-line error if they are missing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from compressbench.core.errors import UserError
 
 
 def extra(library: str, name: str) -> Any:
-    """The module `library`, which the extra `name` of this package installs.
+    """Import the module `library`, which the extra `name` of this package installs.
 
-    Raises UserError where it is missing or cannot be loaded: a library built for another torch
-    fails with a RuntimeError when it is imported. The advice names a checkout rather than the
-    package index, where another project has our name.
+    Raises UserError if it is missing or cannot be loaded; a library built for another torch fails
+    with a RuntimeError on import. The message refers to a checkout and not to the package index,
+    where another project has the same name.
     """
     try:
         return importlib.import_module(library)

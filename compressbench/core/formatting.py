@@ -1,4 +1,4 @@
-"""Figures as people read them: 312 kB, 40.8 M, 1.93 ms, 3.8×. A missing figure is a dash."""
+"""Formats figures for people: 312 kB, 40.8 M, 1.93 ms, 3.8×; a dash if missing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ MISSING = "–"
 
 
 def bytes_text(size_bytes: float | None) -> str:
-    """Decimal units: 1 kB is 1000 bytes."""
+    """A size in decimal units: 1 kB is 1000 bytes."""
     return _scaled(size_bytes, ("B", "kB", "MB", "GB", "TB"))
 
 
 def parse_bytes(text: str) -> int:
-    """`100kB`, `1.5 MB`, `96KiB` or a plain number of bytes; k, M, G, T are powers of 1000, Ki,
-    Mi, ... of 1024. Raises ValueError, whose text goes on from "must be".
+    """Parse a size: `100kB`, `1.5 MB`, `96KiB`, or a plain number of bytes.
+
+    k, M, G and T are powers of 1000; Ki, Mi, ... are powers of 1024. Raises ValueError with a text
+    that continues "must be".
     """
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(?:([kmgt])(i?))?b?", text.strip().lower())
     if match is None:
@@ -47,7 +49,7 @@ def times_text(ratio: float | None) -> str:
 
 
 def metric_text(value: float | None, metric: str) -> str:
-    """Accuracy in percent; any other metric as it is."""
+    """Accuracy in percent, any other metric as a plain number."""
     if value is None:
         return MISSING
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Integer grids of weights, and the protocol of the methods that put weights on them."""
+"""Integer grids of weights, and the protocol of methods that quantize weights to them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ GRANULARITIES = ("tensor", "channel", "group")
 
 @dataclass(frozen=True)
 class Grid:
-    """The numbers that a weight may have: `scale * step`, `step` an integer of `bits` in [2, 8].
+    """The values that a quantized weight may have: scale * step, with integer steps.
 
-    `granularity` says what shares a scale: the whole `tensor`, an output `channel` (axis 0), or a
-    `group` of `group_size` input channels (axis 1) of one output channel, all kernel positions.
-    `symmetric` steps are [-n, n], n = 2**(bits - 1) - 1, or [-n - 1, n] unless `narrow`.
-    Otherwise they are [-z, 2**bits - 1 - z], z a zero point for each scale: zero is always exact.
-    `power_of_two` scales are powers of two, rounded up (Jain et al. 2020, arXiv:1903.08066).
+    Args:
+        bits: width of a step, in [2, 8].
+        granularity: the weights that share a scale: the whole "tensor", an output "channel"
+            (axis 0), or a "group" of input channels (axis 1) of one output channel, with all
+            kernel positions.
+        group_size: input channels per group; only for granularity "group".
+        symmetric: steps in [-n, n], n = 2**(bits - 1) - 1; otherwise [-z, 2**bits - 1 - z] with a
+            zero point z per scale. Zero is always exact.
+        narrow: False extends a symmetric grid to [-n - 1, n].
+        power_of_two: round scales up to powers of two (Jain et al. 2020, arXiv:1903.08066).
     """
 
     bits: int
@@ -45,7 +50,7 @@ class Grid:
             check_integer("group_size", self.group_size, 1)
         elif self.group_size is not None:
             raise UserError(
-                f"group_size={self.group_size!r} is for granularity group, not {self.granularity}"
+                f"group_size={self.group_size!r} needs granularity group, got {self.granularity}"
             )
         for name in ("symmetric", "narrow", "power_of_two"):
             check_flag(name, getattr(self, name))
@@ -66,9 +71,10 @@ class Grid:
         return (1 << self.bits) - 1
 
     def scale_shape(self, weight: Tensor) -> tuple[int, ...]:
-        """[1, 1, ..], [O, 1, ..] or [O, I / group_size, 1, ..] for a weight [O, I, ..].
+        """Shape of the scale of a weight [O, I, ..]: [1, 1, ..], [O, 1, ..] or
+        [O, I / group_size, 1, ..].
 
-        Raises UserError where the group size does not divide I.
+        Raises UserError if the group size does not divide I.
         """
         ones = (1,) * (weight.ndim - 2)
         if self.granularity == "tensor":
@@ -77,15 +83,17 @@ class Grid:
             return (len(weight), 1, *ones)
         if weight.shape[1] % self.group_size:
             raise UserError(
-                f"group_size={self.group_size} does not divide its {weight.shape[1]} input channels"
+                f"group_size={self.group_size} does not divide the {weight.shape[1]} input channels"
             )
         return (len(weight), weight.shape[1] // self.group_size, *ones)
 
 
 @dataclass(frozen=True)
 class GridWeight:
-    """A weight [O, I, ..] on its grid: `scale` float32 and `zero_point` uint8 (None: symmetric) in
-    the grid's `scale_shape`, `steps` int16 in the shape of the weight.
+    """A weight [O, I, ..] on its grid.
+
+    `steps` int16 has the shape of the weight; `scale` float32 and `zero_point` uint8 (None:
+    symmetric) have the grid's `scale_shape`.
     """
 
     scale: Tensor
@@ -94,43 +102,41 @@ class GridWeight:
 
     @property
     def weight(self) -> Tensor:
-        """float32 `scale * steps`."""
+        """The quantized weight, float32: `scale * steps`."""
         return expand(self.scale, self.steps) * self.steps.to(self.scale.dtype)
 
 
 class WeightQuantizer(Protocol):
-    """Puts weights on integer grids: chooses the scales and rounds."""
+    """Quantizes weights to integer grids: chooses the scales and rounds."""
 
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        """The quantized weight of every layer named in `grids`; zero weights stay zero.
+        """The quantized weight of every layer in `grids`; zero weights stay zero.
 
-        Embeddings are not among them: they are rounded to nearest, with the method's observer
-        `ranges` where it has one.
-
-        `model` is in eval mode on the CPU and is not changed. A method that looks at data runs
-        (a copy of) it on images of `context.data`; one that does not reads the weights alone.
+        `grids` has no embeddings; those are rounded to nearest, with the method's observer
+        `ranges` if it has one. `model` is in eval mode on the CPU and must not be changed; a
+        method that needs data runs a copy of it on images of `context.data`.
         """
         ...
 
 
 def expand(values: Tensor, weight: Tensor) -> Tensor:
-    """Numbers in a `scale_shape`, so that they broadcast over `weight` [O, I, ..]."""
+    """Expand `values` in a `scale_shape` until they broadcast over `weight` [O, I, ..]."""
     if values.shape[1] in (1, weight.shape[1]):
         return values
     return values.repeat_interleave(weight.shape[1] // values.shape[1], dim=1)
 
 
 def rows(weight: Tensor, grid: Grid) -> Tensor:
-    """float32 [R, N]: one row for each scale, with the N weights that share it."""
+    """The weights in rows, float32 [R, N]: one row per scale."""
     shape = grid.scale_shape(weight)
     return weight.detach().float().reshape(shape[0] * shape[1], -1)
 
 
 def choose_scale(weight: Tensor, grid: Grid, observer: Observer) -> tuple[Tensor, Tensor | None]:
-    """Scale float32 and zero point uint8 (None: symmetric), in `scale_shape`, for the ranges that
-    `observer` finds for each row.
+    """Scale float32 and zero point uint8 (None: symmetric) in `scale_shape`, from the ranges that
+    `observer` chooses.
     """
     low, high = row_ranges(rows(weight, grid), grid, observer)
     scale, zero_point = scale_of(low, high, grid)
@@ -139,25 +145,25 @@ def choose_scale(weight: Tensor, grid: Grid, observer: Observer) -> tuple[Tensor
 
 
 def row_ranges(values: Tensor, grid: Grid, observer: Observer) -> tuple[Tensor, Tensor]:
-    """(low, high) float32 [R] of `values` [R, N], row by row.
+    """The range (low, high), float32 [R] each, of every row of `values` [R, N].
 
-    An observer may have a faster way for all rows together, `row_ranges(values, bits, symmetric)`.
+    Uses the observer's optional `row_ranges(values, bits, symmetric)`, which is faster.
     """
     together = getattr(observer, "row_ranges", None)
     if together is not None:
         low, high = together(values, grid.bits, grid.symmetric)
         return low, high
-    found = [
+    ranges = [
         observer.range(observer.update(observer.start(), row), grid.bits, grid.symmetric)
         for row in values
     ]
-    return tuple(torch.tensor(found).T)
+    return tuple(torch.tensor(ranges).T)
 
 
 def scale_of(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """The scale and zero point whose grid spans [low, high], widened to hold zero.
+    """The scale and zero point of the grid that spans [low, high], widened to include zero.
 
-    A range of zero width (or of subnormal numbers, which count as zero) gets scale 1.
+    A range of zero or subnormal width gets scale 1.
     """
     below, above = (-low).clamp(min=0), high.clamp(min=0)
     if grid.symmetric:
@@ -174,7 +180,7 @@ def scale_of(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor | No
 
 
 def step_limits(grid: Grid, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest step, float32, as numbers or in the shape of `zero_point`."""
+    """The smallest and largest step, float32: scalars, or in the shape of `zero_point`."""
     if zero_point is None:
         return torch.tensor(float(grid.low)), torch.tensor(float(grid.high))
     offset = zero_point.float()
@@ -184,7 +190,7 @@ def step_limits(grid: Grid, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
 def round_to_grid(
     weight: Tensor, scale: Tensor, grid: Grid, zero_point: Tensor | None = None
 ) -> GridWeight:
-    """clip(round(weight / scale)) with ties to even, as ONNX QuantizeLinear rounds."""
+    """Round to nearest, ties to even, and clip, like ONNX QuantizeLinear."""
     steps = torch.round(weight.detach().float() / expand(scale, weight))
     low, high = step_limits(grid, zero_point)
     if zero_point is not None:

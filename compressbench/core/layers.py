@@ -1,4 +1,4 @@
-"""Layers of any model: which have weights, who owns them, and how their channels lie in them."""
+"""Layers of a model: which have weights, which share them, and their channel layout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer, of all convolutions and linear layers."""
+    """Name -> layer, for all convolutions and linear layers."""
     return {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
 
 
 def weights(layer: nn.Module) -> int:
-    """Weights of a module itself: elements of its own parameters of two axes or more."""
+    """Number of weights of a module without its children: elements of parameters with >= 2 axes."""
     return sum(p.numel() for p in layer.parameters(recurse=False) if p.ndim > 1)
 
 
@@ -24,16 +24,16 @@ def layers_with_weights(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight_owners(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
-    """Each of `layers` -> the first of them with the same weight: itself, unless it is tied."""
+    """Layer -> the first of `layers` with the same weight; itself unless weights are tied."""
     first: dict[int, str] = {}
     return {n: first.setdefault(id(model.get_parameter(f"{n}.weight")), n) for n in layers}
 
 
 def tied_modules(model: nn.Module) -> set[str]:
-    """Names of the modules with a parameter of any kind that another module has, too."""
-    own = {n: {id(p) for p in m.parameters(recurse=False)} for n, m in model.named_modules()}
-    modules = Counter(parameter for parameters in own.values() for parameter in parameters)
-    return {n for n, parameters in own.items() if any(modules[p] > 1 for p in parameters)}
+    """Names of the modules that share any parameter with another module."""
+    ids = {n: {id(p) for p in m.parameters(recurse=False)} for n, m in model.named_modules()}
+    modules = Counter(parameter for parameters in ids.values() for parameter in parameters)
+    return {n for n, parameters in ids.items() if any(modules[p] > 1 for p in parameters)}
 
 
 def output_channels(layer: nn.Module) -> int:
@@ -46,11 +46,10 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def output_rows(layer: nn.Module, values: Tensor) -> Tensor:
-    """`values`, one for each weight of a layer with G groups, O outputs and K weights of an output:
-    [G, O / G, K], a view where that can be.
+    """Reshape `values`, one per weight of a layer, to [G, O / G, K]; a view if possible.
 
-    A convolution's weight is [O, I / G, kernel..], a linear layer's [O, I], a transposed
-    convolution's [I, O / G, kernel..].
+    G groups, O outputs, K weights per output. The weight of a convolution is [O, I / G, kernel..],
+    of a linear layer [O, I], of a transposed convolution [I, O / G, kernel..].
     """
     groups = int(getattr(layer, "groups", 1))
     grouped = values.reshape(groups, len(values) // groups, *values.shape[1:])
@@ -58,5 +57,5 @@ def output_rows(layer: nn.Module, values: Tensor) -> Tensor:
 
 
 def per_output(values: Tensor, weight: Tensor) -> Tensor:
-    """[O] in a shape that broadcasts over `weight` [O, ..]."""
+    """Reshape `values` [O] so that they broadcast over `weight` [O, ..]."""
     return values.reshape(-1, *[1] * (weight.ndim - 1))

@@ -1,8 +1,8 @@
-"""Objects of a Python caller that a config names by a digest, for as long as the call lasts.
+"""Objects of a Python caller that a config refers to by digest, while the call lasts.
 
-A config is plain JSON, so a module or a dataset that exists only in the calling program stands in
-it as a digest. While the call runs, what is built from the config finds the object here. Processes
-and threads that start in between do not see it.
+A config is plain JSON, so a module or dataset that exists only in the calling program appears in it
+as a digest. During the call, code that is built from the config looks up the object here. Processes
+and threads started in the meantime do not see it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _live: ContextVar[Mapping[str, Any]] = ContextVar("live", default=MappingProxyTy
 
 @contextmanager
 def live_objects(objects: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block, `live_object` finds `objects` under their digests."""
+    """Make `objects` (digest -> object) available to `live_object` within the block."""
     token = _live.set({**_live.get(), **objects})
     try:
         yield
@@ -27,10 +27,10 @@ def live_objects(objects: Mapping[str, Any]) -> Iterator[None]:
 
 
 def live_types() -> list[str]:
-    """The types of the objects, as `module.qualname`: what a config may turn into, for now."""
+    """The types of the live objects, as `module.qualname`; a config may become any of them."""
     return [f"{type(o).__module__}.{type(o).__qualname__}" for o in _live.get().values()]
 
 
 def live_object(digest: str) -> Any:
-    """The object of that digest; None where no caller has one."""
+    """The live object with that digest, or None."""
     return _live.get().get(digest)

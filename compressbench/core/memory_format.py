@@ -1,4 +1,4 @@
-"""Channels last: the order of values in memory that convolutions on a CPU are fastest with."""
+"""Channels-last memory format, in which convolutions on a CPU are fastest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @contextmanager
 def channels_last(model: nn.Module, example: Tensor, device: torch.device) -> Iterator[None]:
-    """Within it, `model` gets its images [B, C, H, W] with the channels innermost in memory.
+    """Within the block, pass images [B, C, H, W] to `model` in channels-last memory format.
 
-    On one core a training step of ResNet-20 took 0.85 of the time, one of MobileNetV2 0.7, sums
-    being taken in another order. Does nothing on an accelerator, for other inputs than images, and
-    for a model that `example` shows to ask for the usual order (by `x.view` of a map, say).
+    On one core this reduced the time of a training step to 85 % for ResNet-20 and to 70 % for
+    MobileNetV2; sums are taken in another order. It has no effect on an accelerator, for inputs
+    other than images, and for a model that fails on `example` in this format (`x.view` of a map).
     """
-    images = example.ndim == 4 and example.shape[1] > 1  # one channel has one order
+    images = example.ndim == 4 and example.shape[1] > 1  # with one channel the formats are equal
     if device.type != "cpu" or not images or not _takes(model, example):
         yield
         return
@@ -31,7 +31,7 @@ def channels_last(model: nn.Module, example: Tensor, device: torch.device) -> It
 
 
 def reordered(inputs: Tensor) -> Tensor:
-    """The same images with the channels innermost in memory."""
+    """The same images in channels-last memory format."""
     return inputs.contiguous(memory_format=torch.channels_last)
 
 
@@ -41,7 +41,7 @@ def _reorder(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _takes(model: nn.Module, example: Tensor) -> bool:
-    copy = deepcopy(model).eval()  # a forward pass may leave traces in a model
+    copy = deepcopy(model).eval()  # a forward pass may change a model
     try:
         copy(reordered(example))
     except RuntimeError:

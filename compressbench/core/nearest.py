@@ -1,4 +1,4 @@
-"""What to add to a message about a name that there is not."""
+"""Suggestions for error messages about unknown names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The choice that may have been meant, else all of them; "" where there is none."""
+    """A suffix that names the closest choice, or all if none is close; "" without choices."""
     known = sorted(set(choices))
     close = difflib.get_close_matches(name, known, n=1)
     if close:
@@ -16,6 +16,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def nearest_of_many(name: str, choices: Iterable[str]) -> str:
-    """The nearest choice, however far, where they are too many to list: layers, architectures."""
+    """A suffix that names the closest choice, for choices that are too many to list."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)
     return f"; the nearest name is {close[0]}" if close else ""

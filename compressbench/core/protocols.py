@@ -1,4 +1,4 @@
-"""The protocols of the methods that stages are built from: one file and one YAML each."""
+"""Protocols of the methods that stages are configured with; one file and YAML per method."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from compressbench.core.types import Context
 
 
 class Criterion(Protocol):
-    """An importance score for pruning, from the weights alone.
+    """An importance score for pruning, computed from the weights alone.
 
-    Scores have the shape of the layer's weight, one for each weight, higher is kept, and a channel
-    has the sum over its weights; or they are [output channels], and a weight has that of its
-    channel. A class attribute `comparable = False` says that scores of different layers are in
-    different units: ranked together, each layer's are then divided by their mean. Another, `work`,
-    says how many (training steps, forward passes) one of its `images` takes; (0, 1) without it.
+    Weights with higher scores are kept. Scores have the shape of the layer's weight, and the score
+    of a channel is the sum over its weights; or they are [output channels], and each weight has the
+    score of its channel. Optional class attributes: `comparable = False` if the scores of different
+    layers have different units, so that they are divided by their mean before layers are ranked
+    together; `work`, the (training steps, forward passes) per image of its option `images`, (0, 1)
+    by default.
     """
 
     def __call__(self, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
-        """Importance of the weights of `layers`, finite, of either sign; the same on all ranks."""
+        """Layer name -> scores: finite, of either sign, the same on all ranks."""
         ...
 
 
 class ModelCriterion(Protocol):
-    """An importance score that looks at the whole model, at work on training images for instance.
+    """An importance score computed from the whole model, for example on training images.
 
-    It may also have `update(model, masks, context)`: new weights, by layer, zero where `masks`
-    (True is kept) say so, that make up for what goes.
+    It may also have `update(model, masks, context)`, which returns new weights by layer that
+    compensate for the pruned ones; they are zero where `masks` (True: kept) are False.
     """
 
     def of_model(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
-        """As `Criterion`; `layers` are some of `model` (CPU, eval mode), which is not changed."""
+        """As `Criterion`; `layers` belong to `model` (CPU, eval mode), which is not changed."""
         ...
 
 
 @runtime_checkable
 class LearntCriterion(Protocol):
-    """An importance score that builds up while a model is trained; every score starts at 0."""
+    """An importance score that is accumulated during training, starting at 0."""
 
     def step(self, score: Tensor, weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
-        """The scores of a layer after one more step, all in the shape of its weight.
+        """Return the scores of a layer after another step; all tensors have the weight's shape.
 
-        `weight` as it was in the forward pass, where it is masked as it was when it went;
-        `gradient` of the loss in the masked weight, masked ones included; `rate`: learning rate.
+        `weight` is as in the forward pass, but pruned weights have the values that they had when
+        they were pruned. `gradient` is that of the loss with respect to the masked weight, also at
+        pruned positions; `rate` is the learning rate.
         """
         ...
 
@@ -55,82 +57,84 @@ class LearntCriterion(Protocol):
 class Observer(Protocol):
     """Chooses the range of an activation tensor from calibration batches, or of weights.
 
-    It may also have `row_ranges(values, bits, symmetric)`: (low, high) of each row of float32
-    [R, N], all rows together, for weights with many scales.
+    It may also have `row_ranges(values, bits, symmetric)`, which returns (low, high) of all rows of
+    float32 [R, N] at once, for weights with many scales.
     """
 
     def start(self) -> Any:
-        """The empty statistic."""
+        """Return the empty statistic."""
         ...
 
     def update(self, statistic: Any, values: Tensor) -> Any:
-        """The statistic after one more batch, any shape, any float dtype."""
+        """Return the statistic after another batch of any shape and float type."""
         ...
 
     def range(self, statistic: Any, bits: int, symmetric: bool) -> tuple[float, float]:
-        """(low, high) of the values to represent on a grid of `bits`, reduced over ranks.
+        """Return the range (low, high) to represent with `bits`, reduced over ranks.
 
-        A `symmetric` grid spans [-m, m] for the larger of the two.
+        A `symmetric` grid spans [-m, m] with m = max(|low|, |high|).
         """
         ...
 
 
 class Sensitivity(Protocol):
-    """What rounding the weights of single layers costs."""
+    """Estimates the cost of rounding the weights of single layers."""
 
     def __call__(
         self, model: nn.Module, candidates: Mapping[str, Mapping[int, Tensor]], context: Context
     ) -> dict[str, dict[int, float]]:
-        """Layer -> bits -> cost, of each of `candidates`: layer -> bits -> the rounded weight.
+        """Layer -> bits -> cost, for all `candidates` (layer -> bits -> rounded weight).
 
-        Costs are of at least 0, the same on all ranks, and add up over layers. `model` is float,
-        in eval mode, on the CPU, and is not changed.
+        Costs are at least 0, the same on all ranks, and additive over layers. `model` is in float
+        and eval mode on the CPU, and is not changed.
         """
         ...
 
 
 class DistillationLoss(Protocol):
-    """A loss between a student's and a teacher's logits."""
+    """A loss between the logits of a student and a teacher."""
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar.
 
-        Of token classification logits are [B, L, K] and labels [B, L], -100 where there is none.
+        For token classification [B, L, K] twice and labels [B, L], -100 where there is no label.
         """
         ...
 
 
 @runtime_checkable
 class FeatureLoss(Protocol):
-    """A loss between what a layer of a student and one of its teacher give, [B, ...] each."""
+    """A loss between the outputs of a student layer and a teacher layer, [B, ...] each."""
 
     @property
     def layers(self) -> Mapping[str, str] | None:
-        """Layers of the student -> layers of the teacher, None for a choice of its own."""
+        """Student layer -> teacher layer; None to use `choose`."""
         ...
 
     @property
     def weight(self) -> float: ...
 
     def choose(self, count: int) -> Sequence[int]:
-        """Which of `count` pairs of layers to compare, where none are named.
+        """Positions of the pairs to compare, of `count`, if `layers` is None.
 
-        The pairs are the last layers of each resolution that both models have, in forward order.
+        There is one pair for each resolution that both models have, made of the last layers with
+        that resolution, in forward order.
         """
         ...
 
     def connect(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module | None:
-        """A module, trained with the student, that makes features of the shape `student` (without
-        the batch) ones that can be compared with `teacher`; None where they can be already.
+        """A module, trained with the student, that maps student features to ones comparable with
+        the teacher's; None if they are comparable already.
 
-        A module that has a method `of_teacher` makes comparable features of the teacher's, too.
-        Raises UserError with both shapes where there is no way.
+        `student` and `teacher` are shapes without the batch axis. If the module has a method
+        `of_teacher`, that is applied to the teacher's features. Raises UserError with both shapes
+        if they cannot be compared.
         """
         ...
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B, ...] of both, connected -> a scalar of at least 0.
+        """Connected features [B, ...] of student and teacher -> a scalar of at least 0.
 
-        A class attribute `sees_labels = True` asks for the labels as a third argument.
+        With a class attribute `sees_labels = True`, the labels are passed as third argument.
         """
         ...

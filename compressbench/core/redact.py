@@ -1,4 +1,4 @@
-"""Keep passwords and tokens out of reports, logs and tracking."""
+"""Removes passwords and tokens from reports, logs and tracking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECRET_IN_QUERY = re.compile(
 
 
 def redact(value: Any) -> Any:
-    """The same plain JSON without `user:password@` in URLs and without secret settings."""
+    """A copy of plain JSON with credentials in URLs and secret settings replaced by `***`."""
     if isinstance(value, str):
         return _SECRET_IN_QUERY.sub(rf"\1{HIDDEN}", _USER_IN_URL.sub(f"{HIDDEN}@", value))
     if isinstance(value, Mapping):

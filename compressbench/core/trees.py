@@ -1,4 +1,4 @@
-"""Nested settings as flat ones."""
+"""Flattens nested settings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def leaves(tree: Any, where: str = "", lists: bool = False) -> dict[str, Any]:
-    """Dotted name -> value: `{"prune": {"sparsity": 0.5}}` as `{"prune.sparsity": 0.5}`.
+    """Dotted name -> value: `{"prune": {"sparsity": 0.5}}` becomes `{"prune.sparsity": 0.5}`.
 
-    Mappings are entered, and with `lists` also lists and tuples, whose elements are named by
-    their number; an empty one is a value. `where` goes before each name.
+    `lists` also flattens lists and tuples, whose elements are named by position. Empty containers
+    are values. `where` is a prefix of all names.
     """
     items: Iterable[tuple[Any, Any]]
     if isinstance(tree, Mapping) and tree:

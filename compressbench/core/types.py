@@ -1,4 +1,4 @@
-"""What flows between the parts: artifacts, measurements, steps; the plug-ins' protocols."""
+"""Types shared by all packages: data, artifacts, stages and their results."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 SplitName = Literal["train", "validation", "test"]
 Edit = dict[str, Any]
 
-# What a stage may establish in a model. The order rules of a recipe are written in these words.
+# Properties that a stage may establish; the order rules of recipes refer to them.
 TRAINED = "trained"
 MASKED = "masked"
 CHANNEL_PRUNED = "channel-pruned"
 WEIGHT_QUANTIZED = "weight-quantized"
 ACTIVATION_QUANTIZED = "activation-quantized"
-QUANTIZED = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # what changing weights destroys
+QUANTIZED = frozenset({WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED})  # destroyed when weights change
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the inputs of a text are: ids in [0, `vocabulary`), `pad` behind the last one of a
-    short text. `tokenizer` is the SHA-256 of the tokenizer.json that makes ids of text.
+    """The form of text inputs: ids in [0, `vocabulary`), padded at the end with `pad`.
+
+    `tokenizer` is the SHA-256 of the tokenizer.json that produces the ids.
     """
 
     vocabulary: int
@@ -35,11 +36,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model and the exported file need to know of a dataset.
+    """Description of a dataset for models and exported files.
 
-    `input_shape` is one sample without the batch axis, (channels, height, width) for images,
-    (tokens,) for texts. `mean` and `std` are per channel, in units of inputs scaled to [0, 1];
-    empty for texts, which have `tokens`, and for floats that are taken as they are.
+    `input_shape` is the shape of one sample: (channels, height, width) for images, (tokens,) for
+    texts. `mean` and `std` are per channel, for inputs scaled to [0, 1]; empty for texts, which
+    have `tokens`, and for float inputs, which are not normalised.
     """
 
     name: str
@@ -55,15 +56,15 @@ class DataSpec:
         return len(self.class_names)
 
     def blank(self, count: int) -> Tensor:
-        """`count` samples as a model takes them, float32 zeros or one id that is no padding:
-        enough to see which functions it calls.
+        """`count` constant inputs of a model, to trace it: float32 zeros, or an id that is not
+        padding.
         """
         if self.tokens is None:
             return torch.zeros(count, *self.input_shape)
         return torch.full((count, *self.input_shape), int(self.tokens.pad == 0))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` random samples as a model takes them: normal numbers, or any ids."""
+        """`count` random inputs of a model: standard normal numbers, or uniform ids."""
         shape = (count, *self.input_shape)
         if self.tokens is None:
             return torch.randn(shape, generator=generator)
@@ -72,8 +73,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """One split in memory: `inputs` uint8 [N, C, H, W], float32 [N, ...], or ids of any integer
-    type [N, L]; `targets` int64 [N].
+    """One split in memory.
+
+    `inputs` are uint8 [N, C, H, W], float32 [N, ...], or ids [N, L] of any integer type; `targets`
+    are int64 [N].
     """
 
     inputs: Tensor
@@ -86,37 +89,37 @@ class Split:
 class Data(Protocol):
     """A dataset, decoded once and held in memory.
 
-    It may also have `companions() -> dict[str, str]`: text files, by name, that ship beside the
-    model.
+    It may also have `companions() -> dict[str, str]`: text files (name -> content) that ship with
+    the model.
     """
 
     @property
     def spec(self) -> DataSpec: ...
 
     def manifest(self) -> dict[str, Any]:
-        """Plain JSON that changes when the data does: file digests, splits, transforms."""
+        """Plain JSON that identifies the data: file digests, splits, transforms."""
         ...
 
     def verify(self) -> None:
-        """Raise CheckFailedError when the files are no longer those of the manifest."""
+        """Raise CheckFailedError if the files no longer match the manifest."""
         ...
 
     def split(self, name: SplitName) -> Split: ...
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> what the model takes, float32 normalised, on the same device;
-        float32 -> a copy; ids [B, L] -> int64.
+        """Convert a batch to model inputs, on the same device: uint8 images to normalised float32,
+        float32 to a copy, ids [B, L] to int64.
         """
         ...
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Random training transforms of one batch, on its device and of its type."""
+        """Apply random training transforms; device and type of the batch stay the same."""
         ...
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how fits run. Every field counts in the content key of a stage."""
+    """Hardware settings of a run; every field is part of the content key of a stage."""
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: int = 1
@@ -131,11 +134,11 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model that runs, and what is needed to build it again.
+    """A model, and what is needed to build it again.
 
-    `model` runs in float with masks and fake-quantizers in place. `edits` turn the freshly
-    configured architecture of `model_config` into this one; they are plain JSON, in order.
-    `early` are the tensors of an early epoch, where training was asked to keep it.
+    `model` runs in float, with masks and fake quantizers in place. `edits` (plain JSON, in order)
+    turn a fresh model of `model_config` into this architecture. `properties` are those that the
+    stages established, `early` the tensors of an early epoch if training kept them.
     """
 
     model: nn.Module
@@ -148,8 +151,8 @@ class Artifact:
     def changed(
         self, model: nn.Module, edits: Iterable[Edit] = (), adds: Iterable[str] = ()
     ) -> Artifact:
-        """The artifact that a stage makes of this one: `model`, which takes `edits` more to build
-        and has the properties `adds`. It has no key yet.
+        """A new artifact with `model`, additional `edits` and the properties `adds`, without a
+        key.
         """
         return replace(
             self,
@@ -162,7 +165,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a stage did to one layer. `touched` counts weights, out of `total`."""
+    """What a stage did to one layer; `touched` of its `total` weights were changed."""
 
     layer: str
     kind: str
@@ -173,10 +176,10 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back. `history` is one list of figures per name, one figure an epoch.
+    """The result of a stage.
 
-    `tables` hold rows of plain JSON, all with the same columns, by the name of the table. `notes`
-    are lines about how it was done.
+    `history` maps names to values per epoch. `tables` map names to rows of plain JSON with equal
+    columns. `notes` are lines on how the result was obtained.
     """
 
     artifact: Artifact
@@ -189,21 +192,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of an exported file, by the names of the design (`size/onnx_bytes`, ...)."""
+    """Figures of an exported file by name (`size/onnx_bytes`, ...)."""
 
     figures: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
 
-# what a result depends on besides the stage's start, plain JSON, and how to compute it -> that
-# result, plain JSON, from the store where a stage has computed it before
+# (what a result depends on besides the stage's start, a function that computes it) -> the result,
+# from the store if it was computed before; both are plain JSON
 Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
-TimeShare = Callable[[Artifact], float]  # one call's time over another's: both exported, in pairs
+TimeShare = Callable[[Artifact], float]  # latency / that of a reference, in pairs
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets from above. `seed` is the stage's own; `folder` is scratch space."""
+    """What a stage may use besides its inputs; `folder` is scratch space."""
 
     data: Data
     runtime: Runtime
@@ -213,25 +216,28 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
     export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
     timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
-    checkpoint_seconds: float = 15.0  # a fit saves itself at the end of an epoch, not more often
+    checkpoint_seconds: float = 15.0  # minimum time between checkpoints of a fit
     recall: Recall = lambda parts, compute: compute()
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step of a recipe. The three sets are class attributes, in the words defined above.
+    """One step of a recipe.
 
-    `needs` must hold before; `adds` holds afterwards; an artifact that has any of `destroys`
-    is refused, since this stage would silently undo it. They are read-only for the type checker:
-    a class attribute, a field or a property will do.
+    `needs` are properties that the input must have; `adds` are those that the output has
+    afterwards; an input with any of `destroys` is rejected, since the stage would silently undo
+    it. The three sets may be class attributes, fields or properties.
 
-    Six more may be there: `starts_fresh = True` for a stage that never goes on from the one
-    before; `weighs_files`, true where what it does depends on bytes of exported files, and
-    `times_files` on how fast this machine runs them, which no repetition gives again;
-    `check_line(earlier: Sequence[Stage])` and `check_model(model, spec: DataSpec)`, which
-    raise UserError for options that cannot work after those stages, or on the architecture (in
-    eval mode) that the stage's model begins with; `check_teachers(model, teachers, spec)` the same
-    for those of its teachers.
+    Optional members:
+        starts_fresh: True for a stage that never continues from the previous one.
+        weighs_files: True if the result depends on the size of exported files.
+        times_files: True if the result depends on latency measured on this machine, which is not
+            reproducible.
+        check_line(earlier): raises UserError for options that cannot work after the stages
+            `earlier`.
+        check_model(model, spec): raises UserError for options that cannot work on the architecture
+            that the stage starts from (in eval mode) and the `DataSpec`.
+        check_teachers(model, teachers, spec): the same, with the teachers.
     """
 
     @property
@@ -244,27 +250,27 @@ class Stage(Protocol):
     def destroys(self) -> frozenset[str]: ...
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
-        """`inputs["model"]` is where the stage starts; `inputs["teacher"]` where one is named."""
+        """Run on `inputs["model"]`, and `inputs["teacher"]` if the recipe names a teacher."""
         ...
 
     def passes(self, train_images: int) -> tuple[int, int]:
         """(images trained on, images only run forward), for the time estimate of a plan.
 
-        Images that teachers look at are not counted: they are those trained on.
+        Forward passes of teachers are not counted; teachers see the images trained on.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """One finished stage of a recipe, as the terminal, the report and the tracker see it."""
+    """One finished stage of a recipe, for terminal, report and tracking."""
 
     index: int
     name: str
     kind: str  # the class of the stage, in lower case
     key: str
     hit: bool
-    seconds: float  # of this run; a hit costs only the reading
+    seconds: float  # in this run; for a store hit only the loading
     artifact: Artifact
     measurement: Measurement
     coverage: tuple[Coverage, ...]

@@ -1,4 +1,4 @@
-"""Options of any part: one line for a value that is out of range or no number at all."""
+"""Checks of option values, with one-line errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressbench.core.errors import UserError
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise UserError unless `value` is an integer in [low, high] (no bool, no 4.0)."""
+    """Raise UserError unless `value` is an integer in [low, high]; bool and 4.0 are not."""
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not fits or (high is not None and value > high):
         allowed = f"of at least {low}" if high is None else f"in [{low}, {high}]"

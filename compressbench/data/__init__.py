@@ -1,1 +1,1 @@
-"""Datasets and their batches; one file for each conf/dataset/*.yaml."""
+"""Datasets and their batches; one file per conf/dataset/*.yaml."""

@@ -1,4 +1,4 @@
-"""AG News from `train.csv` and `test.csv`, or from one of them alone."""
+"""AG News, read from `train.csv` and `test.csv` or from one of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMA = 1
 
 
 class Texts(NamedTuple):
-    """Texts with their class numbers, int64 [N]."""
+    """Texts and their class numbers, int64 [N]."""
 
     texts: list[str]
     targets: Tensor
@@ -36,15 +36,22 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class AgNews:
-    """News in four classes (Zhang et al. 2015, arXiv:1509.01626): title and description, a space
-    between them.
+    """News articles in four classes (Zhang et al. 2015, arXiv:1509.01626).
 
-    `root` is the folder with train.csv and test.csv, rows of class (1 to 4), title, description;
-    where one is missing, the test texts are `test_fraction` of each class of the other, by
-    `split_seed`. Validation texts are `validation_fraction` of each class of what is left to train
-    on. The tokenizer has up to `vocabulary` tokens, is trained on the training texts, and makes
-    `max_tokens` ids of a text, of small letters if `lowercase`. In training, an id is masked with
-    probability `drop_tokens`.
+    A text is the title and the description of an article, joined by a space. The tokenizer is
+    trained on the training texts.
+
+    Args:
+        root: folder with train.csv and test.csv, or only one of them; rows of class (1 to 4), title
+            and description.
+        vocabulary: maximum number of tokens, at least 258.
+        max_tokens: ids per text; longer texts are truncated, shorter ones padded.
+        lowercase: convert texts to lower case.
+        validation_fraction: share of each class used for validation, in (0, 1).
+        test_fraction: share of each class used for testing if there is only one file.
+        split_seed: seed of these splits.
+        drop_tokens: probability, in [0, 1), of masking an id in training.
+        metric: name of the metric of the task.
     """
 
     root: str | None = None
@@ -64,13 +71,13 @@ class AgNews:
         check_share("dataset.drop_tokens", self.drop_tokens)
         if not self.root:
             raise UserError(
-                "dataset.root is not set: add dataset.root=<the folder with train.csv and "
+                "dataset.root is not set: add dataset.root=<folder with train.csv and "
                 "test.csv, or one of them>"
             )
         if not self._files:
             raise UserError(
-                f"dataset.root={self.root}: no train.csv or test.csv there; rows of class (1 to "
-                f"{len(CLASSES)}), title and description are needed"
+                f"dataset.root={self.root}: no train.csv or test.csv there; rows need class (1 to "
+                f"{len(CLASSES)}), title and description"
             )
 
     @cached_property
@@ -80,7 +87,7 @@ class AgNews:
 
     @cached_property
     def _lines(self) -> list[dict[str, Any]]:
-        """The manifest's lines of the files, taken once."""
+        """The files' entries in the manifest, computed once."""
         lines = files.describe(self._files)
         if len(lines) > 1 and lines[0]["sha256"] == lines[1]["sha256"]:
             raise UserError(f"dataset.root={self.root}: train.csv and test.csv are the same file")
@@ -88,14 +95,14 @@ class AgNews:
 
     @cached_property
     def _parts(self) -> dict[SplitName, tuple[str, Tensor]]:
-        """Split -> (file, its rows), sorted."""
+        """Split -> (file, sorted row numbers)."""
         first = next(iter(self._files))
         own_test = len(self._files) > 1
         fractions: dict[SplitName, float] = {"validation": self.validation_fraction}
         if not own_test:
             fractions["test"] = self.test_fraction
-        found = splits.stratified(self._texts[first].targets, fractions, self.split_seed)
-        parts = {name: (first, rows) for name, rows in found.items()}
+        rows_of = splits.stratified(self._texts[first].targets, fractions, self.split_seed)
+        parts = {name: (first, rows) for name, rows in rows_of.items()}
         if own_test:
             parts["test"] = ("test.csv", torch.arange(len(self._texts["test.csv"].texts)))
         for name, (file, rows) in parts.items():
@@ -109,38 +116,38 @@ class AgNews:
 
     def _of(self, name: SplitName) -> Texts:
         file, rows = self._parts[name]
-        texts, found = self._texts[file]
-        return Texts([texts[row] for row in rows.tolist()], found[rows])
+        texts, labels = self._texts[file]
+        return Texts([texts[row] for row in rows.tolist()], labels[rows])
 
     @cached_property
     def _encoded(self) -> Tensors:
-        """The ids of each split, and tokenizer.json as bytes."""
+        """The ids of each split, and the bytes of tokenizer.json."""
 
         def make() -> Tensors:
             texts = {name: self._of(name).texts for name in SPLITS}
-            made = tokens.train_tokenizer(
+            tokenizer = tokens.train_tokenizer(
                 texts["train"], self.vocabulary, self.max_tokens, self.lowercase
             )
-            ids = {str(name): tokens.encode(made, found) for name, found in texts.items()}
-            # What was read must be what the key says, also where the file's times were restored.
+            ids = {str(name): tokens.encode(tokenizer, part) for name, part in texts.items()}
+            # The files must match the cache key, even if their modification times were reset.
             files.verify(self._files, self._lines)
             return {
                 **ids,
-                "tokenizer": torch.frombuffer(bytearray(made.encode()), dtype=torch.uint8),
+                "tokenizer": torch.frombuffer(bytearray(tokenizer.encode()), dtype=torch.uint8),
             }
 
-        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        # Training cannot use tensors created in inference mode, and splits are cached.
         with torch.inference_mode(False):
             return cached_tensors({"schema": SCHEMA, **self._source()}, make, self._fits)
 
-    def _fits(self, found: Tensors) -> bool:
+    def _fits(self, cached: Tensors) -> bool:
         sizes = {name: (len(self._parts[name][1]), self.max_tokens) for name in SPLITS}
-        return "tokenizer" in found and all(
-            name in found and found[name].shape == shape for name, shape in sizes.items()
+        return "tokenizer" in cached and all(
+            name in cached and cached[name].shape == shape for name, shape in sizes.items()
         )
 
     def _source(self) -> dict[str, Any]:
-        """What the ids depend on."""
+        """Everything that the ids depend on."""
         return {
             "files": self._lines,
             "rows": {name: digest([rows]) for name, (_, rows) in self._parts.items()},
@@ -152,7 +159,7 @@ class AgNews:
 
     @cached_property
     def tokenizer(self) -> str:
-        """tokenizer.json."""
+        """The content of tokenizer.json."""
         return self._encoded["tokenizer"].numpy().tobytes().decode()
 
     @cached_property
@@ -194,7 +201,7 @@ class AgNews:
 
 
 def read_texts(path: Path) -> Texts:
-    """The rows of one CSV file; UserError names the first that is not class, title, text."""
+    """Read a CSV file; raises UserError for the first row that is not class, title, text."""
     texts: list[str] = []
     labels: list[Label] = []
     try:
@@ -208,7 +215,7 @@ def read_texts(path: Path) -> Texts:
                 labels.append(_label(row[0]))
                 texts.append(f"{row[1]} {row[2]}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a whole CSV file in UTF-8: {error}") from error
+        raise UserError(f"{path}: not a valid CSV file in UTF-8: {error}") from error
     _check_classes(path, labels)
     return Texts(texts, targets(labels, NUMBERS, str(path)))
 

@@ -1,4 +1,4 @@
-"""Batches of a split: index tensors in, whole prepared batches on the device out."""
+"""Batches of a split, prepared as a whole on the target device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Data, Split, SplitName
 
 CPU = torch.device("cpu")
-RESIDENT_BYTES = 2 * 2**30  # a split up to this size is moved to the accelerator as a whole
+RESIDENT_BYTES = 2 * 2**30  # a split of up to this size is kept on the accelerator
 
 
 @dataclass(frozen=True)
 class Batches:
-    """One pass over a split, re-iterable, with a length; the arguments are those of `batches`."""
+    """One pass over a split, with a length and repeatable; for the arguments see `batches`."""
 
     data: Data
     split: SplitName
@@ -36,7 +36,7 @@ class Batches:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"the number of images must be at least 1, got {self.limit}")
         if self.augment and self.shuffle_seed is None:
-            raise ValueError("augment needs shuffle_seed: the augmentation is seeded by it")
+            raise ValueError("augment needs shuffle_seed, which seeds the augmentation")
 
     def __len__(self) -> int:
         return batch_count(
@@ -85,13 +85,23 @@ def batches(
     world_size: int = 1,
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (prepared float32 inputs [B, C, H, W], int64 targets [B]) on `device`.
+    """Yield (prepared inputs [B, ...], int64 targets [B]) on `device`.
 
-    `shuffle_seed` permutes the split, the same way on every device, and seeds the augmentation.
-    `limit` takes that many images of all ranks together, after the permutation. Rank r takes every
-    `world_size`-th image from the r-th on: the shards are disjoint and cover everything, except
-    with `drop_last`, which makes all shards the same number of full batches.
-    UserError where `drop_last` leaves no batch.
+    Rank r gets every `world_size`-th image, starting with the r-th; the shards are disjoint.
+
+    Args:
+        data: the dataset.
+        split: name of the split.
+        batch_size: images per batch and rank.
+        device: device of the batches.
+        limit: number of images to use, summed over ranks, after shuffling; None for all.
+        shuffle_seed: permutes the split, equally on every device, and seeds the augmentation; None
+            keeps the order.
+        augment: apply training augmentation; needs `shuffle_seed`.
+        rank: position of this process.
+        world_size: number of processes.
+        drop_last: drop images so that every rank gets the same number of full batches. Raises
+            UserError if no batch is left.
     """
     return iter(
         Batches(
@@ -118,7 +128,7 @@ def batch_count(
     world_size: int = 1,
     drop_last: bool = False,
 ) -> int:
-    """How many batches `batches` yields on one rank, from a split of `images`."""
+    """The number of batches that `batches` yields on one rank for a split of `images`."""
     total = images if limit is None else min(limit, images)
     if drop_last:
         return total // world_size // batch_size
@@ -133,7 +143,7 @@ def image_order(
     world_size: int,
     drop_last: bool,
 ) -> Tensor:
-    """The indices of one rank's images in their order, int64, on the CPU."""
+    """The indices of the images of one rank, in order; int64 on the CPU."""
     if shuffle_seed is None:
         order = torch.arange(images)
     else:
@@ -149,5 +159,5 @@ def _resident(inputs: Tensor, device: torch.device) -> Tensor:
 
 
 def _rank_seed(seed: int, rank: int) -> int:
-    """A seed of its own for each rank; the odd constant spreads the ranks over 63 bits."""
+    """A different seed for each rank; the constant spreads them over 63 bits."""
     return (seed + rank * 0x9E3779B97F4A7C15) % 2**63

@@ -1,4 +1,4 @@
-"""Training images for what only runs a model forward: calibration and BatchNorm statistics."""
+"""Training images for forward passes: calibration and BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from compressbench.data.batches import batches
 
 
 def training_images(context: Context, images: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches of `images` training images, prepared, not augmented, on the runtime's device.
+    """Batches of training images, prepared but not augmented, on the runtime's device.
 
-    `context.seed` chooses them; each rank gets its share.
+    `images` is the total over all ranks; `context.seed` chooses which. Raises UserError if there
+    are fewer images than ranks.
     """
     return (inputs for inputs, _ in training_batches(context, images, batch_size))
 
@@ -23,7 +24,7 @@ def training_images(context: Context, images: int, batch_size: int) -> Iterator[
 def training_batches(
     context: Context, images: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `training_images` with their labels, int64 [B]."""
+    """The batches of `training_images` and their labels, int64 [B]."""
     cap = context.runtime.max_batches
     ranks = world_size()
     if images < ranks:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from `train.parquet` and `test.parquet`."""
+"""CIFAR-10, read from `train.parquet` and `test.parquet`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,17 @@ FORM = Form(channels=3, height=32, width=32)
 class Cifar10:
     """50,000 + 10,000 colour images of 32x32 pixels in ten classes (Krizhevsky 2009).
 
-    `root` is the folder with the two files; an image is a struct with `bytes` (PNG or JPEG), a
-    label an integer in [0, 9]. Validation: the rows of `train.parquet` whose numbers stand in the
-    text file `validation_rows`, else `validation_fraction` of each class by `split_seed`.
-    Training images are padded by `crop_padding` pixels and cropped, and mirrored if `flip`.
+    Args:
+        root: folder with train.parquet and test.parquet.
+        validation_rows: text file with the row numbers of train.parquet to use for validation, one
+            per line, counted from 0; replaces `validation_fraction`.
+        validation_fraction: share of each class of the training images, in (0, 1).
+        split_seed: seed of that split.
+        image_column: column with PNG or JPEG bytes, or structs with a field `bytes`.
+        label_column: column with integers in [0, 9].
+        crop_padding: pixels of zero padding before random crops in training, in [0, 31].
+        flip: mirror training images at random.
+        metric: name of the metric of the task.
     """
 
     root: str | None = None
@@ -49,7 +56,7 @@ class Cifar10:
     def __post_init__(self) -> None:
         if not self.root:
             raise UserError(
-                "dataset.root is not set: add dataset.root=<the folder with train.parquet and "
+                "dataset.root is not set: add dataset.root=<folder with train.parquet and "
                 "test.parquet>"
             )
         for name in ("train.parquet", "test.parquet"):
@@ -75,13 +82,13 @@ class Cifar10:
         test = Parquet((self._folder / "test.parquet",), *columns)
         labels = train.labels()
         numbers = class_numbers(labels, CLASSES)
-        found = targets(labels, numbers, train.name)
-        return Partition({"train": train, "test": test}, self._rows(found), numbers)
+        classes = targets(labels, numbers, train.name)
+        return Partition({"train": train, "test": test}, self._rows(classes), numbers)
 
-    def _rows(self, found: Tensor) -> dict[SplitName, Tensor]:
+    def _rows(self, classes: Tensor) -> dict[SplitName, Tensor]:
         if self.validation_rows:
-            return splits.by_rows(Path(self.validation_rows).expanduser(), len(found))
-        return splits.stratified(found, {"validation": self.validation_fraction}, self.split_seed)
+            return splits.by_rows(Path(self.validation_rows).expanduser(), len(classes))
+        return splits.stratified(classes, {"validation": self.validation_fraction}, self.split_seed)
 
     def split(self, name: SplitName) -> Split:
         return self._partition.split(name, FORM)

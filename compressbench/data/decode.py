@@ -1,4 +1,4 @@
-"""PNG and JPEG -> uint8 tensors, decoded once and kept on disk."""
+"""Decodes PNG and JPEG images to uint8 tensors, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 SCHEMA = 1
-IMAGES_AT_ONCE = 256  # by one thread
+IMAGES_AT_ONCE = 256  # images per task of a thread
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La",
                    "RGBa", "LAB")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Form:
-    """What every decoded image is made into: `channels` 1 (luma) or 3 (RGB), size in pixels."""
+    """The format of decoded images: `channels` 1 (luma) or 3 (RGB), size in pixels."""
 
     channels: int
     height: int
@@ -42,38 +42,38 @@ class Form:
 
 
 def decoder() -> str:
-    """The library that decodes; another version may give other pixels."""
+    """Name and version of the decoder; another version may decode to different pixels."""
     from importlib.metadata import version
 
     return f"pillow {version('pillow')}"
 
 
 def first_form(source: Source, channels: int | None, size: tuple[int, int] | None) -> Form:
-    """The form asked for, filled in from the first image of `source` where it is None."""
+    """The given form; what is None is taken from the first image of `source`."""
     if channels is not None and size is not None:
         return Form(channels, *size)
     first = next(source.images(), None)
     if first is None:
-        raise UserError(f"{source.name}: holds no images")
+        raise UserError(f"{source.name}: contains no images")
     image = _open(*first)
     height, width = size or (image.height, image.width)
     return Form(channels or (1 if image.mode in ("1", "L", "LA") else 3), height, width)
 
 
 def decoded(source: Source, form: Form) -> Tensor:
-    """All images of `source`, uint8 [N, C, H, W]: from the disk, else decoded and put there."""
+    """All images of `source`, uint8 [N, C, H, W]: from the cache, or decoded and cached."""
     lines = files.describe(source.files)
     contents = [[line["path"], line["sha256"]] for line in lines]
     options = {"form": asdict(form), "by": decoder(), "column": source.image_column}
 
     def make() -> Tensors:
         inputs = _decode_all(source, form)
-        # What was decoded must be what the key says, also where the file's times were restored.
+        # The files must match the cache key, even if their modification times were reset.
         files.verify(source.files, lines)
         return {"inputs": inputs}
 
-    def fits(found: Tensors) -> bool:
-        inputs = found["inputs"]
+    def fits(cached: Tensors) -> bool:
+        inputs = cached["inputs"]
         return inputs.dtype == torch.uint8 and tuple(inputs.shape[1:]) == form.shape
 
     return cached_tensors({"schema": SCHEMA, "files": contents, **options}, make, fits)["inputs"]
@@ -86,7 +86,7 @@ def _decode_all(source: Source, form: Form) -> Tensor:
     with ThreadPoolExecutor(files.workers()) as pool:
         for group in _chunks(source.images(), IMAGES_AT_ONCE * files.workers()):
             if done + len(group) > count:
-                raise CheckFailedError(f"{source.name}: changed while it was read")
+                raise CheckFailedError(f"{source.name}: changed while being read")
             parts = _chunks(iter(group), IMAGES_AT_ONCE)
             places = _chunks(iter(range(done, done + len(group))), IMAGES_AT_ONCE)
             resized += sum(
@@ -109,7 +109,7 @@ def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _decode_into_(inputs: Tensor, rows: list[int], encoded: list[tuple[str, bytes]]) -> int:
-    """Fill `inputs[rows]` from (place, bytes) pairs; return how many had to be resized."""
+    """Decode (place, bytes) pairs into `inputs[rows]`; return how many were resized."""
     from PIL import Image
 
     _, channels, height, width = inputs.shape
@@ -125,7 +125,7 @@ def _decode_into_(inputs: Tensor, rows: list[int], encoded: list[tuple[str, byte
 
 
 def _open(place: str, data: bytes) -> Image.Image:
-    """The image, wholly read; UserError says where one cannot be decoded."""
+    """Decode an image; raises UserError with its `place` if that fails."""
     from PIL import Image
 
     try:
@@ -135,5 +135,5 @@ def _open(place: str, data: bytes) -> Image.Image:
         reason = str(error).splitlines()[0]
         raise UserError(f"{place}: not a PNG or JPEG image ({reason})") from error
     if image.mode not in EIGHT_BIT_MODES:
-        raise UserError(f"{place}: images must have 8 bits a channel, got mode {image.mode}")
+        raise UserError(f"{place}: images must have 8 bits per channel, got mode {image.mode}")
     return image

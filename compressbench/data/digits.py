@@ -1,4 +1,4 @@
-"""Handwritten digits of scikit-learn, 8x8 pixels, which need no download."""
+"""The handwritten digits of scikit-learn, 8x8 pixels, which need no download."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ MEAN, STD = (0.3061,), (0.3761,)  # of the default training split, in [0, 1]
 
 @dataclass(frozen=True)
 class Digits:
-    """1,797 grey images, split by class and seed (Alpaydin and Kaynak 1998, UCI).
+    """1,797 grey images of 8x8 pixels in ten classes (Alpaydin and Kaynak 1998, UCI).
 
-    `max_shift`: training images are moved by up to that many pixels, in [0, 7].
+    Args:
+        validation_fraction: share of each class used for validation, in (0, 1).
+        test_fraction: share of each class used for testing, in (0, 1).
+        split_seed: seed of the splits.
+        max_shift: training images are shifted at random by up to this many pixels, in [0, 7].
+        metric: name of the metric of the task.
     """
 
     validation_fraction: float = 0.2
@@ -57,7 +62,7 @@ class Digits:
         return splits.stratified(self._all.targets, fractions, self.split_seed)
 
     def split(self, name: SplitName) -> Split:
-        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        # Training cannot use tensors created in inference mode, and splits are cached.
         with torch.inference_mode(False):
             rows = self._rows[name]
             return Split(self._all.inputs[rows], self._all.targets[rows])
@@ -71,7 +76,7 @@ class Digits:
 
     def verify(self) -> None:
         if _contents(_load()) != _contents(self._all):
-            raise CheckFailedError("dataset: scikit-learn's digits changed while they were in use")
+            raise CheckFailedError("dataset: scikit-learn's digits changed while in use")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         return transforms.normalise(inputs, MEAN, STD)
@@ -81,13 +86,13 @@ class Digits:
 
 
 def _load() -> Split:
-    """All digits with the pixels spread over 0 ... 255.
+    """Read all digits, with pixels scaled to 0 ... 255.
 
-    Read from the table that scikit-learn ships: importing scikit-learn takes a second.
+    Reads the table that scikit-learn ships, since importing scikit-learn takes a second.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("dataset=digits: scikit-learn, which carries the digits, is not installed")
+        raise UserError("dataset=digits: scikit-learn, which contains the digits, is not installed")
     table = np.loadtxt(Path(package.origin).parent / TABLE, delimiter=",", dtype=np.int64)
     pixels = torch.from_numpy(table[:, :-1]).mul(255 / GREY_LEVELS).round().to(torch.uint8)
     return Split(pixels.view(-1, 1, 8, 8), torch.from_numpy(table[:, -1].copy()))

@@ -1,4 +1,4 @@
-"""Files of a dataset: their digests, the manifest, and writes that are whole or absent."""
+"""Files of a dataset: digests, manifest entries, verification and atomic writes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MEMO = "hashes.json"
 
 
 def decoded_folder() -> Path:
-    """Where decoded images and the memo of file hashes are kept; made when missing."""
+    """The folder of decoded images and the memo of file hashes; created if missing."""
     folder = Path(os.environ.get("COMPRESSBENCH_STORE") or ".compressbench").absolute() / "decoded"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise UserError(f"cannot create the folder {folder}: {error.strerror}") from error
     return folder
 
 
 def workers() -> int:
-    """Processor cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """`atomic_path`, with a UserError that names `path` where it cannot be written."""
+    """Like `atomic_path`, but raises UserError if `path` cannot be written."""
     try:
         with atomic_path(path) as temporary:
             yield temporary
@@ -43,9 +43,9 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
-    """SHA-256 of every file, remembered by (absolute path, inode, size, mtime_ns).
+    """SHA-256 of every file, cached by (absolute path, inode, size, mtime_ns).
 
-    `fresh` reads every file whatever is remembered, and corrects the memory.
+    `fresh` reads every file regardless of the cache, and updates the cache.
     """
     memo_path = decoded_folder() / MEMO
     memo = _read_memo(memo_path)
@@ -58,14 +58,14 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
     unknown = [path for path in stamps if path not in known]
     if unknown:
         with ThreadPoolExecutor(workers()) as pool:
-            found = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
-        # Another process may have added its own meanwhile; the last one to write wins, and what
-        # it loses is hashed once more.
+            computed = dict(zip(unknown, pool.map(file_digest, unknown), strict=True))
+        # Other processes may have added entries meanwhile. The last writer wins; a lost entry only
+        # means that its file is hashed again.
         memo = _read_memo(memo_path)
-        memo |= {str(path.absolute()): [stamps[path], found[path]] for path in unknown}
+        memo |= {str(path.absolute()): [stamps[path], computed[path]] for path in unknown}
         with writing(memo_path) as temporary:
             temporary.write_text(json.dumps(memo, indent=0), encoding="utf-8")
-        known |= found
+        known |= computed
     return {path: known[path] for path in stamps}
 
 
@@ -75,7 +75,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_memo(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing when the file is missing or damaged, which costs time only."""
+    """The cached hashes; empty if the file is missing or damaged, which only costs time."""
     try:
         memo = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -85,11 +85,11 @@ def _read_memo(path: Path) -> dict[str, Any]:
 
 
 def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The manifest's lines: `path` (the name within the dataset), `size_bytes`, `sha256`."""
+    """Manifest entries: `path` (name within the dataset), `size_bytes` and `sha256`."""
     try:
-        found = digests(files.values())
+        hashes = digests(files.values())
         return [
-            {"path": name, "size_bytes": path.stat().st_size, "sha256": found[path]}
+            {"path": name, "size_bytes": path.stat().st_size, "sha256": hashes[path]}
             for name, path in sorted(files.items())
         ]
     except OSError as error:
@@ -97,17 +97,17 @@ def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def verify(files: Mapping[str, Path], described: Iterable[Mapping[str, Any]]) -> None:
-    """Read every file again; CheckFailedError names the first that is not as described."""
+    """Hash every file again; raises CheckFailedError for the first that changed."""
     try:
-        found = digests(files.values(), fresh=True)
+        hashes = digests(files.values(), fresh=True)
     except OSError as error:
         raise CheckFailedError(
-            f"dataset: {error.filename} cannot be read any more: {error.strerror}"
+            f"dataset: {error.filename} can no longer be read: {error.strerror}"
         ) from error
     for line in described:
-        digest = found[files[line["path"]]]
+        digest = hashes[files[line["path"]]]
         if digest != line["sha256"]:
             raise CheckFailedError(
-                f"dataset: {line['path']} changed while it was in use "
+                f"dataset: {line['path']} changed while in use "
                 f"(sha256 {line['sha256'][:12]} → {digest[:12]}): run the same command again"
             )

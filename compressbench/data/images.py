@@ -1,4 +1,4 @@
-"""The user's own images: parquet files, or a folder with one subfolder a class."""
+"""Images of the user: parquet files, or a folder with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -24,14 +24,25 @@ from compressbench.data.sources import Folder, Parquet, Source, subfolders
 class Images:
     """Images of any size, with 1 or 3 channels, in two or more classes.
 
-    Either parquet: `train`, and if there are any `validation` and `test`, each one file or a list.
-    Or a folder `root` that holds `train/<class>/*.png|jpg` and perhaps `validation/` and `test/`,
-    or just `<class>/*.png|jpg`. A split without files of its own is its fraction of each class of
-    the training images, by `split_seed`.
+    Set either `train` or `root`. Inputs are normalised with mean and standard deviation of the
+    training split.
 
-    `image_size` (one number or [height, width]) and `channels` are those of the first training
-    image when null; images of another size are resized. `class_names` is only needed where integer
-    labels should have names. Mean and deviation are those of the training split.
+    Args:
+        root: folder with `train/<class>/*.png|jpg` and optionally `validation/` and `test/`, or
+            directly with `<class>/*.png|jpg`.
+        train, validation, test: one parquet file or a list per split; the last two are optional.
+        image_column: column with PNG or JPEG bytes, or structs with a field `bytes`.
+        label_column: column with integers or texts.
+        class_names: names of the classes; only needed to name integer labels.
+        image_size: pixels, one number or [height, width]; images of other sizes are resized. None:
+            that of the first training image.
+        channels: 1 or 3; None: those of the first training image.
+        validation_fraction, test_fraction: share of each class of the training images, in (0, 1),
+            for a split without files.
+        split_seed: seed of these splits.
+        crop_padding: pixels of zero padding before random crops in training.
+        flip: mirror training images at random.
+        metric: name of the metric of the task.
     """
 
     root: str | None = None
@@ -52,13 +63,13 @@ class Images:
 
     def __post_init__(self) -> None:
         if bool(self.root) == bool(self.train):
-            which = "both are" if self.root else "none is"
+            which = "both are" if self.root else "neither is"
             raise UserError(
                 "set either dataset.train=<parquet file> or dataset.root=<folder of "
                 f"images>; {which} set"
             )
         if self.root and (self.validation or self.test):
-            raise UserError("dataset.validation and dataset.test go with dataset.train, not root")
+            raise UserError("dataset.validation and dataset.test need dataset.train, not root")
         if self.channels not in (None, 1, 3):
             raise UserError(f"dataset.channels must be 1, 3 or null, got {self.channels}")
         size = self._size
@@ -87,15 +98,15 @@ class Images:
         train = self._sources["train"]
         labels = train.labels()
         if not labels:
-            raise UserError(f"{train.name}: holds no images")
+            raise UserError(f"{train.name}: contains no images")
         declared = None if self.class_names is None else tuple(self.class_names)
         numbers = class_numbers(labels, declared)
-        found = targets(labels, numbers, train.name)
+        classes = targets(labels, numbers, train.name)
         fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
         wanted: dict[SplitName, float] = {
             name: fractions[name] for name in SPLITS[1:] if name not in self._sources
         }
-        rows = splits.stratified(found, wanted, self.split_seed) if wanted else {}
+        rows = splits.stratified(classes, wanted, self.split_seed) if wanted else {}
         return Partition(self._sources, rows, numbers)
 
     @cached_property
@@ -144,7 +155,7 @@ def _paths(given: str | Sequence[str]) -> tuple[Path, ...]:
 
 
 def _folders(root: Path) -> dict[SplitName, Source]:
-    """`root/train`, ... where there is a `train`; else `root` itself holds the classes."""
+    """The folders `root/train`, ... if there is a `train`; otherwise `root` has the classes."""
     names = {path.name for path in subfolders(root)}
     if "train" not in names:
         return {"train": Folder(root)}

@@ -1,4 +1,4 @@
-"""Inputs and targets that a Python caller holds, as a dataset that a config can name."""
+"""Makes tensors of a Python caller available as a dataset that a config can name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ TARGET = f"{__name__}.DataInHand"
 
 @dataclass(frozen=True)
 class DataInHand:
-    """Splits that were given to `compressbench.compress`, by their digest.
+    """Splits that were passed to `compressbench.compress`, identified by their digest.
 
-    uint8 images [N, C, H, W] are normalised with the mean and deviation of the training split;
-    float32 inputs [N, ...] are taken as they are. Nothing is augmented. A split that was not given
-    is its fraction of each class of the training samples, by `split_seed`.
+    uint8 images [N, C, H, W] are normalised with mean and standard deviation of the training split;
+    float32 inputs [N, ...] are not changed. Nothing is augmented.
+
+    Args:
+        sha256: digest of the splits.
+        class_names: names of the classes.
+        validation_fraction, test_fraction: share of each class of the training samples, in (0, 1),
+            for a split that was not passed.
+        split_seed: seed of these splits.
+        metric: name of the metric of the task.
     """
 
     sha256: str
@@ -42,11 +49,11 @@ class DataInHand:
         given = live_object(self.sha256)
         if given is None:
             raise UserError(
-                "the data were given from Python: give them again, to "
+                "the data were passed from Python: pass them again, to "
                 "compressbench.compress(data=...)"
             )
-        found: Mapping[SplitName, Split] = given
-        return found
+        by_name: Mapping[SplitName, Split] = given
+        return by_name
 
     @cached_property
     def _rows(self) -> dict[SplitName, Tensor]:
@@ -64,7 +71,7 @@ class DataInHand:
 
     @cached_property
     def _splits(self) -> dict[SplitName, Split]:
-        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        # Training cannot use tensors created in inference mode, and splits are cached.
         with torch.inference_mode(False):
             train = self._given["train"]
             cut = {n: Split(train.inputs[r], train.targets[r]) for n, r in self._rows.items()}
@@ -92,7 +99,7 @@ class DataInHand:
 
     def verify(self) -> None:
         if digest(self._given) != self.sha256:
-            raise CheckFailedError("data: inputs or targets were changed while they were in use")
+            raise CheckFailedError("data: inputs or targets changed while in use")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:
@@ -104,7 +111,7 @@ class DataInHand:
 
 
 def digest(given: Mapping[SplitName, Split]) -> str:
-    """SHA-256 of the names, types, shapes and values of splits."""
+    """SHA-256 of the names, types, shapes and values of the splits."""
     sha = hashlib.sha256()
     for name in SPLITS:
         if name in given:

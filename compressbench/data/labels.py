@@ -1,4 +1,4 @@
-"""Labels as found in files -> class names and int64 targets."""
+"""Maps labels in files to class numbers and int64 targets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Label = str | int
 
 
 def class_numbers(labels: Sequence[Label], declared: Sequence[str] | None) -> dict[Label, int]:
-    """Label -> class number: the sorted distinct labels, or what `declared` names allow.
+    """Label -> class number, for the sorted distinct labels or for the `declared` class names.
 
-    With declared names, integer labels must be 0 ... K-1 and text labels one of the names.
-    UserError with fewer than two classes.
+    With `declared` names, integer labels must be 0 ... K-1 and text labels must be among the names.
+    Raises UserError for duplicate names and for fewer than two classes.
     """
     if declared is not None:
         by_number = bool(labels) and isinstance(labels[0], int)
@@ -31,9 +31,9 @@ def class_numbers(labels: Sequence[Label], declared: Sequence[str] | None) -> di
 
 
 def targets(labels: Sequence[Label], numbers: dict[Label, int], where: str) -> Tensor:
-    """Class number of every label, int64 [N]; UserError names the first label not allowed."""
+    """The class number of every label, int64 [N]; raises UserError for an unknown label."""
     if not labels:
-        raise UserError(f"{where}: holds no images")
+        raise UserError(f"{where}: contains no images")
     for row, label in enumerate(labels):
         if label not in numbers:
             raise UserError(f"{where} row {row}: label must be {_range(numbers)}, got {label!r}")

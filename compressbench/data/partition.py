@@ -1,4 +1,4 @@
-"""Which rows of which source make each split: reading, manifest and verification of them."""
+"""Reads, describes and verifies splits that are files or parts of the training files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Partition:
-    """`sources` holds "train" and the splits with files of their own; `rows` says which rows of
-    the training source make the splits that it is divided into, and is empty where it is not.
+    """Splits of a dataset.
+
+    `sources` has "train" and each split with separate files. `rows` has the row numbers of the
+    splits into which the training source is divided; empty if it is not. `numbers` maps labels to
+    class numbers.
     """
 
     sources: Mapping[SplitName, Source]
@@ -41,7 +44,7 @@ class Partition:
         return {}
 
     def split(self, name: SplitName, form: Form) -> Split:
-        """Decode what the split needs, or read it where it was decoded before."""
+        """The split, decoded or read from the cache."""
         if (name, form) not in self._splits:
             self._splits[name, form] = self._read(name, form)
         return self._splits[name, form]
@@ -49,15 +52,15 @@ class Partition:
     def _read(self, name: SplitName, form: Form) -> Split:
         source = self.sources.get(name, self.sources["train"])
         rows = self.rows.get(name)
-        # Splits outlive an evaluation in inference mode, whose tensors training could not use.
+        # Training cannot use tensors created in inference mode, and splits are cached.
         with torch.inference_mode(False):
-            found = targets(source.labels(), self.numbers, source.name)
+            classes = targets(source.labels(), self.numbers, source.name)
             inputs = decoded(source, form)
-            return Split(inputs, found) if rows is None else Split(inputs[rows], found[rows])
+            return Split(inputs, classes) if rows is None else Split(inputs[rows], classes[rows])
 
     @cached_property
     def files(self) -> Mapping[SplitName, list[dict[str, Any]]]:
-        """The manifest's lines of every source, taken once."""
+        """The manifest entries of every source, computed once."""
         lines = {name: files.describe(source.files) for name, source in self.sources.items()}
         self._check_apart(lines)
         return lines
@@ -67,14 +70,14 @@ class Partition:
         for name, source in self.sources.items():
             for line in lines[name]:
                 other = seen.setdefault(line["sha256"], name)
-                # Among single images a few copies are usual; a whole file of rows never is.
+                # Duplicates are common among single images, but not among parquet files.
                 if other != name and source.image_column is not None:
                     raise UserError(
                         f"{source.name}: the {name} split has the same content as the {other} split"
                     )
 
     def manifest(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Plain JSON: files, digests of the rows, how they are decoded, the dataset's options."""
+        """Plain JSON: files, digests of the row numbers, decoder, and the dataset's options."""
         return {
             "files": dict(self.files),
             "rows": {name: digest([rows]) for name, rows in self.rows.items()},

@@ -1,4 +1,4 @@
-"""Where encoded images come from: parquet files, folders with one subfolder a class."""
+"""Sources of encoded images: parquet files, and folders with one subfolder per class."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ROWS_AT_ONCE = 1024
 
 
 class Source(Protocol):
-    """Encoded images with labels, always in the same order."""
+    """Encoded images with labels, in a fixed order."""
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name for messages."""
         ...
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """Name within the dataset -> file; their bytes and the column decide what comes."""
+        """Name within the dataset -> file."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Source(Protocol):
     def labels(self) -> list[Label]: ...
 
     def images(self) -> Iterator[tuple[str, bytes]]:
-        """(place for messages, PNG or JPEG bytes) of every image."""
+        """Yield (place for messages, PNG or JPEG bytes) of every image."""
         ...
 
 
@@ -50,9 +50,9 @@ class Parquet:
     def __post_init__(self) -> None:
         for path in self.paths:
             if not path.is_file():
-                raise UserError(f"{path}: no such file; a parquet file of images is needed there")
+                raise UserError(f"{path}: no such file; must be a parquet file of images")
         if len({path.name for path in self.paths}) < len(self.paths):
-            raise UserError(f"parquet files need different names, got {_listed(self.paths)}")
+            raise UserError(f"parquet files must have different names, got {_listed(self.paths)}")
 
     @property
     def name(self) -> str:
@@ -63,11 +63,11 @@ class Parquet:
         return {path.name: path for path in self.paths}
 
     def labels(self) -> list[Label]:
-        found: list[Label] = []
+        labels: list[Label] = []
         for path in self.paths:
             for column in _read(path, self.label_column):
-                found.extend(_labels(column, path, self.label_column))
-        return found
+                labels.extend(_labels(column, path, self.label_column))
+        return labels
 
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in self.paths:
@@ -75,7 +75,7 @@ class Parquet:
             for column in _read(path, self.image_column):
                 for data in _encoded(column, path, self.image_column):
                     if data is None:
-                        raise UserError(f"{path} row {row}: no image bytes there")
+                        raise UserError(f"{path} row {row}: no image bytes")
                     yield f"{path} row {row}", data
                     row += 1
 
@@ -85,7 +85,7 @@ def _listed(paths: tuple[Path, ...]) -> str:
 
 
 def _read(path: Path, column: str) -> Iterator[Any]:
-    """One column in pieces of at most ROWS_AT_ONCE rows, as arrow arrays."""
+    """Yield one column as arrow arrays of at most ROWS_AT_ONCE rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -96,7 +96,7 @@ def _read(path: Path, column: str) -> Iterator[Any]:
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a whole parquet file: {reason}") from error
+        raise UserError(f"{path}: not a valid parquet file: {reason}") from error
 
 
 def _check_column(path: Path, column: str, names: list[str]) -> None:
@@ -111,7 +111,7 @@ def _labels(column: Any, path: Path, name: str) -> list[Label]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-        raise UserError(f"{path}: labels must be integers or text, {name!r} holds {column.type}")
+        raise UserError(f"{path}: labels must be integers or text, {name!r} has {column.type}")
     if column.null_count:
         raise UserError(f"{path}: column {name!r} has rows without a label")
     labels: list[Label] = column.to_pylist()
@@ -127,7 +127,7 @@ def _encoded(column: Any, path: Path, name: str) -> Iterator[bytes | None]:
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise UserError(
             f"{path}: images must be PNG or JPEG bytes, or a struct with `bytes`; "
-            f"column {name!r} holds {kind}"
+            f"column {name!r} has {kind}"
         )
     for value in column:
         yield value.as_py()
@@ -149,15 +149,15 @@ class Folder:
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for folder in subfolders(self.root):
             images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
             if not images:
                 raise UserError(f"{folder}: no {', '.join(SUFFIXES)} files in this class")
-            found |= {f"{folder.name}/{path.name}": path for path in images}
-        if not found:
-            raise UserError(f"{self.root}: no folders there; one folder a class is needed")
-        return found
+            paths |= {f"{folder.name}/{path.name}": path for path in images}
+        if not paths:
+            raise UserError(f"{self.root}: no subfolders; one folder per class is needed")
+        return paths
 
     def labels(self) -> list[Label]:
         return [path.parent.name for path in self.files.values()]
@@ -171,7 +171,7 @@ class Folder:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The visible folders in `root`, by name; UserError where there is no such folder."""
+    """The visible folders in `root`, sorted; raises UserError if `root` is not a folder."""
     if not root.is_dir():
-        raise UserError(f"dataset: {root} is no folder")
+        raise UserError(f"dataset: {root} is not a folder")
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Splits fixed by a seed or by a file of row numbers."""
+"""Splits that are determined by a seed or by a file of row numbers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from compressbench.core.validation import check_integer, is_number
 def stratified(
     targets: Tensor, fractions: Mapping[SplitName, float], seed: int
 ) -> dict[SplitName, Tensor]:
-    """Row numbers of each named part and of "train", the rest: sorted, disjoint, complete.
+    """Draw a stratified split: name -> sorted row numbers, where "train" gets the rest.
 
-    Every part gets its fraction of each class, rounded, at least one image and at most what
-    leaves one for training. `targets` int64 [N].
+    Every split gets its fraction of each class, rounded and at least one sample, as long as one
+    sample of the class is left for training. `targets` are int64 [N], `fractions` in (0, 1) with
+    a sum below 1; raises UserError otherwise.
     """
     _check_fractions(fractions)
     check_integer("dataset.split_seed", seed, 0)
@@ -50,18 +51,18 @@ def _check_fractions(fractions: Mapping[SplitName, float]) -> None:
 
 
 def by_rows(path: Path, count: int) -> dict[SplitName, Tensor]:
-    """Validation = the row numbers in a text file, one a line from 0 on; train = the others."""
+    """Read validation rows from a text file, one number per line from 0; train is the rest."""
     rows = _read_rows(path)
     seen: set[int] = set()
     for line, row in enumerate(rows, start=1):
         if not 0 <= row < count:
             raise UserError(f"{path} line {line}: row must be in [0, {count - 1}], got {row}")
         if row in seen:
-            raise UserError(f"{path} line {line}: row {row} is named twice")
+            raise UserError(f"{path} line {line}: row {row} occurs twice")
         seen.add(row)
     if not rows or len(rows) == count:
         left = "no row for validation" if not rows else "no row for training"
-        raise UserError(f"{path}: names {len(rows)} of {count} rows, which leaves {left}")
+        raise UserError(f"{path}: lists {len(rows)} of {count} rows, which leaves {left}")
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.tensor(rows)] = True
     return {"train": (~chosen).nonzero().view(-1), "validation": chosen.nonzero().view(-1)}

@@ -1,4 +1,4 @@
-"""Tensors made from a dataset's files once and kept on disk, verified when they are read."""
+"""On-disk cache of tensors made from the files of a dataset, verified on reading."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ Tensors = dict[str, Tensor]
 def cached_tensors(
     identity: Mapping[str, Any], make: Callable[[], Tensors], fits: Callable[[Tensors], bool]
 ) -> Tensors:
-    """The tensors of `identity` (plain JSON that says all they depend on): from the disk where
-    they are whole and `fits` says so, else made, by one process, and put there.
+    """The tensors of `identity`, from the cache or computed by `make` and cached.
+
+    `identity` is plain JSON with everything that the tensors depend on. A cached file is used if it
+    is intact and `fits` accepts it. With several processes, only one calls `make`.
     """
     key = digest([json.dumps(identity, sort_keys=True)])
     path = files.decoded_folder() / f"{key}.safetensors"
-    found = _read(path, fits)
-    if found is not None:
-        return found
-    with _locked(path):  # several processes make them once
-        found = _read(path, fits)
-        if found is not None:
-            return found
+    cached = _read(path, fits)
+    if cached is not None:
+        return cached
+    with _locked(path):
+        cached = _read(path, fits)  # another process may have made them meanwhile
+        if cached is not None:
+            return cached
         tensors = make()
         _write(path, tensors)
         return tensors
@@ -42,7 +44,7 @@ def cached_tensors(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock beside `path`; it is released when its holder dies."""
+    """Hold a lock file for `path`, which the system releases if the process dies."""
     from filelock import FileLock
 
     lock = FileLock(path.with_suffix(".lock"))
@@ -57,7 +59,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
-    """The kept tensors, or None where there are none; damaged ones are deleted."""
+    """The cached tensors, or None; a damaged file is deleted."""
     if not path.exists():
         return None
     try:
@@ -66,7 +68,7 @@ def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
             expected = (file.metadata() or {}).get("sha256")
         if fits(tensors) and _contents(tensors) == expected:
             return tensors
-        reason = "another digest"
+        reason = "digest or shape differs"
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (SafetensorError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Texts as ids of tokens, by a tokenizer that is trained on the texts themselves."""
+"""Trains a tokenizer and encodes texts as token ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LEAST_VOCABULARY = 256 + len(SPECIAL)  # every byte is a token
 
 
 def library() -> str:
-    """What makes the ids; another version may make others. UserError where it is not installed."""
+    """Name and version of the tokenizer library, on which ids may depend.
+
+    Raises UserError if it is not installed.
+    """
     return f"tokenizers {_tokenizers().__version__}"
 
 
@@ -25,19 +28,19 @@ def _tokenizers() -> Any:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int, lowercase: bool) -> str:
-    """The tokenizer.json of byte-level byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909)
-    with at most `vocabulary` tokens, trained on `texts`.
+    """Train byte-level byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) on `texts`.
 
-    It cuts a text to `max_tokens` ids and pads a shorter one with `PAD`. Unicode is normalised
-    (NFKC), a backslash is a space, and letters are small if `lowercase`. Every text has ids, since
-    every byte has one. The same texts give the same tokenizer; word pieces would not: their
-    trainer breaks ties by the order of a hash table.
+    Returns the content of tokenizer.json, with at most `vocabulary` tokens. The tokenizer
+    normalises Unicode (NFKC), replaces backslashes by spaces, converts to lower case if
+    `lowercase`, and truncates or pads (`PAD`) each text to `max_tokens` ids. Every byte is a token,
+    so every text can be encoded. Training is deterministic; that of WordPiece is not, since it
+    breaks ties by the order of a hash table.
     """
     tokenizers = _tokenizers()
     normalizers, byte_level = tokenizers.normalizers, tokenizers.pre_tokenizers.ByteLevel
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    small = [normalizers.Lowercase()] if lowercase else []
-    steps = [normalizers.NFKC(), *small, normalizers.Replace("\\", " ")]
+    lower = [normalizers.Lowercase()] if lowercase else []
+    steps = [normalizers.NFKC(), *lower, normalizers.Replace("\\", " ")]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = byte_level(add_prefix_space=True)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -50,28 +53,28 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, max_tokens: int, lowe
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.enable_truncation(max_tokens)
     tokenizer.enable_padding(pad_id=PAD, pad_token=SPECIAL[PAD], length=max_tokens)
-    made: str = tokenizer.to_str()
-    return made
+    content: str = tokenizer.to_str()
+    return content
 
 
 def size(tokenizer: str) -> int:
-    """Tokens in the vocabulary of a tokenizer.json."""
-    found: int = _tokenizers().Tokenizer.from_str(tokenizer).get_vocab_size()
-    return found
+    """The size of the vocabulary of a tokenizer.json."""
+    count: int = _tokenizers().Tokenizer.from_str(tokenizer).get_vocab_size()
+    return count
 
 
 def encode(tokenizer: str, texts: Sequence[str]) -> Tensor:
-    """Ids of `texts` by a tokenizer.json, int16 [N, L], or int32 where int16 does not hold them."""
-    made = _tokenizers().Tokenizer.from_str(tokenizer)
-    narrow = made.get_vocab_size() <= torch.iinfo(torch.int16).max + 1
-    ids = [encoding.ids for encoding in made.encode_batch(texts)]
+    """Encode `texts` with a tokenizer.json: ids [N, L], int16 if they fit, otherwise int32."""
+    encoder = _tokenizers().Tokenizer.from_str(tokenizer)
+    narrow = encoder.get_vocab_size() <= torch.iinfo(torch.int16).max + 1
+    ids = [encoding.ids for encoding in encoder.encode_batch(texts)]
     return torch.tensor(ids, dtype=torch.int16 if narrow else torch.int32)
 
 
 def drop(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """`MASK` in the place of each id that is no padding, with probability `share` in [0, 1).
+    """Replace each id except padding by `MASK` with probability `share` in [0, 1).
 
-    The draws come from `generator`'s own device, so that every device drops alike.
+    Numbers are drawn on the generator's device, so the result does not depend on the ids' device.
     """
     if share == 0:
         return ids

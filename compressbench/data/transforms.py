@@ -1,4 +1,4 @@
-"""Batched image transforms: pure functions of uint8 tensors, on the device of the batch."""
+"""Image transforms of whole batches, on the device of the batch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def random_crop(inputs: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros on all sides and cut the original size out, at a place for each image.
+    """Pad with zeros on all sides and crop to the original size, at a random place per image.
 
-    The draws come from `generator`'s own device, so that every device crops alike.
+    Numbers are drawn on the generator's device, so the result does not depend on the images'
+    device.
     """
     if padding == 0:
         return inputs
@@ -44,22 +45,22 @@ def random_flip(inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def crop_and_flip(inputs: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """`random_crop`, then `random_flip` where `flip` says so."""
+    """`random_crop`, followed by `random_flip` if `flip`."""
     cropped = random_crop(inputs, padding, generator)
     return random_flip(cropped, generator) if flip else cropped
 
 
 def check_padding(padding: int, height: int, width: int) -> None:
-    """UserError unless an image of this size can be cropped after such a padding."""
+    """Raise UserError unless `padding` is in [0, min(height, width) - 1]."""
     name = f"dataset.crop_padding of images of {height}x{width}"
     check_integer(name, padding, 0, min(height, width) - 1)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in units of inputs scaled to [0, 1].
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], scaled to [0, 1].
 
-    Taken from exact histograms of uint8 [N, C, H, W], so that neither the number of threads nor
-    the order of the images changes a digit. A constant channel has the deviation 1.
+    Computed from exact histograms, so the result does not depend on the number of threads or the
+    order of the images. For a constant channel the deviation is 1.
     """
     values = torch.arange(256, dtype=torch.float64) / 255.0
     means, deviations = [], []

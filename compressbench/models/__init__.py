@@ -1,1 +1,1 @@
-"""Architectures and checkpoints; one file for each conf/model/*.yaml."""
+"""Architectures and checkpoints; one file per conf/model/*.yaml."""

@@ -1,4 +1,4 @@
-"""Foreign checkpoints: safetensors, or torch files read without running what is in them."""
+"""Loads checkpoints: safetensors, or torch files without executing code in them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from compressbench.core.errors import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-PREFIXES = ("module.", "model.")  # of DataParallel, of common wrappers
-WRAPPED = "network."  # of our own around models of other libraries
-SHOWN = 3  # names in a message
+PREFIXES = ("module.", "model.")  # added by DataParallel and by common wrappers
+WRAPPED = "network."  # prefix in the wrappers around models of other libraries
+SHOWN = 3  # names listed in a message
 
 
 def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
-    """Load the tensors of `path` into `model`, all of them or none.
+    """Load all tensors of the file `path` into `model`, or none.
 
-    `.safetensors`, or `.pt`, `.pth`, `.bin` with plain tensors (torch's weights-only reader: no
-    code of the file runs), perhaps under the key `state_dict`, perhaps all named with the prefix
-    `module.` or `model.`. UserError unless names and shapes are the model's and all values finite.
+    The file is `.safetensors`, or `.pt`, `.pth` or `.bin` with plain tensors, which torch's
+    weights-only reader loads without executing code. The tensors may be under the key `state_dict`,
+    and all names may have the prefix `module.` or `model.`. Raises UserError unless names and
+    shapes match the model and all values are finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -49,32 +50,32 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path}: not a whole safetensors file: {error}") from error
+        raise UserError(f"checkpoint {path}: not a valid safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     from pickle import UnpicklingError
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols: refused or read
+        with warnings.catch_warnings(action="ignore"):  # hide hints on pickle
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"checkpoint {path}: holds more than tensors, which would run code to load; save "
-            "model.state_dict() alone, or a safetensors file"
+            f"checkpoint {path}: contains objects other than tensors, which could run code; save "
+            "only model.state_dict(), or a safetensors file"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: not a whole torch file: {reason}") from error
+        raise UserError(f"checkpoint {path}: not a valid torch file: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path}: must hold a dict, got {type(content).__name__}")
+        raise UserError(f"checkpoint {path}: must contain a dict, got {type(content).__name__}")
     return content
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not state:
-        raise UserError(f"checkpoint {path}: holds no tensors")
+        raise UserError(f"checkpoint {path}: contains no tensors")
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(
@@ -84,34 +85,34 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take off a prefix that all names have, unless the model's own names have it, too; put on the
-    one that our wrappers have.
+    """Remove a prefix that all names have, unless the model's names have it too; add the prefix of
+    a wrapper.
     """
-    own = list(model.state_dict())
-    if any(WRAPPED + name in own for name in state):
+    expected = list(model.state_dict())
+    if any(WRAPPED + name in expected for name in state):
         return {WRAPPED + name: tensor for name, tensor in state.items()}
     for prefix in PREFIXES:
         shared = all(name.startswith(prefix) for name in state)
-        if shared and not all(name.startswith(prefix) for name in own):
+        if shared and not all(name.startswith(prefix) for name in expected):
             shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
             return _without_prefix(shorter, model)
     return state
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         parts = [_some("missing", missing), _some("not in the model", unexpected)]
         raise UserError(f"checkpoint {path}: {'; '.join(part for part in parts if part)}")
     other = [
         f"{name} is {list(state[name].shape)}, the model's {list(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
         if state[name].shape != tensor.shape
     ]
     if other:
-        raise UserError(f"checkpoint {path}: {_some('other shapes', other)}")
+        raise UserError(f"checkpoint {path}: {_some('shapes differ', other)}")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"checkpoint {path}: {name} holds NaN or infinity")

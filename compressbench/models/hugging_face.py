@@ -1,4 +1,4 @@
-"""Classifiers of images and of texts by Hugging Face's transformers (an extra)."""
+"""Image and text classifiers of Hugging Face transformers (an extra)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from compressbench.core.errors import UserError
 from compressbench.core.extras import extra
 from compressbench.core.nearest import nearest_of_many
 
-_REMOTE = {"auto_map", "_name_or_path"}  # of a config.json: where it came from
+_REMOTE = {"auto_map", "_name_or_path"}  # keys of a config.json that refer to its origin
 
 
 class HuggingFaceImages(nn.Module):
-    """An image classifier as `config` describes it, with random weights.
+    """An image classifier with random weights, built from the `config` of a transformers model.
 
-    `config` is what stands in the config.json of a model: `model_type` and the options of that
-    type. Nothing is fetched and no foreign code runs: weights come from a `checkpoint` file, such
-    as the model.safetensors beside that config.json. Number of classes and channels, and the size
-    where `config` says none, are those of the data. Maps [B, C, H, W] to logits [B, num_classes].
+    `config` has the content of the model's config.json: `model_type` and the options of that type.
+    Nothing is downloaded and no remote code is executed; weights come from a `checkpoint` file,
+    such as the model.safetensors next to that config.json. The numbers of classes and channels are
+    those of the data, and so is the image size unless `config` sets it. Maps [B, C, H, W] to
+    logits [B, num_classes].
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -30,10 +31,10 @@ class HuggingFaceImages(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, config: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        made = _configured(config, num_classes, {"num_channels": input_shape[0]})
-        if hasattr(made, "image_size") and "image_size" not in config:
-            made.image_size = list(input_shape[1:])
-        self.network = _network("AutoModelForImageClassification", made)
+        settings = _configured(config, num_classes, {"num_channels": input_shape[0]})
+        if hasattr(settings, "image_size") and "image_size" not in config:
+            settings.image_size = list(input_shape[1:])
+        self.network = _network("AutoModelForImageClassification", settings)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(pixel_values=images).logits
@@ -41,10 +42,10 @@ class HuggingFaceImages(nn.Module):
 
 
 class HuggingFaceTexts(nn.Module):
-    """A classifier of texts as `config` describes it, see `HuggingFaceImages`.
+    """A text classifier built from the `config` of a transformers model (see `HuggingFaceImages`).
 
-    Maps ids int64 [B, L] to logits [B, num_classes]. Ids that are `pad` are not attended to, but
-    for the first of a text. `vocab_size` is that of the data where `config` says none.
+    Maps ids int64 [B, L] to logits [B, num_classes]. Attention ignores ids equal to `pad`, except
+    for the first id of a text. `vocab_size` is that of the data unless `config` sets it.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("transformers",)
@@ -58,15 +59,15 @@ class HuggingFaceTexts(nn.Module):
         config: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        own = {"pad_token_id": pad, "vocab_size": config.get("vocab_size", vocabulary)}
-        made = _configured(config, num_classes, own)
+        fixed = {"pad_token_id": pad, "vocab_size": config.get("vocab_size", vocabulary)}
+        settings = _configured(config, num_classes, fixed)
         (length,) = input_shape
         for name, needed in {"vocab_size": vocabulary, "max_position_embeddings": length}.items():
-            found = getattr(made, name, needed)
-            if found < needed:
-                raise UserError(f"config.{name}={found}: the data need at least {needed}")
+            value = getattr(settings, name, needed)
+            if value < needed:
+                raise UserError(f"config.{name}={value}: the data need at least {needed}")
         self.pad = pad
-        self.network = _network("AutoModelForSequenceClassification", made)
+        self.network = _network("AutoModelForSequenceClassification", settings)
 
     def forward(self, ids: Tensor) -> Tensor:
         first = torch.arange(ids.shape[1], device=ids.device) == 0
@@ -75,8 +76,8 @@ class HuggingFaceTexts(nn.Module):
         return logits
 
 
-def _configured(config: Mapping[str, Any], num_classes: int, own: Mapping[str, Any]) -> Any:
-    """The configuration object; UserError for a type or an option that there is not."""
+def _configured(config: Mapping[str, Any], num_classes: int, fixed: Mapping[str, Any]) -> Any:
+    """The configuration object; raises UserError for an unknown type or option."""
     transformers = extra("transformers", "huggingface")
     given = {k: v for k, v in config.items() if k not in _REMOTE | {"model_type"}}
     kind, types = config.get("model_type"), sorted(transformers.CONFIG_MAPPING)
@@ -85,10 +86,10 @@ def _configured(config: Mapping[str, Any], num_classes: int, own: Mapping[str, A
         raise UserError(f"config.model_type={kind} is unknown{near}")
     plain = transformers.AutoConfig.for_model(kind)
     for name in given:
-        if not hasattr(plain, name):  # it would be taken, and ignored
+        if not hasattr(plain, name):  # transformers would silently ignore it
             near = nearest_of_many(name, plain.to_dict())
-            raise UserError(f"config.{name}: no option of {kind}{near}")
-    options = {**given, **own, "num_labels": num_classes}
+            raise UserError(f"config.{name} is not an option of {kind}{near}")
+    options = {**given, **fixed, "num_labels": num_classes}
     try:
         return transformers.AutoConfig.for_model(kind, **options)
     except (TypeError, ValueError) as error:
@@ -96,15 +97,17 @@ def _configured(config: Mapping[str, Any], num_classes: int, own: Mapping[str, A
 
 
 def _network(auto: str, config: Any) -> nn.Module:
-    """The model of one of transformers' automatic classes, without foreign code."""
+    """Build a model with an auto class of transformers, without remote code."""
     transformers = extra("transformers", "huggingface")
     try:
-        made: nn.Module = getattr(transformers, auto).from_config(config, trust_remote_code=False)
+        network: nn.Module = getattr(transformers, auto).from_config(
+            config, trust_remote_code=False
+        )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"config: {_first_line(error)}") from error
-    except ImportError as error:  # of a library that it found beside it, and that is broken
+    except ImportError as error:  # transformers imports other libraries, which may be broken
         raise UserError(f"transformers cannot be used: {_first_line(error)}") from error
-    return made
+    return network
 
 
 def _first_line(error: Exception) -> str:

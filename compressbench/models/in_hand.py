@@ -1,4 +1,4 @@
-"""A module that a Python caller holds, as a model that a config can name."""
+"""Makes a module of a Python caller available as a model that a config can name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ TARGET = f"{__name__}.module_in_hand"
 def module_in_hand(
     name: str, module_sha256: str, state_sha256: str, trained: bool = False, **of_the_data: Any
 ) -> nn.Module:
-    """A copy of the module that was given to `compressbench.compress` or `compressbench.load`.
+    """A copy of the module that was passed to `compressbench.compress` or `compressbench.load`.
 
-    `name` is its class, `module_sha256` the digest of its code and structure, `state_sha256` that
-    of its tensors; with them, another module has another content key. `trained` modules keep their
-    weights where others are trained. What the data ask for (`input_shape`, `num_classes`, ...) the
-    module has already. Raises UserError where no caller holds such a module.
+    Raises UserError if no caller currently provides the module.
+
+    Args:
+        name: its class, for messages.
+        module_sha256: digest of its code and structure.
+        state_sha256: digest of its tensors; both digests are part of the content key.
+        trained: True if training stages should keep the weights of the module.
+        of_the_data: options of other models that depend on the data (`input_shape`, `num_classes`,
+            ...); ignored, since the module is already built.
     """
     module = live_object(state_sha256)
     if not isinstance(module, nn.Module):
         raise UserError(
-            f"{name} is a module that was given from Python: give it again, to "
+            f"{name} is a module that was passed from Python: pass it again, to "
             "compressbench.compress(model=...) or compressbench.load(folder, model=...)"
         )
     return deepcopy(module)

@@ -1,4 +1,4 @@
-"""Fully connected network."""
+"""Fully connected network (multilayer perceptron)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressbench.core.validation import check_integer
 
 
 class Mlp(nn.Module):
-    """Linear layers of the widths `hidden` with ReLU between, then the classifier.
+    """Linear layers of the widths `hidden`, each with ReLU, and a linear classifier.
 
     Maps [B, *input_shape] to logits [B, num_classes].
     """

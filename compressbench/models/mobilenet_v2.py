@@ -1,4 +1,4 @@
-"""MobileNetV2 in its CIFAR form."""
+"""MobileNetV2 for small images (CIFAR)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from compressbench.core.validation import check_positive
 
-# expansion, channels, blocks, stride of the first block (Sandler et al. 2018, table 2), with the
-# first two strides of 2 taken back for images of 32x32
+# expansion, channels, blocks, stride of the first block (Sandler et al. 2018, table 2), but with
+# stride 1 instead of 2 in the first convolution and the second stage, for images of 32x32
 _STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
     (6, 320, 1, 1),
@@ -18,7 +18,7 @@ _STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """x + project(depthwise(expand(x))), the addition where the shape stays; the last is linear."""
+    """x + project(depthwise(expand(x))); the sum only if shapes match, `project` is linear."""
 
     def __init__(self, inner: int, outer: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -35,10 +35,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Sandler et al. 2018 (arXiv 1801.04381) for small images: three strides of 2 instead of five.
+    """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with three strides of 2 instead of five.
 
-    `width` multiplies all channels, rounded to multiples of 8. Maps [B, C, H, W] to logits
-    [B, num_classes]. At width 1 and 10 classes: 2,236,682 parameters.
+    `width` > 0 multiplies the number of channels, which is rounded to multiples of 8. Maps
+    [B, C, H, W] to logits [B, num_classes]. 2,236,682 parameters at width 1, 3 channels and 10
+    classes.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: float = 1.0) -> None:
@@ -66,9 +67,9 @@ class MobileNetV2(nn.Module):
 
 
 def rounded(channels: float) -> int:
-    """The multiple of 8 nearest to `channels`, at least 8, and not below nine tenths of it."""
-    found = max(8, int(channels + 4) // 8 * 8)
-    return found if found >= 0.9 * channels else found + 8
+    """The multiple of 8 nearest to `channels`, at least 8 and at least 90 % of `channels`."""
+    multiple = max(8, int(channels + 4) // 8 * 8)
+    return multiple if multiple >= 0.9 * channels else multiple + 8
 
 
 def _block(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

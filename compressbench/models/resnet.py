@@ -1,4 +1,4 @@
-"""Residual networks in their CIFAR form."""
+"""Residual networks for small images (CIFAR)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from compressbench.core.validation import check_integer
 
 
 class BasicBlock(nn.Module):
-    """relu(s(x) + bn(conv(relu(bn(conv(x)))))), 3x3 convolutions.
+    """relu(s(x) + bn(conv(relu(bn(conv(x)))))) with 3x3 convolutions.
 
-    s is the identity, or a 1x1 convolution with BatchNorm where the shape changes.
+    The shortcut s is the identity, or a 1x1 convolution with BatchNorm if the shape changes.
     """
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
@@ -35,12 +35,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-`depth` for small images, He et al. 2015 (arXiv 1512.03385, section 4.2).
+    """ResNet-`depth` for small images (He et al. 2015, arXiv:1512.03385, section 4.2).
 
     Three stages of (depth - 2) / 6 blocks with `base_width`, 2 and 4 times `base_width` channels;
-    shortcuts across stages are 1x1 convolutions; the names of the parameters are torchvision's.
-    Maps [B, C, H, W] to logits [B, num_classes]. ResNet-20: 270,896 weights of convolutions and
-    the classifier, 40,813,184 multiply-accumulates per 3x32x32 image.
+    shortcuts between stages are 1x1 convolutions. Parameter names are those of torchvision. Maps
+    [B, C, H, W] to logits [B, num_classes]. ResNet-20 has 270,896 weights in convolutions and
+    classifier, and 40,813,184 multiply-accumulates per 3x32x32 image.
     """
 
     def __init__(

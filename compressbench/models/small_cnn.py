@@ -17,7 +17,7 @@ def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """relu(x + f(x)) with f two 3x3 convolutions, widths unchanged (He et al., 1512.03385)."""
+    """relu(x + f(x)), f being two 3x3 convolutions (He et al. 2015, arXiv:1512.03385)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class ResidualBlock(nn.Module):
 
 
 class SmallCnn(nn.Module):
-    """Three resolutions of widths `width`, 2 `width`, 4 `width`, each `depth` residual blocks.
+    """Three resolutions with `width`, 2 `width` and 4 `width` channels, `depth` blocks each.
 
-    A convolution of stride 2 leads to the next resolution; the mean over the pixels goes to the
-    classifier, so any image size will do. Maps [B, C, H, W] to logits [B, num_classes].
+    A convolution of stride 2 leads to the next resolution. The classifier takes the mean over all
+    positions, so any image size works. Maps [B, C, H, W] to logits [B, num_classes].
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Transformer encoder for texts, given as ids of tokens."""
+"""Transformer encoder for text classification."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from compressbench.core.validation import check_integer, check_share
 
 
 class TextTransformer(nn.Module):
-    """Ids int64 [B, L] -> logits [B, num_classes].
+    """Pre-norm transformer encoder: token ids int64 [B, L] -> logits [B, num_classes].
 
-    Embeddings of tokens and places, `depth` blocks of attention and a feed-forward layer, each
-    behind a LayerNorm (Vaswani et al. 2017, arXiv:1706.03762; the norm first as in Xiong et al.
-    2020, arXiv:2002.04745), the mean over the tokens of the text, LayerNorm, linear. Ids that are
-    `pad` are neither attended to nor averaged, so that more padding changes nothing; an empty text
-    is one token `pad`.
+    Token and position embeddings, `depth` blocks of self-attention and a feed-forward layer
+    (Vaswani et al. 2017, arXiv:1706.03762) with LayerNorm before each (Xiong et al. 2020,
+    arXiv:2002.04745), the mean over tokens, LayerNorm, and a linear classifier. Padding is excluded
+    from attention and mean, so the amount of padding does not matter; an empty text counts as one
+    token `pad`.
 
-    `width` is that of the embeddings and divisible by `heads`; the feed-forward layer is
-    `expansion` times as wide. `dropout` in [0, 1) is applied to the embeddings and to what each
-    half of a block adds.
+    Args:
+        input_shape: (L,), the number of tokens per text.
+        num_classes: number of logits.
+        vocabulary: number of token ids.
+        pad: id of padding.
+        width: size of the embeddings, divisible by `heads`.
+        depth: number of blocks.
+        heads: attention heads per block.
+        expansion: width of the feed-forward layer divided by `width`.
+        dropout: probability in [0, 1), applied to the embeddings and to the output of each
+            sublayer.
     """
 
     first: Tensor
@@ -74,7 +82,7 @@ class TextTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)), of x [B, L, width]."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), for x [B, L, width]."""
 
     def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
         super().__init__()
@@ -92,9 +100,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of every token to those `kept` (bool [B, L]), in `heads` heads.
+    """Multi-head attention of every token to the tokens `kept` (bool [B, L]).
 
-    Written out, for an integer runtime to multiply the two products with integers.
+    Written without torch's fused attention, so that an integer runtime can compute both matrix
+    products in integers.
     """
 
     def __init__(self, width: int, heads: int) -> None:

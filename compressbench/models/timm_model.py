@@ -13,11 +13,11 @@ from compressbench.core.nearest import nearest_of_many
 
 
 class Timm(nn.Module):
-    """The model `name` of timm (Wightman 2019), with random weights and for our inputs and classes.
+    """The timm model `name` (Wightman 2019) with random weights, for the data's shape and classes.
 
-    Nothing is fetched: weights come from a `checkpoint` file, as timm saves its state. `options`
-    are further ones of the model, such as `{img_size: 32}` for transformers. Maps [B, C, H, W] to
-    logits [B, num_classes].
+    Nothing is downloaded; weights come from a `checkpoint` file with a state dict of timm.
+    `options` are passed to the model, for example `{img_size: 32}` for vision transformers. Maps
+    [B, C, H, W] to logits [B, num_classes].
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("timm",)
@@ -37,7 +37,7 @@ class Timm(nn.Module):
         given = {"pretrained": False, "num_classes": num_classes, "in_chans": input_shape[0]}
         taken = sorted(set(options or {}) & {*given, "checkpoint_path", "pretrained_cfg"})
         if taken:
-            raise UserError(f"options.{taken[0]} is not yours to set: checkpoint names the weights")
+            raise UserError(f"options.{taken[0]} cannot be set: data and `checkpoint` determine it")
         try:
             self.network: nn.Module = timm.create_model(name, **given, **(options or {}))
         except (TypeError, ValueError, AssertionError) as error:

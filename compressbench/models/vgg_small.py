@@ -1,4 +1,4 @@
-"""VGG-small, the plain CIFAR network of the low-bit literature."""
+"""VGG-small, a network without shortcuts from the literature on low-bit quantization."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from compressbench.core.validation import check_integer
 
 
 class VggSmall(nn.Module):
-    """Six 3x3 convolutions of w, w, 2w, 2w, 4w, 4w channels, each with BatchNorm and ReLU, pooled
-    by 2 after every second one; then one linear layer over all positions.
+    """Six 3x3 convolutions of w, w, 2w, 2w, 4w and 4w channels, each with BatchNorm and ReLU.
 
-    w is `base_width`, 128 as in Zhang et al. 2018 (LQ-Nets, arXiv 1807.10029). Maps [B, C, H, W]
-    to logits [B, num_classes], H and W of at least 8. At 3x32x32: 4,656,512 weights of
-    convolutions and the classifier for 10 classes, 607,600,640 multiply-accumulates.
+    2x2 max pooling follows every second convolution; the classifier is one linear layer over all
+    positions. w is `base_width`; 128 in Zhang et al. 2018 (LQ-Nets, arXiv:1807.10029). Maps
+    [B, C, H, W] to logits [B, num_classes]; H and W are at least 8. With 3x32x32 images and 10
+    classes: 4,656,512 weights in convolutions and classifier, 607,600,640 multiply-accumulates.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, base_width: int = 128) -> None:

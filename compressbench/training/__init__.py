@@ -1,1 +1,1 @@
-"""The stages that fit a model, alone or taught by another."""
+"""Stages that train a model, with or without a teacher."""

@@ -1,4 +1,4 @@
-"""BatchNorm statistics, measured again after weights have changed."""
+"""Re-estimates BatchNorm statistics after weights have changed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from compressbench.data.calibration import training_images
 
 @dataclass
 class _Cumulative:
-    """A forward pre-hook: the running statistics become a mean over all values seen.
+    """Forward pre-hook that makes the running statistics a mean over all values seen.
 
-    `seen` counts values per channel; a layer called several times in a pass is seen as often.
+    `seen` counts values per channel; every call of a layer counts, also within one pass.
     """
 
     seen: float = 0.0
@@ -34,16 +34,22 @@ class _Cumulative:
 def reestimate_batchnorm_(
     model: nn.Module, context: Context, images: int, batch_size: int = 256
 ) -> int:
-    """Measure mean and variance of every BatchNorm layer on training images, not augmented.
+    """Re-estimate mean and variance of every BatchNorm layer on training images.
 
     running_mean and running_var become the means of the batches' means and unbiased variances,
-    weighted by the values per channel of each batch, over `images` images (all ranks together)
-    that `context.seed` chooses. Everything but BatchNorm stays in eval mode. Returns the number of
-    layers measured: 0 when the model has none. A batch of a single image has no variance and is
-    left out; CheckFailedError when no batch remains.
+    weighted by the number of values per channel in each batch. All modules except BatchNorm stay
+    in eval mode. Re-estimation follows Li et al. 2016 (arXiv:1603.04779); Nagel et al. 2019
+    (arXiv:1906.04721) measure the shift that quantization causes.
 
-    Nagel et al. 2019 (arXiv:1906.04721) measure what quantization shifts; Li et al. 2016
-    (arXiv:1603.04779) estimate these statistics anew.
+    Args:
+        model: changed in place; moved back to the CPU at the end.
+        context: its seed chooses the images, which are not augmented.
+        images: number of training images, summed over all ranks.
+        batch_size: images per batch and rank; batches of one image have no variance and are
+            skipped.
+
+    Returns the number of layers re-estimated, 0 for a model without BatchNorm. Raises
+    CheckFailedError if every batch was skipped.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and _tracks(m)]
     if not layers:
@@ -76,17 +82,17 @@ def _tracks(layer: _BatchNorm) -> bool:
 
 
 def _merge_ranks_(layers: list[_BatchNorm], meters: list[_Cumulative]) -> int:
-    """Average the statistics over the ranks, weighted by what each saw; count layers reached."""
+    """Average the statistics over ranks, weighted by values seen; count the layers reached."""
     device = layers[0].state_dict()["running_mean"].device
     seen = torch.tensor([meter.seen for meter in meters], dtype=torch.float64, device=device)
     totals = sum_over_ranks(seen)
     if not bool(totals.any()):
         raise CheckFailedError("BatchNorm statistics: no batch of two or more training images")
-    for layer, own, total in zip(layers, seen, totals, strict=True):
-        if total == 0.0:  # not part of the forward pass: its statistics stay
+    for layer, local, total in zip(layers, seen, totals, strict=True):
+        if total == 0.0:  # not part of the forward pass: keep its statistics
             continue
         for statistic in (layer.running_mean, layer.running_var):
             if statistic is not None:
-                weighted = sum_over_ranks(statistic.double() * (own / total))
+                weighted = sum_over_ranks(statistic.double() * (local / total))
                 statistic.copy_(weighted)
     return int((totals > 0).sum())

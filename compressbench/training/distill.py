@@ -1,4 +1,4 @@
-"""Train a student on what its teacher answers, on what it is like inside, or on both."""
+"""Trains a student on the outputs or the inner features of a teacher, or on both."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from compressbench.training.teaching import objective
 
 @dataclass(frozen=True)
 class Distill(FitOptions):
-    """Fit the student to `loss`: one between its own and the teacher's logits, one between their
-    features, or a sum of several. Options: `Schedule`.
+    """Train the student with a distillation loss; for the other options see `Schedule`.
 
-    The teacher is the stage that the recipe names (`teacher: train`); of a list of stages the
-    logits are averaged. The student is the model of the stage before, or a fresh one where the
-    stage carries a `model` of its own.
+    `loss` compares the logits of student and teacher, their features, or is a sum of such losses
+    (`Mixed`). The teacher is the stage that the recipe names (`teacher: train`); with a list of
+    stages, their logits are averaged. The student is the model of the previous stage, or a fresh
+    one if the stage has its own `model`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -1,4 +1,4 @@
-"""Train on from where the model stands; masked weights stay zero."""
+"""Continues the training of a model; masked weights stay zero."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from compressbench.training.teaching import objective
 
 @dataclass(frozen=True)
 class Finetune(objective.TaughtFitOptions):
-    """Training of a model that is trained already: on the labels, with `label_smoothing`, or on
-    the distillation `loss`, for which the recipe names the `teacher`. Options: `Schedule`.
+    """Continue training on the labels, or with a distillation `loss` and a teacher.
 
-    `group_lasso` times the sum of sqrt(n) ||w||_2 over the output channels of convolutions and
-    linear layers, of n weights w each, is added to the loss: it drives whole channels towards
-    zero, which a channel pruning that follows can then remove (Yuan and Lin 2006; for channels Wen
-    et al. 2016, arXiv:1608.03665).
+    For `label_smoothing` and `loss` see `TaughtFitOptions`, for the other options `Schedule`.
+
+    `group_lasso` >= 0 adds group_lasso * sum over channels of sqrt(n) ||w||_2 to the loss, where
+    w are the n weights of one output channel of a convolution or linear layer. The penalty drives
+    whole channels towards zero, so that channel pruning can remove them afterwards (Yuan and Lin
+    2006; for channels Wen et al. 2016, arXiv:1608.03665).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -57,7 +58,7 @@ class Finetune(objective.TaughtFitOptions):
 
 
 class WithGroupLasso(nn.Module):
-    """`loss` plus `factor` times the group lasso of the model, see `Finetune`."""
+    """A loss plus `factor` times the group lasso of the model (see `Finetune`)."""
 
     def __init__(self, loss: BatchLoss, factor: float) -> None:
         super().__init__()
@@ -74,11 +75,11 @@ class WithGroupLasso(nn.Module):
 
 
 def group_lasso(model: nn.Module) -> Tensor:
-    """Sum of sqrt(n) ||w||_2 over all output channels, of n weights w each."""
+    """Sum over all output channels of sqrt(n) ||w||_2, w being the n weights of a channel."""
     layers = prunable_layers(model)
     terms = []
     for name in dict.fromkeys(weight_owners(model, layers).values()):
         rows = output_rows(layers[name], layers[name].get_parameter("weight")).flatten(0, 1)
-        norms = (rows.square().sum(1) + 1e-12).sqrt()  # a gradient at zero, too
+        norms = (rows.square().sum(1) + 1e-12).sqrt()  # keeps the gradient at zero finite
         terms.append(rows.shape[1] ** 0.5 * norms.sum())
     return torch.stack(terms).sum()

@@ -1,4 +1,4 @@
-"""Train a model from its initial weights, or take those of a checkpoint as they are."""
+"""Trains a model from its initial weights; a checkpoint is taken unchanged."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ from compressbench.training.fits.schedule import (
 
 @dataclass(frozen=True)
 class Train(FitOptions):
-    """Cross-entropy training. On a model that is trained already (a checkpoint) it does nothing.
+    """Train with cross-entropy; a model from a checkpoint is already trained and left unchanged.
 
-    `label_smoothing` in [0, 1) (Szegedy et al. 2016, arXiv 1512.00567); the rest: `Schedule`.
-    `keep_epoch` keeps the weights of the end of that epoch (0: the initial ones) for rewinding.
+    For options not listed here see `Schedule`.
+
+    Args:
+        label_smoothing: in [0, 1) (Szegedy et al. 2016, arXiv:1512.00567).
+        keep_epoch: also keep the weights at the end of this epoch (0: the initial weights), to
+            which pruning can rewind.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -55,7 +59,7 @@ class Train(FitOptions):
         start = inputs["model"]
         if TRAINED in start.properties and self.keep_epoch is not None:
             raise UserError(
-                f"keep_epoch={self.keep_epoch}: nothing is trained, the weights are a checkpoint's"
+                f"keep_epoch={self.keep_epoch}: nothing is trained, the model is from a checkpoint"
             )
         if TRAINED in start.properties:
             return Outcome(start, touched(start.model, "taken from the checkpoint"))
@@ -71,16 +75,16 @@ class Train(FitOptions):
 
 @dataclass
 class EpochSnapshot:
-    """Keeps what a model is at the end of `epoch` of its training."""
+    """Fit callback that keeps the tensors of the model at the end of `epoch`."""
 
     epoch: int
     kept: dict[str, Tensor]
 
     def before_step(self, model: nn.Module, rate: float) -> None:
-        """Nothing: gradients do not count."""
+        """Does nothing."""
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """Nothing: only the ends of epochs count."""
+        """Does nothing."""
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
         if epoch == self.epoch:
@@ -94,12 +98,12 @@ class EpochSnapshot:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors, without second names of one tensor."""
+    """Copies of all tensors, each under one name only."""
     return {name: tensor.detach().cpu().clone() for name, tensor in unique_state(model).items()}
 
 
 def cross_entropy(label_smoothing: float) -> BatchLoss:
-    """The loss of `fit_` against the labels."""
+    """Cross-entropy with the labels, as a loss of `fit_`."""
 
     def loss(
         model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
@@ -120,7 +124,7 @@ def descend(
     context: Context,
     callback: FitCallback | None = None,
 ) -> Outcome:
-    """Fit a copy of `start` and hand it back as a trained artifact."""
+    """Train a copy of `start` and return it as a trained artifact."""
     from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
@@ -128,12 +132,12 @@ def descend(
 
 
 def trained(start: Artifact, model: nn.Module, history: Mapping[str, list[float]]) -> Outcome:
-    """The outcome of a stage that did nothing but fit `model`, a copy of that of `start`."""
+    """The outcome of a stage that only trained `model`, a copy of the model of `start`."""
     return Outcome(start.changed(model, adds={TRAINED}), touched(model, "trained"), history)
 
 
 def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
-    """Coverage of a stage that moves every weight that is not masked."""
+    """Coverage of a stage that changes all weights that are not masked."""
     moved = {name: weights(layer) for name, layer in layers_with_weights(model).items()}
     for name, layer in masked_layers(model).items():
         moved[name] -= int((~layer.get_buffer("weight_mask")).sum())

@@ -135,14 +135,14 @@ def test_a_change_in_the_data_is_seen():
     data.verify()
     images[3, 0, 0, 0] = 5.0
     assert digest(given.splits) != given.config["sha256"]
-    with pytest.raises(CheckFailedError, match="were changed while they were in use"):
+    with pytest.raises(CheckFailedError, match="changed while in use"):
         data.verify()
 
 
 def test_data_that_nobody_holds_are_asked_for():
     options = given_data((FLOATS, LABELS)).config
     data = DataInHand(options["sha256"], options["class_names"])
-    with pytest.raises(UserError, match="give them again, to compressbench"):
+    with pytest.raises(UserError, match="pass them again, to compressbench"):
         data.split("train")
 
 

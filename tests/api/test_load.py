@@ -56,7 +56,7 @@ def test_a_module_in_hand_is_taken_again(shipped, trained_net, digits):
 def test_without_the_module_all_but_the_model_is_there(shipped, digits):
     run = compressbench.load(str(shipped.folder))
     assert run.session.run(None, {"input": digits["test"][0][:2].numpy()})[0].shape == (2, 10)
-    with pytest.raises(UserError, match=r"Net is a module that was given from Python"):
+    with pytest.raises(UserError, match=r"Net is a module that was passed from Python"):
         run.model  # noqa: B018
 
 
@@ -90,7 +90,7 @@ def test_the_command_line_cannot_replay_it(shipped, store):
 
     done = run_here(["replay", str(shipped.folder / "recipe.yaml")], shipped.folder, store)
     assert done.code == 1
-    assert "given from Python" in done.line
+    assert "passed from Python" in done.line
 
 
 def test_folders_without_a_finished_run(shipped, tmp_path):

@@ -158,7 +158,7 @@ def test_the_manifest_follows_files_and_options(root):
         assert news(root, **options).manifest() != kept
     data.verify()
     write_news(root / "test.csv", ROWS, seed=3)
-    with pytest.raises(CheckFailedError, match=r"test\.csv changed while it was in use"):
+    with pytest.raises(CheckFailedError, match=r"test\.csv changed while in use"):
         data.verify()
     assert news(root).manifest() != kept
 
@@ -174,8 +174,8 @@ def test_the_manifest_follows_files_and_options(root):
         ('"1","a","b"\n"x","a","b"\n', "row 1: label must be one of 1, 2, 3, 4, got 'x'"),
         ('"1","a","b"\n"1","c","d"\n', "at least two classes are needed"),
         ("", "at least two classes are needed"),
-        ('"1","a","b"\n"2","a","b\n', "not a whole CSV file"),
-        (b'"1","a","\xff"\n', "not a whole CSV file in UTF-8"),
+        ('"1","a","b"\n"2","a","b\n', "not a valid CSV file"),
+        (b'"1","a","\xff"\n', "not a valid CSV file in UTF-8"),
         ('"1","a","b"\n"2","c","d"\n', "too few texts for a validation split"),
     ],
 )

@@ -104,7 +104,7 @@ def test_an_unset_or_empty_root_says_what_to_do(tmp_path):
 def test_a_truncated_file_is_refused(cifar_root):
     path = cifar_root / "train.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match=r"train\.parquet: not a whole parquet file: [^\n]+$"):
+    with pytest.raises(UserError, match=r"train\.parquet: not a valid parquet file: [^\n]+$"):
         Cifar10(str(cifar_root)).split("train")
 
 
@@ -136,7 +136,7 @@ def test_no_images_at_all_are_refused(cifar_root, write_parquet):
     import pyarrow as pa
 
     write_parquet(cifar_root / "train.parquet", [], pa.array([], pa.int64()))
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         Cifar10(str(cifar_root)).split("train")
 
 

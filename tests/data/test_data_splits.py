@@ -69,10 +69,10 @@ def test_rows_of_a_file_are_the_validation_split(tmp_path):
     [
         ("1\n6\n", r"line 2: row must be in \[0, 5\], got 6"),
         ("-1\n", r"line 1: row must be in \[0, 5\], got -1"),
-        ("3\n1\n3\n", "line 3: row 3 is named twice"),
+        ("3\n1\n3\n", "line 3: row 3 occurs twice"),
         ("1\nx\n", "line 2: must be a row number, got 'x'"),
         ("", "no row for validation"),
-        ("0\n1\n2\n3\n4\n5\n", "names 6 of 6 rows, which leaves no row for training"),
+        ("0\n1\n2\n3\n4\n5\n", "lists 6 of 6 rows, which leaves no row for training"),
     ],
 )
 def test_impossible_rows_are_refused(tmp_path, text, message):

@@ -109,8 +109,8 @@ def encoded_16_bits():
     [
         (b"no image", "not a PNG or JPEG image"),
         (b"", "not a PNG or JPEG image"),
-        (None, "no image bytes there"),
-        (encoded_16_bits(), "8 bits a channel, got mode I;16"),
+        (None, "no image bytes"),
+        (encoded_16_bits(), "8 bits per channel, got mode I;16"),
     ],
 )
 def test_an_undecodable_image_is_named_by_its_row(
@@ -144,6 +144,6 @@ def test_a_file_that_changes_while_it_is_decoded_is_not_kept(parquet, store, mon
         return result
 
     monkeypatch.setattr(decode, "_decode_all", slow)
-    with pytest.raises(CheckFailedError, match="changed while it was in use"):
+    with pytest.raises(CheckFailedError, match="changed while in use"):
         decoded(source, Form(3, 5, 4))
     assert not list(store.glob("*.safetensors"))

@@ -147,9 +147,9 @@ def test_a_changed_image_fails_the_check(tree):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "set either dataset.train=.* none is set"),
+        ({}, "set either dataset.train=.* neither is set"),
         ({"root": "a", "train": "b"}, "both are set"),
-        ({"root": "a", "test": "b"}, "go with dataset.train, not root"),
+        ({"root": "a", "test": "b"}, "need dataset.train, not root"),
         ({"train": "a", "channels": 2}, "channels must be 1, 3 or null, got 2"),
         ({"train": "a", "image_size": 0}, "image_size must be .* got 0"),
         ({"train": "a", "image_size": [4, 4, 4]}, "image_size must be"),
@@ -163,10 +163,10 @@ def test_impossible_options_are_refused(options, message):
 def test_a_missing_file_or_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"absent\.parquet: no such file"):
         Images(train=str(tmp_path / "absent.parquet")).manifest()
-    with pytest.raises(UserError, match="absent is no folder"):
+    with pytest.raises(UserError, match="absent is not a folder"):
         Images(root=str(tmp_path / "absent")).manifest()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no folders there; one folder a class is needed"):
+    with pytest.raises(UserError, match="no subfolders; one folder per class is needed"):
         Images(root=str(tmp_path / "empty")).manifest()
 
 
@@ -183,14 +183,14 @@ def test_one_class_only_is_refused(parquet):
 
 
 def test_labels_that_are_no_labels_are_refused(parquet):
-    with pytest.raises(UserError, match="labels must be integers or text, 'label' holds double"):
+    with pytest.raises(UserError, match="labels must be integers or text, 'label' has double"):
         Images(train=parquet([0.5, 1.5])).manifest()
     with pytest.raises(UserError, match="column 'label' has rows without a label"):
         Images(train=parquet([0, None, 1])).manifest()
 
 
 def test_a_column_that_holds_no_images_is_refused(parquet):
-    with pytest.raises(UserError, match=r"images must be PNG or JPEG bytes.*'label' holds int64"):
+    with pytest.raises(UserError, match=r"images must be PNG or JPEG bytes.*'label' has int64"):
         Images(train=parquet([0, 1] * 3), image_column="label").split("train")
 
 

@@ -106,5 +106,5 @@ def test_timm_by_name():
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
     with pytest.raises(UserError, match="timm has no model 'resnet81'; the nearest name is resnet"):
         Timm([1, 32, 32], 7, "resnet81")
-    with pytest.raises(UserError, match=r"options.pretrained is not yours to set"):
+    with pytest.raises(UserError, match=r"options.pretrained cannot be set"):
         Timm([1, 32, 32], 7, "resnet18", {"pretrained": True})

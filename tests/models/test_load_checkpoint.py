@@ -66,7 +66,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch, environment, zip
     marker, path = tmp_path / "marker", tmp_path / "c.pt"
     content = {"state_dict": network().state_dict(), "extra": Malicious(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"^checkpoint .*c\.pt: holds more than tensors[^\n]*$"):
+    with pytest.raises(UserError, match=r"^checkpoint .*c\.pt: contains objects other [^\n]*$"):
         load_checkpoint_(network(), path)
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the file is really malicious
@@ -86,14 +86,14 @@ def broken(change):
         (broken(lambda s: s.update({"9.weight": torch.ones(1)})), "not in the model: 9.weight"),
         (
             network(width=5).state_dict(),
-            r"other shapes: 0.weight is \[5, 1, 3, 3\], the model's \[4, 1, 3, 3\], "
+            r"shapes differ: 0.weight is \[5, 1, 3, 3\], the model's \[4, 1, 3, 3\], "
             r"0.bias is .* and 3 more",
         ),
         (broken(lambda s: s["0.weight"].fill_(float("nan"))), "0.weight holds NaN"),
         (broken(lambda s: s["1.bias"].fill_(float("inf"))), "1.bias holds NaN or infinity"),
         ({"0.weight": [1.0, 2.0]}, "'0.weight' must be a tensor, got list"),
-        ({"state_dict": {}}, "holds no tensors"),
-        ([torch.ones(1)], "must hold a dict, got list"),
+        ({"state_dict": {}}, "contains no tensors"),
+        ([torch.ones(1)], "must contain a dict, got list"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_loaded(tmp_path, state, message):

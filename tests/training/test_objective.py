@@ -252,7 +252,7 @@ def test_finetuning_with_a_teacher_keeps_the_zeros_and_follows_it(tmp_path):
             Hinton(alpha=1.0)(m.artifact.model(inputs), answers, targets) for m in (alone, taught)
         )
     assert near < 0.7 * far
-    with pytest.raises(UserError, match="label_smoothing=0\\.1 has no meaning with a loss"):
+    with pytest.raises(UserError, match="label_smoothing=0\\.1 has no effect with a loss"):
         Finetune(**options, loss=loss, label_smoothing=0.1)
 
 

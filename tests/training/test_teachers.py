@@ -145,8 +145,8 @@ class Turning(Digits):
     ("data", "looks", "bound", "how"),
     [
         (FEW, IMAGES + 1, 2**20, f"once for each of {IMAGES:,} images"),
-        (FEW, IMAGES, 2**20, r"at every step \([\d,]+ looks at [\d,]+ images\)"),
-        (FEW, 9999, 2**12, r"keeping it takes .* kB, more than 4\.10 kB\)"),
+        (FEW, IMAGES, 2**20, r"at every step \([\d,]+ samples drawn from [\d,]+ images\)"),
+        (FEW, 9999, 2**12, r"a cache would take .* kB, more than 4\.10 kB\)"),
         (Digits(max_shift=1), 9999, 2**20, r"at every step \(training images are augmented\)"),
         (Drawing(max_shift=0), 9999, 2**20, "training images are augmented"),
         (Turning(max_shift=0), 9999, 2**20, "training images are augmented"),

@@ -1,1 +1,1 @@
-"""A fit: gradient descent, its schedule, its checkpoints."""
+"""Training by gradient descent: the fit, its schedule and its checkpoints."""

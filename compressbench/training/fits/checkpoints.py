@@ -1,7 +1,7 @@
-"""The state of a fit on disk, so that a stopped one goes on where it was.
+"""Saves and loads the state of a fit, from which an interrupted fit resumes.
 
-Lightning's own checkpoints are staged in TMPDIR and moved: a kill in the copy destroys the last
-one. These replace it in one rename.
+Lightning stages its checkpoints in TMPDIR and moves them into place; a kill during that copy
+destroys the previous checkpoint. Here, a new checkpoint replaces the previous one by a rename.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compressbench.core.atomic import atomic_path
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write so that a kill or a full disk cannot destroy the last one, kept as `.previous`."""
+    """Write `state` atomically and keep the checkpoint before it as `.previous`."""
     with (
         atomic_path(path, path.with_suffix(".previous")) as temporary,
         temporary.open("wb") as file,
@@ -25,7 +25,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The newest state that can be read, if any."""
+    """The newest readable state, or None."""
     for candidate in (path, path.with_suffix(".previous")):
         if candidate.exists():
             try:

@@ -1,4 +1,4 @@
-"""Gradient descent on a model as a Lightning fit: one process or many, resumable, NaN-safe."""
+"""Trains a model with Lightning: on one or more processes, resumable, stops at NaN."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from compressbench.training.losses.positions import IGNORED
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
 CHECKPOINT = "fit.ckpt"
-CHECK_EVERY = 20  # steps between looks at the loss: a look stalls an accelerator
+CHECK_EVERY = 20  # steps between reads of the loss: each read stalls an accelerator
 
 
 class _Module(pl.LightningModule):
-    """Connects a model, a loss and a schedule with the Trainer."""
+    """Connects model, loss and schedule to the Trainer."""
 
     sums: Tensor  # loss, correct predictions and images of the epoch so far
     bad_step: Tensor  # the first step whose loss was not finite, or -1
@@ -56,7 +56,7 @@ class _Module(pl.LightningModule):
             images, world_size(), context.runtime.max_batches
         )
         self.history: dict[str, list[float]] = {"train/loss": [], "train/accuracy": []}
-        self.resumed: dict[str, Any] | None = None  # what `save_` wrote before a restart
+        self.resumed: dict[str, Any] | None = None  # the checkpoint of an interrupted fit
         self.first_epoch = self.first_step = 0
         self.saved = time.monotonic()
         self.register_buffer("sums", torch.zeros(3), persistent=False)
@@ -71,7 +71,7 @@ class _Module(pl.LightningModule):
         return self.first_step + self.global_step
 
     def resume_(self, state: dict[str, Any]) -> None:
-        """Take up a fit at the end of the epoch in which `save` wrote its state."""
+        """Continue after the epoch at whose end `checkpoint` made `state`."""
         self.resumed = state
         self.first_epoch, self.first_step = state["epoch"], state["step"]
         self.history = state["history"]
@@ -145,7 +145,7 @@ class _Module(pl.LightningModule):
             rate = peak * self.schedule.factor(step, self.steps)
             raise CheckFailedError(
                 f"the loss is not finite at step {step} of {self.steps}, learning rate {rate:.3g} "
-                f"(peak {peak:.3g}): try a lower one"
+                f"(peak {peak:.3g}): try a lower learning rate"
             )
 
     def on_train_epoch_start(self) -> None:
@@ -169,7 +169,7 @@ class _Module(pl.LightningModule):
 
 
 class _Epoch:
-    """The batches of the epoch that the Trainer is in, the same ones after a resume."""
+    """The batches of the current epoch; the same batches when the epoch is repeated."""
 
     def __init__(self, module: _Module) -> None:
         self.module = module
@@ -194,7 +194,7 @@ class _Epoch:
 
 
 def _mix(*numbers: int) -> int:
-    """One seed out of several numbers."""
+    """Combine several numbers into one seed."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
@@ -209,19 +209,26 @@ def fit_(
     groups: ParameterGroups | None = None,
     callback: FitCallback | None = None,
 ) -> dict[str, list[float]]:
-    """Train `model` in place; return `train/loss` and `train/accuracy`, one figure an epoch.
+    """Train `model` in place; masked weights are exactly zero after every step.
 
-    `loss(model, inputs, targets, rows)`, `rows` their numbers in the training split, returns the
-    scalar loss and the logits; one that is a module has its parameters trained along, and the means
-    of its `terms` returned, too. The optimizer gets `groups`, or one group with all that is
-    trainable; a `callback` is told of every step. Masked weights are exactly zero after every
-    step. Raises CheckFailedError when the loss is not finite.
+    Args:
+        model: returned to the CPU and to eval mode at the end.
+        loss: `loss(model, inputs, targets, rows)` returns the scalar loss and the logits; `rows`
+            are the positions of the batch in the training split. If it is a module, its
+            parameters are trained too, and the history includes the means of its `terms`.
+        schedule: epochs, batch size, optimizer and learning rate.
+        context: the data, the seed, and the folder that holds the checkpoint.
+        groups: parameter groups of the optimizer; one group of all trainable parameters if None.
+        callback: called at every step and epoch.
+
+    Returns `train/loss`, `train/accuracy` and `train/<term>`, one value per epoch. Raises
+    CheckFailedError if the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
-        groups = [*groups, {"params": own}] if own else groups
+        learned = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+        groups = [*groups, {"params": learned}] if learned else groups
         module = _Module(model.train(), loss, schedule, context, groups, callback)
         state = load_checkpoint(context.folder / CHECKPOINT)
         if state is not None:
@@ -242,7 +249,7 @@ def fit_(
 
 
 def _average_statistics_(model: nn.Module) -> None:
-    """BatchNorm statistics of the last batches differ from rank to rank: take their mean."""
+    """Average the BatchNorm statistics, which differ between ranks."""
     for buffer in model.buffers():
         if world_size() > 1 and buffer.is_floating_point():
             buffer.data = mean_over_ranks(buffer)
@@ -250,7 +257,7 @@ def _average_statistics_(model: nn.Module) -> None:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's tips are about loaders and loggers that we do not use."""
+    """Silence Lightning's advice on loaders and loggers, which are not used here."""
     loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,7 @@
-"""How long and how fast a fit goes; quick to import, unlike the fit itself."""
+"""Schedule of a fit: duration, batch size and learning rate.
+
+Kept apart from the fit because Lightning takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,37 @@ from compressbench.core.errors import UserError
 from compressbench.core.validation import check_integer, check_positive, check_share
 
 Optimizer = Callable[..., torch.optim.Optimizer]
-# (model, inputs, targets, their rows in the training split) -> (loss, logits)
+# (model, inputs, targets, row numbers in the training split) -> (loss, logits)
 BatchLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class FitCallback(Protocol):
-    """Looks after a model while it is fitted; what it knows is saved with the fit."""
+    """Callback of a fit; its state is saved in the fit's checkpoint."""
 
     def before_step(self, model: nn.Module, rate: float) -> None:
-        """The gradients are there, of all ranks; `rate` is the learning rate of this step."""
+        """Called with gradients reduced over ranks; `rate` is the learning rate of the step."""
         ...
 
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
-        """`step` of `steps` is done; masks may change, parameters are those that will be kept."""
+        """Called after `step` of `steps`, with the updated parameters; may change masks."""
         ...
 
     def after_epoch(self, model: nn.Module, epoch: int) -> None:
-        """`epoch`, counted from 1, is done."""
+        """Called after `epoch`, counted from 1."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state to save: tensors and plain values."""
         ...
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take up a state after a restart."""
+        """Restore what `state` returned before a restart."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """The options that every stage with a fit takes: fields alone, which `Schedule` explains."""
+    """The options of every stage that trains; see `Schedule` for their meaning."""
 
     epochs: float
     batch_size: int
@@ -54,9 +57,16 @@ class FitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(FitOptions):
-    """How long and how fast. `epochs` may be a fraction; `batch_size` images make a step, shared
-    by the ranks; the learning rate follows a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983)
-    after a linear warm-up of `warmup` of the steps. Raises UserError for values out of range.
+    """Duration and learning rate of a fit: linear warm-up, then cosine decay to 0.
+
+    The cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983), without restarts. Raises
+    UserError for values out of range.
+
+    Args:
+        epochs: passes over the training split, above 0; may be a fraction.
+        batch_size: images per step, divided among the ranks; at least 2 per rank.
+        optimizer: called with the parameters; its learning rate is the peak.
+        warmup: share of the steps with rising learning rate, in [0, 1).
     """
 
     def __post_init__(self) -> None:
@@ -69,21 +79,21 @@ class Schedule(FitOptions):
             raise UserError(f"optimizer: {error}") from None
 
     def share(self, ranks: int) -> int:
-        """Images of one step on one of `ranks` ranks."""
+        """Images per step on each of `ranks` ranks."""
         if self.batch_size < 2 * ranks:
             raise UserError(
-                f"batch_size={self.batch_size} leaves {ranks} processes less than 2 each"
+                f"batch_size={self.batch_size} is too small: each of {ranks} processes needs 2"
             )
         return self.batch_size // ranks
 
     def steps(self, images: int, ranks: int, cap: int | None) -> tuple[int, int]:
-        """(of an epoch, in all), on each of `ranks` ranks; an epoch has at most `cap`."""
+        """Steps (per epoch, in total) of each rank; `cap` limits the steps of an epoch."""
         per_epoch = max(1, images // ranks // self.share(ranks))
         per_epoch = per_epoch if cap is None else min(per_epoch, cap)
         return per_epoch, max(1, round(self.epochs * per_epoch))
 
     def factor(self, step: int, steps: int) -> float:
-        """Learning rate over its peak at `step` of `steps`."""
+        """Learning rate at `step` of `steps`, as a fraction of the peak."""
         warm = round(self.warmup * steps)
         if step < warm:
             return (step + 1) / warm
@@ -91,7 +101,7 @@ class Schedule(FitOptions):
 
 
 def schedule_of(options: FitOptions) -> Schedule:
-    """The schedule of a stage with these options; UserError for values out of range."""
+    """The schedule given by a stage's options; raises UserError for values out of range."""
     return Schedule(
         epochs=options.epochs,
         batch_size=options.batch_size,

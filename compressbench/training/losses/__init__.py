@@ -1,1 +1,1 @@
-"""Distillation losses; one file for each conf/loss/*.yaml."""
+"""Distillation losses, one file per conf/loss/*.yaml."""

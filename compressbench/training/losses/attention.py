@@ -1,4 +1,4 @@
-"""Attention transfer: where a layer is active, not with what."""
+"""Attention transfer: compares where layers are active, not in which channels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from compressbench.training.losses.pairs import Shape, check_layers, check_same_
 
 @dataclass(frozen=True)
 class Attention:
-    """‖q(s) - q(t)‖², q the mean square over the channels, as a vector over the positions of length
-    1; the mean over the batch, in [0, 4].
+    """Mean over the batch of ‖q(s) - q(t)‖², in [0, 4]; q(x) is the attention map of x.
 
-    Activation-based attention transfer of Zagoruyko and Komodakis 2017 (arXiv:1612.03928). Their
-    mean over the positions, too, with a weight of 1000, is a `weight` of 1 to 16 here for maps of
-    32x32 to 8x8, and would be 250 for 2x2. `layers` maps layers of the student to layers of the
-    teacher; None takes every resolution that both have.
+    q(x) is the mean square of the features over channels, flattened to a vector over positions and
+    normalised to length 1. Activation-based attention transfer of Zagoruyko and Komodakis 2017
+    (arXiv:1612.03928). They also average over positions, with weight 1000; that corresponds to a
+    `weight` of 1 to 16 here for maps of 32x32 to 8x8, and of 250 for 2x2.
+
+    Args:
+        layers: student layer -> teacher layer; None compares every resolution that both have.
+        weight: factor of this term in the total loss, above 0.
     """
 
     layers: Mapping[str, str] | None = None
@@ -38,7 +41,7 @@ class Attention:
         return None
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B, C, ...] and [B, D, ...] of the same positions -> a scalar."""
+        """Features [B, C, ...] and [B, D, ...] with equal positions -> a scalar."""
         return (_map(student) - _map(teacher)).square().sum(1).mean()
 
 

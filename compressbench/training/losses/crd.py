@@ -1,4 +1,6 @@
-"""Contrastive distillation: a student's sample is to be told from others by the teacher's."""
+"""Contrastive representation distillation: a student embedding must match the teacher's
+embedding of the same sample, and differ from those of samples of other classes.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,26 @@ from compressbench.training.losses.pairs import Shape, check_layers
 
 @dataclass(frozen=True)
 class Crd:
-    """-1/B sum over i of [log h(s_i, t_i) + sum over j in N(i) of log(1 - h(s_i, t_j))], and the
+    """-1/B sum over i of [log h(s_i, t_i) + sum over j in N(i) of log(1 - h(s_i, t_j))], plus the
     same with s and t exchanged.
 
-    h(a, b) = e(a, b) / (e(a, b) + |N(i)| z), e(a, b) = exp(a.b / temperature), z the mean of e over
-    the negatives of the batch (a constant: no gradient), and N(i) the samples of the batch in other
-    classes than i. s and t are what student and teacher give, averaged over positions, through a
-    learned linear map each to `dimensions` numbers, and of length 1.
+    h(a, b) = e(a, b) / (e(a, b) + |N(i)| z) with e(a, b) = exp(a.b / temperature). N(i) are the
+    samples of the batch whose class differs from that of i; z is the mean of e over all negatives
+    of the batch and gets no gradient. The embeddings s and t are the features of student and
+    teacher, averaged over positions, mapped by one learned linear layer each and normalised to
+    length 1.
 
-    Noise-contrastive estimation of Tian et al. 2020 (arXiv:1910.10699, equation 18). There 16,384
-    negatives come from a memory of both embeddings of the whole training set, a step or an epoch
-    old, and z is estimated once, in the first batch; here they are in the batch, fresh, so they are
-    as many as `batch_size` gives and nothing is remembered. Their `temperature` is 0.07, their
-    weight 0.8. `layers` maps layers of the student to layers of the teacher; None takes the last
-    resolution that both have, of which the mean over positions is what their classifiers see.
+    Noise-contrastive estimation of Tian et al. 2020 (arXiv:1910.10699, equation 18). They draw
+    16,384 negatives from a memory bank of both embeddings of the training set, and estimate z once,
+    in the first batch; here the negatives come from the current batch, so their number depends on
+    `batch_size` and no memory bank is needed. The default `temperature` and `weight` are theirs.
+
+    Args:
+        temperature: divides the dot products, above 0.
+        dimensions: size of the embeddings.
+        layers: student layer -> teacher layer; None takes the last resolution that both have, whose
+            mean over positions is usually the input of the classifier.
+        weight: factor of this term in the total loss, above 0.
     """
 
     sees_labels: ClassVar[bool] = True
@@ -53,16 +61,16 @@ class Crd:
         if not student or not teacher:
             raise UserError(
                 f"{list(student)} of the student and {list(teacher)} of the teacher: at least one "
-                "axis beside the batch is needed"
+                "axis besides the batch is needed"
             )
         return Embeddings(student[0], teacher[0], self.dimensions)
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Embeddings [B, D] and [B, D], labels int64 [B] -> a scalar; 0 without negatives."""
         if targets.ndim != 1:
-            raise UserError(f"crd needs one label a sample, got labels {list(targets.shape)}")
+            raise UserError(f"crd needs one label per sample, got labels {list(targets.shape)}")
         logits = student @ teacher.T  # [B, B]
-        exact = torch.promote_types(logits.dtype, torch.float32)  # counts pass what float16 holds
+        exact = torch.promote_types(logits.dtype, torch.float32)  # counts may overflow float16
         logits = logits.to(exact) / self.temperature
         others = targets[:, None] != targets[None, :]
         if not bool(others.any()):
@@ -72,7 +80,7 @@ class Crd:
 
 
 class Embeddings(nn.Module):
-    """Features [B, C, ...] -> [B, dimensions] of length 1; called for the student's."""
+    """Maps features [B, C, ...] to [B, dimensions] of length 1; `forward` is for the student."""
 
     def __init__(self, student: int, teacher: int, dimensions: int) -> None:
         super().__init__()
@@ -91,18 +99,18 @@ def _pooled(features: Tensor) -> Tensor:
 
 
 def log_noise(logits: Tensor, others: Tensor) -> Tensor:
-    """log(|N(i)| z) [B] of `logits` [B, B]: `others` marks N(i) in row i, and is symmetric."""
+    """log(|N(i)| z), [B], for `logits` [B, B]; row i of `others` (symmetric) marks N(i)."""
     counts = others.sum(1).to(logits.dtype)
     mean = logits.masked_fill(~others, -torch.inf).flatten().logsumexp(0) - counts.sum().log()
-    return mean + counts.clamp(min=1).log()  # a row without negatives has no say
+    return mean + counts.clamp(min=1).log()  # `contrast` skips rows without negatives
 
 
 def contrast(logits: Tensor, others: Tensor, noise: Tensor) -> Tensor:
-    """One half of the loss, rows being the anchors.
+    """One half of the loss, with the rows as anchors.
 
-    log h = log sigmoid(logit - noise), and log(1 - h) the log sigmoid of its negative.
+    log h = log sigmoid(logit - noise) and log(1 - h) = log sigmoid(noise - logit).
     """
     distance = logits - noise[:, None]
     negative = torch.where(others, F.logsigmoid(-distance), 0.0).sum(1)
-    found = F.logsigmoid(distance.diagonal()) + negative
-    return -torch.where(others.any(1), found, 0.0).mean()
+    likelihood = F.logsigmoid(distance.diagonal()) + negative
+    return -torch.where(others.any(1), likelihood, 0.0).mean()

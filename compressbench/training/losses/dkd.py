@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the target class apart from the others."""
+"""Decoupled knowledge distillation: separate terms for the target and the other classes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from compressbench.training.losses.positions import labelled
 
 @dataclass(frozen=True)
 class Dkd:
-    """CE(s, y) + T² (alpha TCKD + beta NCKD), means over the batch, or over all positions with a
-    label (Zhao et al. 2022, arXiv:2203.08679).
+    """CE(s, y) + T² (alpha TCKD + beta NCKD), averaged over the batch, or over all labelled
+    positions for token classification (Zhao et al. 2022, arXiv:2203.08679).
 
-    Of softmax(logits / T): TCKD is the Kullback-Leibler divergence of (target class, all others)
-    from the teacher's, NCKD that of the other classes among themselves. Hinton's divergence is
-    TCKD + (1 - p) NCKD with the teacher's probability p of the target class, so it hardly listens
-    to the others where the teacher is sure. `alpha` and `beta` are at least 0.
+    Both terms are Kullback-Leibler divergences from the teacher's softmax(logits / T): TCKD between
+    the two-way distributions (target class, all other classes), NCKD between the distributions over
+    the other classes. Hinton's divergence is TCKD + (1 - p) NCKD, where p is the teacher's
+    probability of the target class, so it nearly ignores the other classes where the teacher is
+    confident.
+
+    Args:
+        temperature: T, above 0.
+        alpha: weight of TCKD, at least 0.
+        beta: weight of NCKD, at least 0.
     """
 
     temperature: float = 4.0
@@ -33,7 +39,7 @@ class Dkd:
         check_not_negative("beta", self.beta)
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
         student, teacher, targets = labelled(student, teacher, targets)
         target, others = decoupled(student / self.temperature, teacher / self.temperature, targets)
         soft = self.alpha * target.mean() + self.beta * others.mean()
@@ -41,13 +47,13 @@ class Dkd:
 
 
 def decoupled(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """TCKD and NCKD of each sample, [B] each, for logits [B, K] of at least two classes."""
+    """TCKD and NCKD per sample, [B] each, of logits [B, K] with K >= 2."""
     (s_binary, s_others), (t_binary, t_others) = (_split(x, targets) for x in (student, teacher))
     return _divergence(s_binary, t_binary), _divergence(s_others, t_others)
 
 
 def _split(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities: of the target and of all others [B, 2]; of each other one [B, K - 1]."""
+    """Log-probabilities of (target, all other classes) [B, 2], and of the others [B, K - 1]."""
     rows, classes = logits.shape
     others = torch.ones_like(logits, dtype=torch.bool).scatter(1, targets[:, None], False)
     rest = logits[others].view(rows, classes - 1)

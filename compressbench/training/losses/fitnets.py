@@ -1,4 +1,4 @@
-"""Hints: a student's features, projected, are to be the teacher's."""
+"""Hints: fits the projected features of the student to those of the teacher."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from compressbench.training.losses.pairs import Shape, check_layers, check_same_
 
 @dataclass(frozen=True)
 class FitNets:
-    """mean (r(s) - t)², r a learned 1x1 convolution (linear map for vectors) where widths differ.
+    """Mean of (r(s) - t)²; r is a learned 1x1 convolution (or linear map) if widths differ.
 
-    Of Romero et al. 2015 (arXiv:1412.6550), whose regressor is as large as the features; theirs is
-    a stage before the distillation from outputs, here both are one sum. `layers` maps layers of
-    the student to layers of the teacher; None takes the middle one of the resolutions that both
-    have. `weight` is that of the term in the sum.
+    Hints of Romero et al. 2015 (arXiv:1412.6550). Their regressor also matches resolutions, and
+    they train on hints before distilling from outputs; here both losses can be terms of one sum.
+
+    Args:
+        layers: student layer -> teacher layer; None takes the middle one of the resolutions that
+            both have.
+        weight: factor of this term in the total loss, above 0.
     """
 
     layers: Mapping[str, str] | None = None
@@ -42,9 +45,9 @@ class FitNets:
         kinds = {2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}
         if len(student) not in kinds:
             raise UserError(f"features of shape {list(student)} cannot be projected")
-        made: nn.Module = kinds[len(student)](student[0], teacher[0], 1)
-        return made
+        projection: nn.Module = kinds[len(student)](student[0], teacher[0], 1)
+        return projection
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features [B, ...] of one shape -> a scalar."""
+        """Features [B, ...] of equal shapes -> a scalar."""
         return F.mse_loss(student, teacher)

@@ -1,4 +1,4 @@
-"""Knowledge distillation from the teacher's outputs."""
+"""Knowledge distillation from the softened outputs of a teacher."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from compressbench.training.losses.positions import labelled
 
 @dataclass(frozen=True)
 class Hinton:
-    """alpha T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - alpha) CE(s, y), means over the batch
-    (for token classification over all positions with a label).
+    """alpha T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - alpha) CE(s, y), averaged over the batch
+    (for token classification over all labelled positions).
 
-    `temperature` T > 0 softens both; `alpha` in [0, 1] weighs the distillation term; T² keeps
-    its gradient at the size of the other's (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+    Hinton, Vinyals and Dean 2015 (arXiv:1503.02531). The factor T² keeps the gradients of both
+    terms at a similar magnitude.
+
+    Args:
+        temperature: T > 0; softens both distributions.
+        alpha: weight of the distillation term, in [0, 1].
     """
 
     temperature: float = 4.0
@@ -30,7 +34,7 @@ class Hinton:
             raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
         student, teacher, targets = labelled(student, teacher, targets)
         soft = F.kl_div(
             F.log_softmax(student / self.temperature, dim=1),

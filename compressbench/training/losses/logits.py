@@ -1,4 +1,4 @@
-"""Regression of the teacher's logits."""
+"""Distillation by regression on the teacher's logits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from compressbench.training.losses.positions import labelled
 class Logits:
     """alpha mean |s - t|^n + (1 - alpha) CE(s, y), with n = 1 (`norm` "l1") or 2 ("l2").
 
-    The mean is over samples (for token classification positions with a label) and classes; `alpha`
-    in [0, 1] weighs the distillation term. Squares of logits are the loss of Ba and Caruana 2014
-    (arXiv:1312.6184), and for temperatures far above the logits that of Hinton et al. 2015
-    (arXiv:1503.02531, section 2.1), where both have mean 0.
+    The mean is over classes and samples (for token classification over labelled positions). "l2" is
+    the loss of Ba and Caruana 2014 (arXiv:1312.6184); for zero-mean logits it is also the limit of
+    Hinton's loss at high temperature (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
+
+    Args:
+        norm: "l1" or "l2".
+        alpha: weight of the distillation term, in [0, 1].
     """
 
     norm: Literal["l1", "l2"] = "l2"
@@ -33,7 +36,7 @@ class Logits:
             raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., K], logits [..., K], labels int64 [...], -100 for none -> a scalar."""
+        """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
         student, teacher, targets = labelled(student, teacher, targets)
         distance = F.l1_loss if self.norm == "l1" else F.mse_loss
         soft = distance(student, teacher)

@@ -11,8 +11,10 @@ from compressbench.core.errors import UserError
 
 @dataclass(frozen=True)
 class Mixed:
-    """The sum of `terms`, losses by name: those between outputs as they are, those between
-    features times their `weight`. Without one between outputs, cross-entropy is added.
+    """Sum of the distillation losses `terms`, given by name.
+
+    Losses on features are multiplied by their `weight`; losses on logits are added unchanged. If
+    there is no loss on logits, the cross-entropy with the labels is added.
     """
 
     terms: Mapping[str, Any]

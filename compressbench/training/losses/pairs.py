@@ -1,4 +1,4 @@
-"""Which layers of a student a loss compares with which of its teacher's."""
+"""Checks of the layer pairs that a feature loss compares."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from compressbench.core.errors import UserError
 
-Shape = tuple[int, ...]  # of one sample
+Shape = tuple[int, ...]  # without the batch axis
 
 
 def check_layers(layers: Any) -> None:
-    """Raise UserError unless `layers` maps names to names, or is None."""
+    """Raise UserError unless `layers` is None or maps names to names."""
     if layers is None:
         return
     if not isinstance(layers, Mapping) or not layers:
@@ -24,9 +24,9 @@ def check_layers(layers: Any) -> None:
 
 
 def check_same_positions(student: Shape, teacher: Shape) -> None:
-    """Raise UserError unless maps [C, H, W] (or [C, L]) differ in their channels only."""
+    """Raise UserError unless the maps [C, H, W] (or [C, L]) differ at most in channels."""
     if len(student) < 2 or student[1:] != teacher[1:]:
         raise UserError(
             f"{list(student)} of the student and {list(teacher)} of the teacher: channels may "
-            "differ, positions must be there and the same"
+            "differ, but both need positions, and the same ones"
         )

@@ -1,15 +1,16 @@
-"""Positions that count: logits of token classification have labels that say nothing."""
+"""Selects labelled positions: in token classification some positions have no label."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-IGNORED = -100  # the label of a position without one, as torch's cross-entropy has it
+IGNORED = -100  # label of unlabelled positions, the default of torch's cross-entropy
 
 
 def labelled(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [..., K], logits [..., K], labels int64 [...] -> [M, K], [M, K], [M], of the M
-    positions whose label is not `IGNORED`.
+    """Keep the M positions whose label is not `IGNORED`.
+
+    Logits [..., K] twice and labels int64 [...] -> [M, K], [M, K] and [M].
     """
-    found = targets != IGNORED
-    return student[found], teacher[found], targets[found]
+    kept = targets != IGNORED
+    return student[kept], teacher[kept], targets[kept]

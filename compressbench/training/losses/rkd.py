@@ -1,4 +1,4 @@
-"""Relational distillation: distances and angles between the samples of a batch."""
+"""Relational knowledge distillation: distances and angles between samples of a batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from compressbench.core.errors import UserError
 from compressbench.core.validation import check_not_negative, check_positive
 from compressbench.training.losses.pairs import Shape, check_layers
 
-_ROUNDING = 1e-12  # squares below this share of a sample's own are zero
+_ROUNDING = 1e-12  # squared distances below this share of the mean squared norm are zero
 
 
 @dataclass(frozen=True)
 class Rkd:
-    """distance · h(d(s) - d(t)) + angle · h(a(s) - a(t)), means, h the Huber loss of width 1.
+    """distance · mean h(d(s) - d(t)) + angle · mean h(a(s) - a(t)), h the Huber loss of width 1.
 
-    Of Park et al. 2019 (arXiv:1904.05068): d are the distances of all pairs of samples over their
-    mean, a the cosines of the angles of all triplets. `distance` and `angle` weigh the two,
-    `weight` the term in the sum; 25 and 50 are theirs for classifiers. Features may have any
-    shape. `layers` maps layers of the student to layers of the teacher; None takes the last
-    resolution that both have.
+    d are the distances of all pairs of samples, divided by their mean; a are the cosines of the
+    angles of all triplets (Park et al. 2019, arXiv:1904.05068). Features may have any shape.
+
+    Args:
+        distance: weight of the distances, at least 0; 25 is the authors' value for classifiers.
+        angle: weight of the angles, at least 0; the authors use 50.
+        layers: student layer -> teacher layer; None takes the last resolution that both have.
+        weight: factor of this term in the total loss, above 0.
     """
 
     distance: float = 25.0
@@ -49,22 +52,22 @@ class Rkd:
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Features [B, ...] and [B, ...] -> a scalar."""
         (s, s_square), (t, t_square) = (_products(x) for x in (student, teacher))
-        found = s.new_zeros(())
+        total = s.new_zeros(())
         if self.distance:
-            found = found + self.distance * F.smooth_l1_loss(
+            total = total + self.distance * F.smooth_l1_loss(
                 distances(s_square), distances(t_square)
             )
         if self.angle:
-            found = found + self.angle * F.smooth_l1_loss(
+            total = total + self.angle * F.smooth_l1_loss(
                 cosines(s, s_square), cosines(t, t_square)
             )
-        return found.to(student.dtype)
+        return total.to(student.dtype)
 
 
 def _products(features: Tensor) -> tuple[Tensor, Tensor]:
-    """float64 [B, B]: products of all pairs of samples, and squares of their distances.
+    """Dot products and squared distances of all pairs of samples, float64 [B, B] each.
 
-    All that is asked of the samples follows from them, without a tensor of all differences.
+    Distances and angles follow from them, without a tensor of all differences.
     """
     flat = features.flatten(1).double()
     products = flat @ flat.T
@@ -74,14 +77,14 @@ def _products(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distances(square: Tensor) -> Tensor:
-    """[B, B] distances, from their squares, over the mean of those that are not zero."""
-    found = _root(square)
-    mean = found.sum() / (square > 0).sum().clamp(min=1)
-    return found / mean.clamp(min=torch.finfo(found.dtype).tiny)
+    """Distances [B, B] from their squares, divided by the mean of the nonzero ones."""
+    distance = _root(square)
+    mean = distance.sum() / (square > 0).sum().clamp(min=1)
+    return distance / mean.clamp(min=torch.finfo(distance.dtype).tiny)
 
 
 def cosines(products: Tensor, square: Tensor) -> Tensor:
-    """[B, B, B] at j, i, k: the cosine of the angle at sample j between those to i and to k."""
+    """Cosines [B, B, B]; entry j, i, k is for the angle at sample j between samples i and k."""
     length, distance = products.diagonal(), _root(square)
     between = (
         products[None, :, :] - products[:, :, None] - products[:, None, :] + length[:, None, None]
@@ -91,5 +94,5 @@ def cosines(products: Tensor, square: Tensor) -> Tensor:
 
 
 def _root(square: Tensor) -> Tensor:
-    """Square roots whose gradient at zero is zero."""
+    """Square root with gradient 0 at 0."""
     return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: which samples of a batch are alike."""
+"""Similarity-preserving distillation: compares which samples of a batch are similar."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from compressbench.training.losses.pairs import Shape, check_layers
 
 @dataclass(frozen=True)
 class Similarity:
-    """‖G(s) - G(t)‖² / B², G the products of the features of B samples, rows of length 1.
+    """‖G(s) - G(t)‖² / B²; G(x) is the Gram matrix of the features of B samples, with its rows
+    normalised to length 1.
 
-    Of Tung and Mori 2019 (arXiv:1907.09682), with their `weight` of 3000. Features may have any
-    shape. `layers` maps layers of the student to layers of the teacher; None takes the last
-    resolution that both have.
+    Tung and Mori 2019 (arXiv:1907.09682). Features may have any shape.
+
+    Args:
+        layers: student layer -> teacher layer; None takes the last resolution that both have.
+        weight: factor of this term in the total loss, above 0; 3000 is the authors' value.
     """
 
     layers: Mapping[str, str] | None = None

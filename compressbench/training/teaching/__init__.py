@@ -1,1 +1,1 @@
-"""What a student learns from its teachers."""
+"""Training of a student against one or more teachers."""

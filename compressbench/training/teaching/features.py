@@ -1,4 +1,4 @@
-"""The layers of a model by the shape of what they give, and which of two models belong together."""
+"""Captures outputs of inner layers and pairs the layers of student and teacher."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest_of_many
 from compressbench.core.protocols import FeatureLoss
 
-Shape = tuple[int, ...]  # of one sample
+Shape = tuple[int, ...]  # without the batch axis
 
 
 def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
-    """What a layer gave for `inputs`, channels first: as it is for images; [B, L, D] of ids [B, L]
-    becomes [B, D, L], zero where an id is `pad`, so that a layer of a text is a map, too.
+    """The output of a layer, channels first, so that layers of text models are maps too.
+
+    For ids [B, L], an output [B, L, D] becomes [B, D, L], zero where the id is `pad`; any other
+    output is returned unchanged.
     """
     if inputs.is_floating_point() or output.ndim != 3 or output.shape[:2] != inputs.shape:
         return output
@@ -27,32 +29,33 @@ def as_maps(output: Tensor, inputs: Tensor, pad: int = -1) -> Tensor:
 
 
 def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
-    """What each module inside `model` gives for one sample of `example` [B, ...] (as
-    `capture_outputs` hands it), in the order in which they finish; modules that give no tensor are
-    left out.
+    """Module name -> shape of its output for one sample, in the order in which modules finish.
+
+    Shapes are those of the outputs that `capture_outputs` passes on for `example` [B, ...];
+    modules that do not return a tensor are omitted.
     """
-    found: dict[str, Shape] = {}
+    outputs: dict[str, Shape] = {}
     names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
 
     def note(name: str, output: Tensor) -> None:
-        found.pop(name, None)  # a module that runs again finishes later
-        found[name] = tuple(output.shape[1:])
+        outputs.pop(name, None)  # a module that runs again finishes later
+        outputs[name] = tuple(output.shape[1:])
 
     training = model.training
     with capture_outputs(model.eval(), {name: name for name in names}, note), torch.no_grad():
         model(example)
     model.train(training)
-    return found
+    return outputs
 
 
 @contextmanager
 def capture_outputs(
     model: nn.Module, layers: Mapping[str, str], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Hand `note(label, output)` the output of each of `layers` (label -> name) at every call.
+    """Call `note(label, output)` whenever one of `layers` (label -> name) returns a tensor.
 
-    What a layer gives for texts is handed over as maps (`as_maps`), of the padding that the model
-    calls `pad`.
+    Outputs of text models are passed as maps (`as_maps`); the padding id is the model's attribute
+    `pad`.
     """
     seen: list[Tensor] = []  # the input of the model
     pad = getattr(model, "pad", -1)
@@ -78,10 +81,10 @@ def capture_outputs(
             handle.remove()
 
 
-def resolutions(found: Mapping[str, Shape]) -> dict[Shape, str]:
-    """Positions [H, W] (or [L]) of maps -> the last layer that gives maps of so many, in order."""
+def resolutions(outputs: Mapping[str, Shape]) -> dict[Shape, str]:
+    """Resolution (H, W) or (L,) -> the last layer whose output has it, in forward order."""
     last: dict[Shape, str] = {}
-    for name, shape in found.items():
+    for name, shape in outputs.items():
         if len(shape) > 1 and any(size > 1 for size in shape[1:]):
             last[shape[1:]] = name
     return last
@@ -90,10 +93,10 @@ def resolutions(found: Mapping[str, Shape]) -> dict[Shape, str]:
 def pair(
     loss: FeatureLoss, student: Mapping[str, Shape], teacher: Mapping[str, Shape]
 ) -> list[tuple[str, str]]:
-    """The (student layer, teacher layer) that `loss` compares: those that it names, else its
-    choice of the resolutions that both models have.
+    """The pairs (student layer, teacher layer) that `loss` compares.
 
-    Raises UserError for a name that is no layer, and where there is nothing in common.
+    These are the layers that it names, or else its choice among the resolutions that both models
+    have. Raises UserError for an unknown layer, or if the models share no resolution.
     """
     if loss.layers is not None:
         for name, whose, layers in [
@@ -116,5 +119,5 @@ def pair(
     return [common[number] for number in loss.choose(len(common))]
 
 
-def _sizes(found: Mapping[Shape, str]) -> str:
-    return ", ".join("x".join(map(str, positions)) for positions in found) or "none"
+def _sizes(by_resolution: Mapping[Shape, str]) -> str:
+    return ", ".join("x".join(map(str, positions)) for positions in by_resolution) or "none"

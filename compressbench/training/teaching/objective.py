@@ -1,4 +1,4 @@
-"""Training against a teacher: its answers, its features, or both."""
+"""The training objective of a student: outputs or features of its teachers, or both."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from compressbench.training.teaching.features import Shape, capture_outputs, pai
 from compressbench.training.teaching.teachers import ANSWERS, Teachers, dtype_for, teacher_outputs
 from compressbench.training.train import cross_entropy, trained
 
-Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of them by name (`terms`)
+Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of named losses (`terms`)
 History = dict[str, list[float]]
 
 
 class Compared(NamedTuple):
-    """One pair of layers that a term compares; `connector` makes them fit, or is None."""
+    """A pair of layers that a term compares; `connector` (or None) makes them comparable."""
 
     term: str
     student: str
@@ -37,7 +37,7 @@ class Compared(NamedTuple):
     connector: nn.Module | None
 
     def connected(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of both as the loss takes them."""
+        """The features of student and teacher in the form that the loss takes."""
         if self.connector is None:
             return student, teacher
         of_teacher = getattr(self.connector, "of_teacher", None)
@@ -52,8 +52,11 @@ def check_loss(loss: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtFitOptions(FitOptions):
-    """Those of a stage that fits to the labels, with `label_smoothing`, or to the distillation
-    `loss`, for which the recipe names the `teacher`.
+    """Options of a stage that trains on the labels, or with a distillation loss.
+
+    `label_smoothing` in [0, 1) is that of the cross-entropy with the labels. A distillation `loss`
+    replaces this cross-entropy; the recipe then names the `teacher`. The options exclude each
+    other.
     """
 
     label_smoothing: float = 0.0
@@ -61,7 +64,7 @@ class TaughtFitOptions(FitOptions):
 
 
 def check_fit(options: TaughtFitOptions) -> None:
-    """Raise UserError for options of a fit that are out of range or exclude one another."""
+    """Raise UserError for options that are out of range or exclude each other."""
     schedule_of(options)
     check_share("label_smoothing", options.label_smoothing)
     if options.loss is None:
@@ -69,12 +72,12 @@ def check_fit(options: TaughtFitOptions) -> None:
     check_loss(options.loss)
     if options.label_smoothing:
         raise UserError(
-            f"label_smoothing={options.label_smoothing} has no meaning with a loss: set one"
+            f"label_smoothing={options.label_smoothing} has no effect with a loss: set only one"
         )
 
 
 def terms_of(loss: Teaching) -> dict[str, Any]:
-    """The losses of a sum by name; a single one has the name of its class, in lower case."""
+    """The losses of a sum by name; a single loss is named after its class, in lower case."""
     terms = getattr(loss, "terms", None)
     if isinstance(terms, Mapping):
         return dict(terms)
@@ -84,8 +87,8 @@ def terms_of(loss: Teaching) -> dict[str, Any]:
 def compare(
     loss: Teaching, student: Mapping[str, Shape], teacher: Mapping[str, Shape]
 ) -> list[Compared]:
-    """The layers that the terms of `loss` compare; UserError where two cannot be compared."""
-    found = []
+    """The layers that the terms of `loss` compare; raises UserError if they cannot be."""
+    compared = []
     for name, term in terms_of(loss).items():
         if not isinstance(term, FeatureLoss):
             continue
@@ -100,8 +103,8 @@ def compare(
                 raise UserError(
                     f"loss {name}: {ours} cannot learn from {theirs}: {error}"
                 ) from None
-            found.append(Compared(name, ours, theirs, connector))
-    return found
+            compared.append(Compared(name, ours, theirs, connector))
+    return compared
 
 
 class HasLoss(Protocol):
@@ -114,8 +117,8 @@ class HasLoss(Protocol):
 def check_teachers(
     stage: HasLoss, model: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
 ) -> None:
-    """The method of that name of every stage with a loss (see `Stage`): refuse before anything is
-    trained features that cannot be compared.
+    """The method `check_teachers` of stages with a loss (see `Stage`): raise UserError, before any
+    training, if features of student and teacher cannot be compared.
     """
     with torch.random.fork_rng(devices=[]):
         compared_layers(stage.loss, model, teachers, spec)
@@ -124,7 +127,7 @@ def check_teachers(
 def compared_layers(
     loss: Teaching, student: nn.Module, teachers: Sequence[nn.Module], spec: DataSpec
 ) -> list[Compared]:
-    """`compare` of two models; connectors draw their weights from torch's generator."""
+    """`compare` for two models; connectors are initialised from torch's global generator."""
     if not any(isinstance(term, FeatureLoss) for term in terms_of(loss).values()):
         return []
     if len(teachers) > 1:
@@ -134,10 +137,10 @@ def compared_layers(
 
 
 class DistillationObjective(nn.Module):
-    """The loss of `fit_` against what teachers give for the same images as the student sees.
+    """The distillation loss as `fit_` takes it; teachers see the same images as the student.
 
-    Parameters of this module are those of the connectors between features; `terms` holds the parts
-    of the last loss, `teacher_outputs` gives what teachers say to (inputs, rows).
+    The parameters of this module are those of the connectors. `terms` holds the parts of the last
+    loss; `teacher_outputs(inputs, rows)` returns the outputs of the teachers.
     """
 
     def __init__(self, loss: Teaching, compared: Sequence[Compared]) -> None:
@@ -152,7 +155,7 @@ class DistillationObjective(nn.Module):
 
     @contextmanager
     def attached(self, student: nn.Module) -> Iterator[None]:
-        """Look at the features of `student`."""
+        """Record the features of `student` within the block."""
         layers = {f"s{i}": c.student for i, c in enumerate(self.compared)}
         with capture_outputs(student, layers, self._seen.__setitem__):
             yield
@@ -170,19 +173,19 @@ class DistillationObjective(nn.Module):
     def _terms(
         self, logits: Tensor, taught: Mapping[str, Tensor], targets: Tensor
     ) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             if not isinstance(loss, FeatureLoss):
-                found[name] = loss(logits, taught[ANSWERS], targets)
-        if not found:
-            found["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+                terms[name] = loss(logits, taught[ANSWERS], targets)
+        if not terms:
+            terms["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
             pair = compared.connected(self._seen[f"s{number}"], taught[f"t{number}"])
             labels = (targets,) if getattr(loss, "sees_labels", False) else ()
             value = loss.weight * loss(*pair, *labels)
-            found[compared.term] = found.get(compared.term, 0.0) + value
-        return found
+            terms[compared.term] = terms.get(compared.term, 0.0) + value
+        return terms
 
 
 @contextmanager
@@ -193,31 +196,32 @@ def lesson(
     schedule: Schedule,
     context: Context,
 ) -> Iterator[DistillationObjective]:
-    """What `fit_` trains `student` on, which learns from the teachers among `inputs`."""
+    """The objective that trains `student` against the teachers among `inputs`."""
     device = context.runtime.device
-    found = [inputs[role] for role in sorted(inputs) if role.startswith("teacher")]
-    if not found:
-        raise UserError("a distillation loss needs a teacher: the name of an earlier stage")
-    models = [deepcopy(a.model) for a in found]
+    artifacts = [inputs[role] for role in sorted(inputs) if role.startswith("teacher")]
+    if not artifacts:
+        raise UserError("a distillation loss needs a teacher: name an earlier stage as `teacher`")
+    models = [deepcopy(a.model) for a in artifacts]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)  # of the connectors
-        made = DistillationObjective(
+        torch.manual_seed(context.seed)  # for the connectors
+        objective = DistillationObjective(
             loss, compared_layers(loss, student, models, context.data.spec)
         )
-    layers = {f"t{i}": c.teacher for i, c in enumerate(made.compared)}
-    dtype = dtype_for(device, chain.from_iterable(a.properties for a in found))
+    layers = {f"t{i}": c.teacher for i, c in enumerate(objective.compared)}
+    dtype = dtype_for(device, chain.from_iterable(a.properties for a in artifacts))
     teachers = Teachers([model.to(device) for model in models], layers, dtype)
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(channels_last(model, context.data.spec.blank(2), device))
-        made.teacher_outputs, note = teacher_outputs(teachers, _looks(schedule, context), context)
-        made.notes = (note,)
-        stack.enter_context(made.attached(student))
-        yield made
+        looks = _looks(schedule, context)
+        objective.teacher_outputs, note = teacher_outputs(teachers, looks, context)
+        objective.notes = (note,)
+        stack.enter_context(objective.attached(student))
+        yield objective
 
 
 def _looks(schedule: Schedule, context: Context) -> int:
-    """At how many training images a fit looks, with repetitions."""
+    """Number of training images that a fit processes, counting repetitions."""
     ranks, images = world_size(), len(context.data.split("train"))
     _, steps = schedule.steps(images, ranks, context.runtime.max_batches)
     return steps * schedule.share(ranks) * ranks
@@ -232,8 +236,8 @@ def learn_(
     context: Context,
     fit: Callable[[BatchLoss], History],
 ) -> tuple[History, tuple[str, ...]]:
-    """Let `fit` train `student` on the labels where `loss` is None, else on what the teachers among
-    `inputs` give. Returns what `fit` does, and notes on how the teachers were asked.
+    """Let `fit` train `student` on the labels if `loss` is None, else against the teachers among
+    `inputs`. Returns the result of `fit`, and notes on how teacher outputs were computed.
     """
     if loss is None:
         return fit(cross_entropy(label_smoothing)), ()
@@ -250,13 +254,13 @@ def learn(
     context: Context,
     penalty: Callable[[BatchLoss], BatchLoss] | None = None,
 ) -> Outcome:
-    """Fit a copy of the model of `start` as `learn_` does; `penalty` adds to the loss."""
+    """Train a copy of the model of `start` as `learn_` does; `penalty` wraps the loss."""
     from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
 
     model = deepcopy(start.model)
 
-    def fit(made: BatchLoss) -> History:
-        return fit_(model, penalty(made) if penalty else made, schedule, context)
+    def fit(objective: BatchLoss) -> History:
+        return fit_(model, penalty(objective) if penalty else objective, schedule, context)
 
     history, notes = learn_(model, inputs, loss, label_smoothing, schedule, context, fit)
     return replace(trained(start, model, history), notes=notes)

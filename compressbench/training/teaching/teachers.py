@@ -1,4 +1,4 @@
-"""What frozen teachers give for a batch: computed, or looked up where images stay as they are."""
+"""Outputs of frozen teachers: computed for each batch, or cached if images never change."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from compressbench.core.formatting import bytes_text
 from compressbench.core.types import ACTIVATION_QUANTIZED, WEIGHT_QUANTIZED, Context, Data
 from compressbench.training.teaching.features import capture_outputs
 
-ANSWERS = "answers"  # the mean of the teachers' logits; features have labels of their own
-LOOK_UP_BYTES = 256 * 2**20  # at most so many are kept of what teachers give
-BLOCK = 256  # images computed together for it, whatever the batch and the number of processes
+ANSWERS = "answers"  # key of the teachers' mean logits; features have their own keys
+LOOK_UP_BYTES = 256 * 2**20  # limit of the memory for cached teacher outputs
+BLOCK = 256  # images per forward pass when filling the cache, for any batch size
 
 
 class Teachers:
-    """Frozen models, in eval mode, whose logits are averaged.
+    """Frozen models in eval mode whose logits are averaged.
 
-    `layers` maps labels to layers of the first of them whose outputs are wanted, too. They run in
-    `dtype`: float32, or a half precision under autocast, whatever the precision of the student's
-    training; what they give is float32.
+    `layers` maps labels to layers of the first model, whose outputs are returned as well. The
+    models run in `dtype`, independently of the student's precision: float32, or a half precision
+    under autocast. All outputs are float32.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Teachers:
         self.layers, self.dtype = dict(layers), dtype
 
     def __call__(self, inputs: Tensor) -> dict[str, Tensor]:
-        """`ANSWERS` [B, ...] and a tensor [B, ...] for each of the labels of `layers`."""
+        """`ANSWERS` -> mean logits [B, ...], and each label of `layers` -> features [B, ...]."""
         seen: dict[str, Tensor] = {}
         half = self.dtype is not torch.float32
         with (
@@ -45,10 +45,10 @@ class Teachers:
 
 
 def dtype_for(device: torch.device, properties: Iterable[str]) -> torch.dtype:
-    """What a teacher with these `properties` runs in on `device`.
+    """The precision in which a teacher with these `properties` runs on `device`.
 
-    On a GPU bfloat16, float16 where it has no bfloat16; float32 on the CPU, which is slower in
-    half precision, and where a teacher is quantized: a half precision has not its grids.
+    bfloat16 on a GPU, or float16 if the GPU lacks bfloat16. float32 on the CPU, which is slower in
+    half precision, and for quantized teachers, whose grids half precision cannot represent.
     """
     if device.type != "cuda" or {WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED} & set(properties):
         return torch.float32
@@ -56,10 +56,10 @@ def dtype_for(device: torch.device, properties: Iterable[str]) -> torch.dtype:
 
 
 class LookUp:
-    """What teachers give for every training image, by its row: computed once, before the fit.
+    """Teacher outputs for every training image, by row, computed once before the fit.
 
-    Computed in blocks of `BLOCK` rows, so the batch size and the number of processes, which share
-    the blocks, change no bit of it.
+    They are computed in blocks of `BLOCK` rows, which the processes share, so they do not depend
+    on the batch size or the number of processes, to the bit.
     """
 
     def __init__(self, teachers: Teachers, context: Context) -> None:
@@ -69,10 +69,10 @@ class LookUp:
         empty = _example(teachers, context)
         self.tables = {n: x.new_zeros(images, *x.shape[1:]) for n, x in empty.items()}
         for number, start in enumerate(starts):
-            context.progress(number, len(starts), "what the teacher says, once for all epochs")
+            context.progress(number, len(starts), "teacher outputs, computed once for all epochs")
             inputs = context.data.prepare(_rows(context, start, start + BLOCK))
-            for name, found in teachers(inputs).items():
-                self.tables[name][start : start + BLOCK] = found
+            for name, outputs in teachers(inputs).items():
+                self.tables[name][start : start + BLOCK] = outputs
         if world_size() > 1:
             self.tables = {name: sum_over_ranks(table) for name, table in self.tables.items()}
 
@@ -83,20 +83,20 @@ class LookUp:
 def teacher_outputs(
     teachers: Teachers, looks: int, context: Context
 ) -> tuple[Callable[[Tensor, Tensor], dict[str, Tensor]], str]:
-    """(inputs, their rows -> what teachers give, a line that says how).
+    """A function (inputs, rows) -> teacher outputs, and a note on how they are computed.
 
-    It is looked up where that changes nothing and saves time: where augmentation leaves images as
-    they are, the `looks` of the fit at training images are more than there are images, and
-    `LOOK_UP_BYTES` suffice. The choice depends on config and data alone, so a stage that goes on
-    after a stop makes it again.
+    Outputs are cached if that saves time and cannot change them: augmentation leaves images
+    unchanged, the fit processes more images (`looks`) than the training split has, and the cache
+    fits into `LOOK_UP_BYTES`. The choice depends only on config and data, so a resumed stage makes
+    the same choice.
     """
     images = len(context.data.split("train"))
     size = sum(4 * x[0].numel() for x in _example(teachers, context).values()) * images
     reason = ""
     if looks <= images:
-        reason = f"{looks:,} looks at {images:,} images"
+        reason = f"{looks:,} samples drawn from {images:,} images"
     elif size > LOOK_UP_BYTES:
-        reason = f"keeping it takes {bytes_text(size)}, more than {bytes_text(LOOK_UP_BYTES)}"
+        reason = f"a cache would take {bytes_text(size)}, more than {bytes_text(LOOK_UP_BYTES)}"
     elif not _stays(context):
         reason = "training images are augmented"
     name = str(teachers.dtype).removeprefix("torch.")
@@ -108,7 +108,7 @@ def teacher_outputs(
 
 
 def _stays(context: Context) -> bool:
-    """Whether augmentation draws nothing and hands back the images that it is given."""
+    """Whether augmentation draws no random numbers and returns its images unchanged."""
     return all(
         _untouched(context.data, _rows(context, start, start + BLOCK))
         for start in range(0, len(context.data.split("train")), BLOCK)
