@@ -69,7 +69,7 @@ def test_collect_pin_unpin(store, capsys):
 
 def test_verify(store, capsys):
     assert run("verify") == 0
-    assert "2 entries, all whole" in capsys.readouterr().out
+    assert "2 entries, all intact" in capsys.readouterr().out
     key = next(store.all_keys())
     (store.folder(key) / "x").write_bytes(b"y" * 1500)
     assert run("verify") == 3
