@@ -33,7 +33,7 @@ def sync(argv: Sequence[str]) -> int:
 
 
 def _run_folders() -> list[Path]:
-    """All folders with an outbox; a sweep's outbox stands for those of its trials."""
+    """All folders with an outbox, except those of trials, which are logged with their sweep."""
     found = {p.parent for top in TOPS for p in Path(top).rglob(RECORDS)}
     return sorted(f for f in found if f.parent.parent not in found)
 
