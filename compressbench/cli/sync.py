@@ -49,7 +49,7 @@ def _sync(outbox: Outbox, to: str) -> int:
 
     operations = outbox.read()
     if not operations:
-        print(f"{outbox.folder}: nothing was to be logged here")
+        print(f"{outbox.folder}: nothing to log here")
         return 0 if outbox.folder.is_dir() else 1
     store = _target(operations, to)
     before = outbox.state(store.shown)["done"]

@@ -22,8 +22,9 @@ def inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    """The value of an attribute of a node, or `default` if it is not set."""
+    value = node.attributes.get(name)
+    return default if value is None else value.value
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
@@ -62,5 +63,6 @@ def replace(node: ir.Node, value: ir.Value) -> None:
 
 
 def drop(node: ir.Node) -> None:
+    """Remove a node whose outputs are not used."""
     assert node.graph is not None
     node.graph.remove(node, safe=True)

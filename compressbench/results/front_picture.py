@@ -31,6 +31,7 @@ class Picture:
 
     @property
     def axes(self) -> Axes:
+        """The axes of the first sweep; all sweeps have the same objectives."""
         return fronts.axes(self.sweeps[0])
 
 
@@ -193,10 +194,12 @@ def _figure_lines(figures: Mapping[str, float], sweep: Sweep) -> list[str]:
 
 
 def has(trial: Trial, axes: Axes) -> bool:
+    """Whether a trial has the figures of both axes."""
     return axes.x.name in trial.figures and axes.y.name in trial.figures
 
 
 def axis_title(name: str, metric: str) -> str:
+    """The title of the axis of a figure."""
     titles = {
         "size/onnx_bytes": "size of the .onnx file (each step halves it; left is smaller)",
         "size/download_bytes": "size of the download, zstd 19 (each step halves it; left is "

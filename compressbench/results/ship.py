@@ -25,6 +25,7 @@ class Wanted:
 
     @property
     def asked(self) -> bool:
+        """Whether there are any requirements."""
         return self.budget_bytes is not None or self.minimum is not None or self.knee
 
 
@@ -45,6 +46,7 @@ class Member:
 
     @property
     def text(self) -> str:
+        """The trial, its size and its metric, for messages."""
         metric = self.sweep.metric
         return (
             f"trial {self.trial.number} of {self.sweep.name} "

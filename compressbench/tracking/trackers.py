@@ -23,7 +23,9 @@ class Session(Protocol):
     @property
     def run(self) -> str: ...
 
-    def log_step(self, step: Step) -> None: ...
+    def log_step(self, step: Step) -> None:
+        """Log the figures and the training history of a finished stage."""
+        ...
 
     def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
         """End the run. `status` is FINISHED, FAILED or KILLED, `note` is Markdown."""
@@ -52,7 +54,9 @@ class Tracker(Protocol):
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
-    ) -> Session: ...
+    ) -> Session:
+        """Start logging a single run; its outbox is in `folder`, `config` becomes its params."""
+        ...
 
     def start_trial(
         self,
@@ -61,7 +65,9 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         config: Mapping[str, Any],
         sweep: str,
-    ) -> Session: ...
+    ) -> Session:
+        """Start or resume logging a trial of `sweep`."""
+        ...
 
     def open_sweep(
         self,
@@ -70,7 +76,9 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         config: Mapping[str, Any],
         sweep: str,
-    ) -> SweepSession: ...
+    ) -> SweepSession:
+        """Start or resume logging a sweep as a whole."""
+        ...
 
 
 class _MLflow(ABC):

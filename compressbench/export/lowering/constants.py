@@ -66,6 +66,7 @@ def drop_zero_biases(graph: ir.Graph) -> None:
 
 
 def drop_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing uses."""
     common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

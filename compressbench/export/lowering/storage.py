@@ -65,10 +65,12 @@ class Storage:
 
     @property
     def kind(self) -> str:
+        """The integer type, such as `uint4`."""
         return f"{'int' if self.zero_point is None else 'uint'}{self.width}"
 
     @property
     def uneven(self) -> bool:
+        """Whether zero points differ between channels or groups."""
         return self.zero_point is not None and bool(
             (self.zero_point != self.zero_point.min()).any()
         )
