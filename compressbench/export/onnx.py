@@ -90,7 +90,7 @@ def export_onnx(
         "bias": _describe_biases(biases, owners),
     }
     proto = strip(model)
-    _explain_(proto, data.spec, report)
+    _add_metadata(proto, data.spec, report)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(to_bytes(proto))
     _check_loads(path)
@@ -196,7 +196,7 @@ def _describe_biases(biases: Biases, owners: Mapping[str, str]) -> dict[str, Any
     return {"int32": biases.int32, "float32": biases.float32, "widened": widened}
 
 
-def _explain_(proto: Any, spec: DataSpec, report: Mapping[str, Any]) -> None:
+def _add_metadata(proto: Any, spec: DataSpec, report: Mapping[str, Any]) -> None:
     """Add the metadata needed to run the file without this package."""
     from compressbench import __version__
 
