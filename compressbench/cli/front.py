@@ -1,4 +1,4 @@
-"""`compressbench front`: the front of sweeps from what is stored, and which file to ship."""
+"""`compressbench front`: shows the front of stored sweeps and chooses the file to ship."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RECIPE, _MODEL = "recipe.yaml", "model.onnx"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the front of sweeps; answer which file to ship."""
+    """Show the Pareto front of sweeps and choose the file to ship."""
     arguments = _parser().parse_args(argv)
     wanted = _wanted(arguments)
     sweeps = [_ready(sweep, arguments) for name in arguments.sweeps for sweep in find(name)]
@@ -44,17 +44,19 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("compressbench front", description=main.__doc__)
     parser.add_argument("sweeps", nargs="+", metavar="SWEEP",
-                        help="folder or name of a sweep, or an MLflow experiment")  # fmt: skip
+                        help="folder or name of a sweep, or MLflow experiment")  # fmt: skip
     parser.add_argument("--size", choices=sorted(fronts.SIZES), default=None,
-                        help="bytes of the .onnx file or of the download; the sweep's own "
-                        "objective when not given")  # fmt: skip
-    parser.add_argument("--budget", help="ship the best file of at most so many bytes: 100kB")
-    parser.add_argument("--min-accuracy", help="ship the smallest file at least as good: 0.91")
+                        help="size of the .onnx file or of the download; default: the objective "
+                        "of the sweep")  # fmt: skip
+    parser.add_argument("--budget", help="ship the best file of at most this size, such as 100kB")
+    parser.add_argument("--min-accuracy", help="ship the smallest file of at least this accuracy, "
+                        "such as 0.91")  # fmt: skip
     parser.add_argument("--knee", action="store_true", help="ship the knee of the front")
-    parser.add_argument("--floor", type=float, help="of the hypervolume; default: the baseline's "
-                        "accuracy - 0.20")  # fmt: skip
+    parser.add_argument("--floor", type=float, help="accuracy below which the hypervolume ignores "
+                        "files; default: the baseline's - 0.20")  # fmt: skip
     for kind in ("csv", "json", "html", "png"):
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write it as {kind}")
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE",
+                            help=f"write the front as {kind.upper()}")  # fmt: skip
     return parser
 
 
@@ -135,7 +137,7 @@ def _show_ship(ship: Member) -> None:
     folder = Path(ship.trial.folder)
     print(f"ship: {ship.text}")
     if not ship.trial.folder or not (folder / _MODEL).is_file():
-        print(f"its file is not on this machine: {folder / _MODEL}")
+        print(f"the file to ship is not on this machine: {folder / _MODEL}")
     else:
         print(f"file to ship: {folder / _MODEL}")
     print(f"run it again: {replay_command(folder / _RECIPE)}")

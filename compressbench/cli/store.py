@@ -1,4 +1,4 @@
-"""`compressbench store`: what is stored, why two entries differ, making room."""
+"""`compressbench store`: lists, compares, verifies, removes and pins entries of the store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from compressbench.store.collect import collect
 from compressbench.store.entries import Entry, Store
 from compressbench.store.explain import difference
 
-_PIPE_COLUMNS = 160  # a table that no terminal bounds
+_PIPE_COLUMNS = 160  # width of the table if the output is not a terminal
 
 
 def main(argv: list[str]) -> int:
-    """Run one subcommand: 0 done, 2 usage. Raises UserError and CheckFailedError."""
+    """Run one subcommand; return 0, or 2 for wrong usage. Raises UserError and CheckFailedError."""
     try:
         options = _parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed its message or the help
+    except SystemExit as stop:  # argparse has printed the help or an error
         return int(stop.code or 0)
     run = {
         "list": _list,
@@ -36,24 +36,25 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compressbench store",
-        description="The store of computed stages: .compressbench, or COMPRESSBENCH_STORE.",
+        description="Manage the store of computed results (.compressbench or COMPRESSBENCH_STORE).",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what is stored, last used last")
-    explain = commands.add_parser("explain", help="in what two entries differ")
-    explain.add_argument("key", help="the first digits of a key")
-    explain.add_argument("other", help="the first digits of another")
-    room = commands.add_parser("collect", help="remove what was used least recently")
-    room.add_argument("--max-size", type=_size, help="of all entries together, as 5GB")
+    commands.add_parser("list", help="list the entries, least recently used first")
+    explain = commands.add_parser("explain", help="show how two entries differ")
+    explain.add_argument("key", help="first digits of a key")
+    explain.add_argument("other", help="first digits of another key")
+    room = commands.add_parser("collect", help="remove the least recently used entries")
+    room.add_argument("--max-size", type=_size, help="limit of all entries together, such as 5GB")
     room.add_argument(
-        "--min-free", type=_size, default=0, help="what must be free on the disk, as 1GB"
+        "--min-free", type=_size, default=0, help="space to be free on the disk, such as 1GB"
     )
-    room.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    room.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     commands.add_parser("verify", help="check every digest; damaged entries are set aside")
-    pin = commands.add_parser("pin", help="keep an entry from collection")
-    pin.add_argument("key")
-    pin.add_argument("--reason", default="pinned by hand")
-    commands.add_parser("unpin", help="let an entry be collected again").add_argument("key")
+    pin = commands.add_parser("pin", help="protect an entry from collection")
+    pin.add_argument("key", help="first digits of the key")
+    pin.add_argument("--reason", default="pinned by hand", help="shown by `list`")
+    unpin = commands.add_parser("unpin", help="stop protecting an entry")
+    unpin.add_argument("key", help="first digits of the key")
     return parser
 
 
@@ -65,14 +66,14 @@ def _size(text: str) -> int:
 
 
 def _find(store: Store, prefix: str) -> Entry:
-    """The one entry whose key starts with `prefix`."""
-    found = [key for key in store.all_keys() if key.startswith(prefix.lower())]
-    if len(found) != 1:
-        said = "no entry" if not found else f"{len(found)} entries"
-        raise UserError(f"{said} of {store.root} with a key that starts with {prefix!r}")
-    entry = store.peek(found[0])
+    """The only entry whose key starts with `prefix`. Raises UserError for none or several."""
+    keys = [key for key in store.all_keys() if key.startswith(prefix.lower())]
+    if len(keys) != 1:
+        count = "no entry" if not keys else f"{len(keys)} entries"
+        raise UserError(f"{count} of {store.root} with a key that starts with {prefix!r}")
+    entry = store.peek(keys[0])
     if entry is None:
-        raise UserError(f"entry {found[0][:12]} is damaged: compressbench store verify")
+        raise UserError(f"entry {keys[0][:12]} is damaged: run compressbench store verify")
     return entry
 
 
@@ -110,8 +111,8 @@ def _collect(store: Store, options: argparse.Namespace) -> None:
     verb = "would remove" if options.dry_run else "removed"
     print(
         f"{verb} {len(done.removed)} entries, {bytes_text(done.freed_bytes)} in all; "
-        f"{bytes_text(done.kept_bytes)} stay"
-        + (f"; {done.pinned} that are pinned or in use were passed over" * bool(done.pinned))
+        f"{bytes_text(done.kept_bytes)} left"
+        + (f"; {done.pinned} pinned or in use were skipped" * bool(done.pinned))
     )
 
 
@@ -123,7 +124,7 @@ def _verify(store: Store, options: argparse.Namespace) -> None:
             f"{len(damaged)} of {len(keys)} entries were damaged and set aside in "
             f"{store.root / 'quarantine'}: {', '.join(key[:12] for key in damaged)}"
         )
-    print(f"{len(keys)} entries, all whole")
+    print(f"{len(keys)} entries, all intact")
 
 
 def _pin(store: Store, options: argparse.Namespace) -> None:

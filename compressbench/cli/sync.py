@@ -33,7 +33,7 @@ def sync(argv: Sequence[str]) -> int:
 
 
 def _run_folders() -> list[Path]:
-    """All folders with an outbox; a sweep's outbox stands for those of its trials."""
+    """All folders with an outbox, except those of trials, which are logged with their sweep."""
     found = {p.parent for top in TOPS for p in Path(top).rglob(RECORDS)}
     return sorted(f for f in found if f.parent.parent not in found)
 
@@ -49,7 +49,7 @@ def _sync(outbox: Outbox, to: str) -> int:
 
     operations = outbox.read()
     if not operations:
-        print(f"{outbox.folder}: nothing was to be logged here")
+        print(f"{outbox.folder}: nothing to log here")
         return 0 if outbox.folder.is_dir() else 1
     store = _target(operations, to)
     before = outbox.state(store.shown)["done"]

@@ -1,1 +1,1 @@
-"""From an artifact to one ONNX file, and what ships beside it."""
+"""Exports an artifact to one ONNX file and writes the files that ship with it."""

@@ -1,4 +1,4 @@
-"""The files that ship, side by side: the model, its compressed form, its description, a script."""
+"""Writes the files that ship: the model, a compressed copy, a description, a script."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def write_bundle(
     folder: Path,
     companions: Mapping[str, str] | None = None,
 ) -> tuple[Path, ...]:
-    """Write model.onnx, model.onnx.zst, model.json, predict.py and the `companions` (text files of
-    the dataset, by name) into `folder`; their paths.
+    """Write model.onnx, model.onnx.zst, model.json and predict.py into `folder`; return the paths.
 
-    `report` is what `export_onnx` returned. Raise CheckFailedError when the compressed file does
-    not give back the same bytes.
+    `report` is the return value of `export_onnx`. `companions` maps names to the contents of
+    further text files of the dataset, such as a tokenizer. Raises CheckFailedError if decompressing
+    model.onnx.zst does not reproduce model.onnx.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, script = folder / "model.onnx", folder / "predict.py"
@@ -43,7 +43,7 @@ def write_bundle(
 
 
 def _script(spec: DataSpec) -> str:
-    """The script that makes the input of the file: of a text, of an image, or of an array."""
+    """The example script for the dataset's kind of input: text, image or array."""
     if spec.tokens is not None:
         return "predict_text.py"
     return "predict.py" if spec.mean else "predict_array.py"

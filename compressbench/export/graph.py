@@ -1,4 +1,4 @@
-"""Reading and rewriting small patterns of an onnx_ir graph."""
+"""Reads and rewrites small patterns of an onnx_ir graph."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from numpy.typing import NDArray
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array behind a value that does not depend on the input, else None."""
+    """The array of a constant value; None if the value depends on the model's input."""
     tensor = None if value is None else value.const_value
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
 def inputs(node: ir.Node, count: int) -> list[ir.Value | None]:
-    """The first `count` inputs, None where the node leaves one out."""
+    """The first `count` inputs of a node, None for those it omits."""
     return [*node.inputs[:count], *[None] * (count - len(node.inputs))]
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    """The value of an attribute of a node, or `default` if it is not set."""
+    value = node.attributes.get(name)
+    return default if value is None else value.value
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node that reads `value`, None when there are more or the graph returns it."""
+    """The only node that reads `value`; None if several do, or if it is an output of the graph."""
     nodes = [usage.node for usage in value.uses()]
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: NDArray[Any]) -> ir.Value:
-    """Register `tensor` under `name`, replacing the initializer of that name."""
+    """Add an initializer, replacing any of the same name."""
     value = ir.Value(name=name, const_value=ir.tensor(tensor, name=name))
     graph.initializers.pop(name, None)
     graph.initializers[name] = value
@@ -46,7 +47,7 @@ def insert_before(
     operands: Sequence[ir.Value | None],
     attributes: Mapping[str, int | float | str] | None = None,
 ) -> ir.Value:
-    """Add a node in front of `anchor`; its single output."""
+    """Insert a node before `anchor` and return its only output."""
     node = ir.node(operator, operands, attributes or {})
     assert anchor.graph is not None
     anchor.graph.insert_before(anchor, node)
@@ -54,7 +55,7 @@ def insert_before(
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
-    """Let everyone who read the output of `node` read `value`, and drop the node."""
+    """Replace all uses of the output of `node` by `value` and remove the node."""
     if value.type is None:
         value.type, value.shape = node.outputs[0].type, node.outputs[0].shape
     ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
@@ -62,5 +63,6 @@ def replace(node: ir.Node, value: ir.Value) -> None:
 
 
 def drop(node: ir.Node) -> None:
+    """Remove a node whose outputs are not used."""
     assert node.graph is not None
     node.graph.remove(node, safe=True)

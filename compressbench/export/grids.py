@@ -1,4 +1,4 @@
-"""The integer weights of an artifact, as the lowering passes carry them."""
+"""Reads the integer weights of an artifact, in the form that the lowering passes use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from compressbench.core.types import Artifact
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """`weight = scale * steps`: steps int16 [O, I, ...]; scale float64 [], [O] or, of G groups of
-    I / G input channels, [O, G].
+    """An integer weight tensor: `weight = scale * steps`.
 
-    Of an asymmetric grid, `zero_point` int64 in the shape of the scale: step + zero point is in
-    [0, 2**bits - 1]. None where steps lie around zero.
-
-    With a `codebook`, float64 [2**bits], the steps are positions in it: `scale * codebook[steps]`;
-    the scale may then be negative or zero.
+    Attributes:
+        steps: int16 [O, I, ...].
+        scale: float64 []; or [O], one per output channel; or [O, G], one for each of G groups of
+            I / G input channels.
+        bits: Width of the grid.
+        zero_point: int64 in the shape of `scale` for an asymmetric grid, where step + zero point is
+            in [0, 2**bits - 1]; None for a symmetric grid.
+        codebook: float64 [2**bits]. If given, the steps are indices into it,
+            `weight = scale * codebook[steps]`, and the scale may be negative or zero.
     """
 
     steps: NDArray[np.int16]
@@ -34,7 +37,7 @@ class WeightGrid:
     codebook: NDArray[np.float64] | None = None
 
     def per_channel(self) -> WeightGrid:
-        """The same with one scale for each output channel, where there was one for all."""
+        """The same grid with one scale per output channel instead of one for the tensor."""
         if self.scale.ndim:
             return self
         return replace(
@@ -46,10 +49,10 @@ class WeightGrid:
         )
 
     def times(self, factor: NDArray[np.float64]) -> WeightGrid:
-        """The grid of `factor[:, None] * weight`: a sign goes into the steps, and an asymmetric
-        grid is reflected.
+        """The grid of `factor[:, None] * weight`, with `factor` [O].
 
-        A channel whose factor is zero becomes zero steps with scale 1.
+        A negative factor flips the sign of the steps and reflects an asymmetric grid. A factor of
+        zero gives zero steps with scale 1.
         """
         each = self.per_channel()
         if self.codebook is not None:
@@ -67,17 +70,17 @@ class WeightGrid:
         )
 
     def rows(self) -> NDArray[np.int16]:
-        """The steps with the axes of the scale and one more, of those that share one."""
+        """The steps in the shape of the scale, plus a last axis of steps that share a scale."""
         return self.steps.reshape(*self.scale.shape, -1)
 
 
-Grids = Mapping[str, WeightGrid]  # by the name of the weight's initializer
+Grids = Mapping[str, WeightGrid]  # keyed by the name of the weight's initializer
 
 
 def read_grids(artifact: Artifact, graph: ir.Graph) -> tuple[dict[str, WeightGrid], dict[str, str]]:
-    """The grids by initializer, and the initializer of each quantized layer.
+    """Return the grids by initializer name, and the initializer name of each quantized layer.
 
-    Raise CheckFailedError naming a quantized layer whose weight the graph does not read.
+    Raises CheckFailedError if the graph does not use the weight of a quantized layer.
     """
     grids: dict[str, WeightGrid] = {}
     owners: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How an exported file is fed: pixels, arrays as they are, or ids of tokens."""
+"""Describes the input of an exported file: pixels, arrays, or token ids."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from compressbench.core.types import DataSpec
 
-TOKENIZER = "tokenizer.json"  # beside the file, for texts
+TOKENIZER = "tokenizer.json"  # ships with the models of text datasets
 AS_GIVEN = "the numbers that the model was trained on, prepared as they were"
 
 
 def describe_input(spec: DataSpec) -> dict[str, Any]:
-    """Name, type, layout and shape of the input of the file, and what it is made with."""
+    """Name, dtype, layout and shape of the file's input, and the constants of its preprocessing."""
     if spec.tokens is None:
         images = len(spec.input_shape) == 3
         return {
@@ -35,14 +35,14 @@ def describe_input(spec: DataSpec) -> dict[str, Any]:
 
 
 def preprocessing(spec: DataSpec) -> str:
-    """How to make the input of the file, in one line."""
+    """How to prepare an input for the file, in one line."""
     if spec.tokens is None:
         return "(pixels / 255 - mean) / std per channel" if spec.mean else AS_GIVEN
     return f"ids of {TOKENIZER}, cut or padded to {spec.input_shape[0]}"
 
 
 def input_notes(spec: DataSpec) -> dict[str, str]:
-    """What the metadata of the file say about its input."""
+    """The metadata entries of the file that describe its input."""
     about = describe_input(spec)
     notes = {
         "input": f"{about['dtype']} {about['shape']}".replace("'", ""),

@@ -1,4 +1,4 @@
-"""Artifact -> one ONNX file that ONNX Runtime loads, integers stored as integers."""
+"""Exports an artifact to one ONNX file with quantized weights stored as integers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,25 @@ if TYPE_CHECKING:
 def export_onnx(
     artifact: Artifact, data: Data, path: Path, opset: int = NEWEST, trace: Trace | None = None
 ) -> dict[str, Any]:
-    """Write `artifact` as one .onnx file; the report (plain JSON) says what became of each layer.
+    """Write `artifact` as one .onnx file and return a report (plain JSON) on each layer.
 
-    `opset` in [17, 25] is the highest that the target runtime knows; the file declares the lowest
-    of 20, 21 and 25 that its weights need, or `opset` below 20. Raise CheckFailedError when a
-    quantized layer is not in the graph or the file does not load, UserError where `opset` lacks an
-    operator. The bytes depend on the artifact, the dataset's description and a few training images
-    only. `trace` finds the graph of the model on an example, for an opset; by tracing, by default.
+    The bytes of the file depend only on the artifact, the dataset's description and a few training
+    images.
+
+    Args:
+        artifact: Trained model and the edits made to it.
+        data: Its training images decide where int8 weights would saturate; its description goes
+            into the metadata.
+        path: File to write.
+        opset: In [17, 25], the newest opset that the target runtime supports. The file declares the
+            lowest of 20, 21 and 25 that its weights need, or `opset` itself if that is below 20.
+        trace: Returns the graph of a model for an example input and an opset; `to_graph` by
+            default.
+
+    Raises:
+        CheckFailedError: A quantized layer is not in the graph, or ONNX Runtime cannot load the
+            file.
+        UserError: The model needs an operator that `opset` does not have.
     """
     import onnx
 
@@ -78,7 +90,7 @@ def export_onnx(
         "bias": _describe_biases(biases, owners),
     }
     proto = strip(model)
-    _explain_(proto, data.spec, report)
+    _add_metadata(proto, data.spec, report)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(to_bytes(proto))
     _check_loads(path)
@@ -86,7 +98,7 @@ def export_onnx(
 
 
 def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
-    """The passes, in the one order that works: what later ones look for, earlier ones clear."""
+    """Run the lowering passes in order; each relies on the patterns that earlier passes leave."""
     from compressbench.export.lowering import (
         batchnorm,
         clamps,
@@ -112,7 +124,7 @@ def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> dict[str, Weight
 def _wide_weights(
     artifact: Artifact, data: Data, graph: ir.Graph, owners: Mapping[str, str]
 ) -> set[str]:
-    """Initializers of weights that saturate as int8 on a few images, spread over train."""
+    """Initializers of weights that would saturate as int8 on a few training images."""
     import torch
 
     from compressbench.export.lowering.integer import reading_grids
@@ -136,9 +148,11 @@ def layer_rows(
     owners: Mapping[str, str],
     wide: Collection[str],
 ) -> list[dict[str, Any]]:
-    """One row for each layer with a weight matrix, in the order of the model: its `bits`,
-    `storage`, `granularity`, `kernel` ("integer", "float", or "lookup" of rows that become floats
-    when they are needed), and the `reason` for both.
+    """One row per layer with a weight matrix, in the order of the model.
+
+    A row has the layer's `bits`, `storage`, `granularity`, `kernel` ("integer", "float", or
+    "lookup" for an embedding whose rows are converted to float when looked up), and the `reason`
+    for its storage and kernel. `stored` and `owners` are keyed by layer; `wide` are initializers.
     """
     grids, books = weight_grids(artifact.edits), codebook_bits(artifact.edits)
     rows: list[dict[str, Any]] = []
@@ -175,15 +189,15 @@ def _row(layer: str, grid: Grid, stored: Storage, wide: bool) -> dict[str, Any]:
 
 
 def _describe_biases(biases: Biases, owners: Mapping[str, str]) -> dict[str, Any]:
-    """`widened`: channels per layer whose grid had to be coarser for the bias to fit int32."""
+    """`widened`: channels per layer that got a coarser grid so that the bias fits into int32."""
     widened = {
         layer: biases.widened[name] for layer, name in owners.items() if name in biases.widened
     }
     return {"int32": biases.int32, "float32": biases.float32, "widened": widened}
 
 
-def _explain_(proto: Any, spec: DataSpec, report: Mapping[str, Any]) -> None:
-    """Put into the file what a stranger needs to run it."""
+def _add_metadata(proto: Any, spec: DataSpec, report: Mapping[str, Any]) -> None:
+    """Add the metadata needed to run the file without this package."""
     from compressbench import __version__
 
     pairs = {
@@ -204,5 +218,5 @@ def _check_loads(path: Path) -> None:
 
     try:
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class
-        raise CheckFailedError(f"{path.name}: ONNX Runtime does not load it: {error}") from error
+    except Exception as error:  # the exceptions of ONNX Runtime share no base class
+        raise CheckFailedError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error

@@ -1,4 +1,4 @@
-"""python predict.py image.png: the three most probable classes (onnxruntime, numpy, pillow)."""
+"""python predict.py image.png: prints the top three classes. Needs onnxruntime, numpy, pillow."""
 
 import json
 import sys

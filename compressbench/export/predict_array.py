@@ -1,4 +1,4 @@
-"""python predict.py inputs.npy: the most probable class of each input (onnxruntime, numpy)."""
+"""python predict.py inputs.npy: prints the top class of each input. Needs onnxruntime, numpy."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""python predict.py "some text": the three most probable classes (onnxruntime, tokenizers)."""
+"""python predict.py "some text": prints the top three classes. Needs onnxruntime, tokenizers."""
 
 import json
 import sys

@@ -1,9 +1,9 @@
-"""Where int8 weights would saturate the 16-bit sums of x86 CPUs without VNNI.
+"""Finds layers whose int8 weights would saturate the 16-bit sums of x86 CPUs without VNNI.
 
-Their instruction vpmaddubsw adds pairs of products, a1 * w1 + a2 * w2, of uint8 activations and
-int8 weights, and saturates at 2**15 - 1, silently. Whether that happens depends on the data: an
-image around its zero point of 128 does it often, the output of a ReLU seldom. It is counted here
-from the integers alone, so that the file does not depend on the machine that writes it.
+On such CPUs the instruction vpmaddubsw adds pairs of products of uint8 activations and int8
+weights, a1 * w1 + a2 * w2, and saturates silently at 2**15 - 1. How often depends on the data: an
+input image with a zero point near 128 saturates often, the output of a ReLU rarely. The count is
+done in integer arithmetic on any machine, so the exported file does not depend on the CPU.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LIMIT = 2**15 - 1
 
 
 def may_saturate(layer: nn.Module) -> bool:
-    """Whether two products of 255 and steps of this layer can leave 16 bits: 7 bits never do."""
+    """Whether a pair of products with activations of 255 can overflow int16; never for 7 bits."""
     return 2 * 255 * int(integer_weight(layer).abs().max()) > _LIMIT
 
 
 def layer_inputs(
     model: nn.Module, layers: Iterable[str], images: Tensor
 ) -> dict[str, list[Tensor]]:
-    """What each call of each layer gets when `model` runs `images` [B, ...]."""
+    """The input of every call of each of `layers` when `model` runs on `images` [B, ...]."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def record(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -49,10 +49,11 @@ def layer_inputs(
 
 
 def saturates(layer: nn.Module, calls: Sequence[Tensor], grids: Sequence[ActivationGrid]) -> bool:
-    """Whether more than `TOLERATED` of the layer's outputs hold a sum that saturates.
+    """Whether more than a share `TOLERATED` of the layer's outputs contain a saturating sum.
 
-    A depthwise convolution never does: its kernel multiplies in 16 bits and adds in 32. What is no
-    two-dimensional convolution, or cannot be matched call by call, counts as saturating.
+    A depthwise convolution never saturates: its kernel multiplies in 16 bits and adds in 32. A
+    layer that is not an `nn.Conv2d`, or whose calls do not match `grids` one to one, is assumed to
+    saturate.
     """
     if not isinstance(layer, nn.Conv2d) or len(calls) != len(grids):
         return True
@@ -63,7 +64,7 @@ def saturates(layer: nn.Module, calls: Sequence[Tensor], grids: Sequence[Activat
 
 
 def saturated_share(layer: nn.Conv2d, values: Tensor, grid: ActivationGrid) -> float:
-    """Share of (position, output channel) in which a pair's sum leaves 16 bits, sampled evenly."""
+    """Share of (position, output channel) pairs with an overflowing sum; positions are sampled."""
     quantized = torch.round(values / grid.scale) + grid.zero_point
     columns = _columns(layer, quantized, grid.zero_point)
     columns = columns[:: max(1, len(columns) // POSITIONS)]
@@ -77,7 +78,7 @@ def saturated_share(layer: nn.Conv2d, values: Tensor, grid: ActivationGrid) -> f
 
 
 def _columns(layer: nn.Conv2d, values: Tensor, zero_point: int) -> Tensor:
-    """Patches as the kernel reads them, channels last: [positions, kernel, groups, in / groups]."""
+    """Patches in the kernel's reading order: [positions, kernel, groups, in / groups]."""
     if isinstance(layer.padding, str):
         height, width = (
             d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
@@ -94,11 +95,11 @@ def _columns(layer: nn.Conv2d, values: Tensor, zero_point: int) -> Tensor:
 
 
 def _over(columns: Tensor, weight: Tensor) -> Tensor:
-    """[positions, outputs] bool: does any pair of products leave 16 bits?"""
+    """Whether any pair of products overflows int16, bool [positions, outputs]."""
     odd = columns.shape[1] % 2
     first, second = (F.pad(t, (0, odd)).reshape(len(t), -1, 2) for t in (columns, weight))
     over = torch.zeros(len(columns), len(weight), dtype=torch.bool)
-    for channel, row in enumerate(second):  # one output at a time: positions * pairs numbers
+    for channel, row in enumerate(second):  # one output at a time, to bound memory
         over[:, channel] = ((first * row).sum(2).abs() > _LIMIT).any(1)
     return over
 
@@ -106,7 +107,7 @@ def _over(columns: Tensor, weight: Tensor) -> Tensor:
 def wide_layers(
     model: nn.Module, images: Tensor, grids: Mapping[str, Sequence[ActivationGrid]]
 ) -> set[str]:
-    """The layers, out of those whose input grids are given, that need uint8 weights."""
+    """The layers of `grids` that need uint8 weights; `grids` has one input grid per call."""
     calls = layer_inputs(model, grids, images)
     return {
         name

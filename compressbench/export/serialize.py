@@ -1,4 +1,4 @@
-"""Protobuf in the order that compresses best."""
+"""Serializes an ONNX model with its fields in the order that compresses best."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import onnx
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:
-    """`model` with its tensors in front of everything else; fields may stand in any order.
+    """Serialize `model` with its tensors first; protobuf allows fields in any order.
 
-    zstd learns the statistics of what comes first: 3-bit codes cost a tenth more after the nodes.
+    zstd adapts to the data that comes first: 3-bit codes take 10 % more bytes after the nodes.
     """
     tensors = onnx.GraphProto(initializer=model.graph.initializer)
     nodes = onnx.GraphProto()
@@ -28,9 +28,9 @@ def _bytes(message: onnx.GraphProto | onnx.ModelProto) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the highest bit says that more follow."""
-    found = bytearray()
+    """A protobuf varint: seven bits per byte, lowest first; the high bit marks that more follow."""
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*encoded, number])

@@ -1,7 +1,7 @@
-"""The graph of an architecture on disk, without its weights: tracing is most of an export's time.
+"""Stores the traced graph of an architecture without its weights.
 
-A model is its architecture, the edits replayed on it, and tensors; so what torch.onnx makes of it
-is a graph that depends on the first two alone, and initializers that are its tensors.
+Tracing takes most of the time of an export, and its graph depends only on the architecture and the
+edits replayed on it; the initializers are the model's tensors, which are put back on reading.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Edit
 
-# They give layers buffers for the export, and leave what the model computes as it is.
+# These edits add buffers that the export reads, without changing the computation.
 _AFTER_TRACING = {"mask", "weight_grid", "codebook"}
 _FOR_READERS = {"resize": "removed", "activation_grid": "calibration"}
 
 
 def traced_edits(edits: Iterable[Edit]) -> list[Edit]:
-    """What the graph depends on, of the edits that made a model."""
+    """The edits of a model, and their fields, that its traced graph depends on."""
     return [
         {name: value for name, value in edit.items() if name != _FOR_READERS.get(edit["kind"])}
         for edit in edits
@@ -31,7 +31,7 @@ def traced_edits(edits: Iterable[Edit]) -> list[Edit]:
 
 
 def write_graph(traced: ir.Model, model: nn.Module, path: Path) -> None:
-    """Write the graph of `model` with its parameters and buffers as inputs without a value."""
+    """Write the traced graph of `model`, its parameters and buffers replaced by graph inputs."""
     graph, tensors = traced.graph, _tensors(model)
     for name in [name for name in graph.initializers if name in tensors]:
         value = graph.initializers.pop(name)
@@ -43,14 +43,14 @@ def write_graph(traced: ir.Model, model: nn.Module, path: Path) -> None:
         value.const_value = None
         graph.inputs.append(value)
     for node in graph.all_nodes():
-        node.metadata_props.clear()  # where in whose sources each one comes from
+        node.metadata_props.clear()  # source locations, with paths of this machine
     ir.save(traced, path)
 
 
 def read_graph(path: Path, model: nn.Module) -> ir.Model:
-    """The graph of a file with the tensors of `model` in it.
+    """Read a graph and fill in the tensors of `model`.
 
-    Raise CheckFailedError where they are not those that the graph was made with.
+    Raises CheckFailedError if their names or shapes do not match the stored graph.
     """
     traced, tensors = ir.load(path), _tensors(model)
     graph = traced.graph

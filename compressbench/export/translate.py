@@ -1,4 +1,4 @@
-"""PyTorch model -> onnx_ir graph, fake quantizers as QuantizeLinear and DequantizeLinear."""
+"""Traces a PyTorch model to an onnx_ir graph with QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 
 
 def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
-    """Trace a copy of `model` in eval mode on `example` [B, ...], B >= 2 so that B stays free.
+    """Trace a copy of `model`, in eval mode, to a graph that is not optimized yet.
 
-    `opset` is at least 18. Initializers carry the parameter names of the model. Nothing is
-    optimized yet.
+    `example` is [B, ...] with B >= 2, so that the batch size stays dynamic; `opset` is at least 18.
+    Initializers have the parameter names of the model.
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
@@ -47,10 +47,10 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
 
 def _quantize_dequantize(values: Any, scale: Any, zero_point: Any, bits: int) -> Any:
     import onnx
-    from onnxscript import opset18 as op  # what the exporter starts from, whatever is asked
+    from onnxscript import opset18 as op  # the exporter traces in opset 18 and converts later
 
     integers = op.QuantizeLinear(values, scale, zero_point)
-    if bits < 8:  # saturate at the smaller range, among the integers: exact
+    if bits < 8:  # clip to the smaller range as integers, which is exact
         low, high = (
             op.Constant(value=onnx.helper.make_tensor("limit", onnx.TensorProto.UINT8, [], [v]))
             for v in (0, 2**bits - 1)
@@ -68,7 +68,7 @@ def _quantize_dynamically(values: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints, warns and logs about packages that nobody asked for."""
+    """Silence the exporter, which prints, warns and logs about unrelated packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Predictions of an exported file, and metrics of them."""
+"""Runs an exported file on a split of a dataset and computes metrics of its predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ METRICS = ("accuracy", "balanced_accuracy", "f1")
 def predict(
     onnx_path: Path, data: Data, split: SplitName, *, threads: int = 1, batch_size: int = 100
 ) -> Tensor:
-    """Logits float32 [N, K] of the exported file for a whole split, in its order."""
+    """Logits of the exported file for a whole split, float32 [N, K], in the order of the split.
+
+    `threads` are those of ONNX Runtime. Raises CheckFailedError if any logit is not finite.
+    """
     from compressbench.measure.session import open_session, options
 
     session = open_session(onnx_path, options(threads))
@@ -29,16 +32,20 @@ def predict(
 
 
 def predict_torch(model: nn.Module, data: Data, split: SplitName, batch_size: int = 100) -> Tensor:
-    """Logits float32 [N, K] of the PyTorch model, which is on the CPU and in eval mode."""
+    """Logits of the PyTorch model, float32 [N, K]; the model must be in eval mode on the CPU.
+
+    Raises CheckFailedError if any logit is not finite.
+    """
     with torch.inference_mode():
         rows = [model(batch) for batch in _batches(data, split, batch_size)]
     return _finite(torch.cat(rows), "the PyTorch model")
 
 
 def score(metric: str, logits: Tensor, targets: Tensor) -> float:
-    """`accuracy` (share of right top-1), `balanced_accuracy` (mean recall) or `f1` (mean), [0, 1].
+    """Compute a metric in [0, 1] from logits [N, K] and class indices [N].
 
-    Raise UserError for another name.
+    `metric` is `accuracy` (top-1), `balanced_accuracy` (mean recall over the classes) or `f1`
+    (mean over the classes). Raises UserError for any other name.
     """
     check_metric(metric)
     chosen, classes = logits.argmax(1), logits.shape[1]
@@ -52,6 +59,7 @@ def score(metric: str, logits: Tensor, targets: Tensor) -> float:
 
 
 def check_metric(metric: str) -> None:
+    """Raise UserError unless `metric` is supported."""
     if metric not in METRICS:
         raise UserError(f"dataset.metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
@@ -65,5 +73,5 @@ def _batches(data: Data, split: SplitName, batch_size: int) -> Iterator[Tensor]:
 def _finite(logits: Tensor, what: str) -> Tensor:
     bad = (~torch.isfinite(logits)).any(1).nonzero()
     if len(bad):
-        raise CheckFailedError(f"{what}: logits of image {int(bad[0])} hold NaN or infinity")
+        raise CheckFailedError(f"{what}: the logits of image {int(bad[0])} hold NaN or infinity")
     return logits

@@ -1,4 +1,4 @@
-"""An exported file -> its figures. All but `val/<metric>_torch` are taken from the file."""
+"""Measures an exported file. Only `val/<metric>_torch` is measured on the PyTorch model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from compressbench.core.edits import activation_grid, parameters
 from compressbench.core.types import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size
 
-NOTABLY_SLOWER = 0.95  # of the float model's speed; less is within the noise of a shared machine
+NOTABLY_SLOWER = 0.95  # of the float model's speed; smaller losses are noise on a shared machine
 
 
 def measure_model(
     artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
 ) -> Measurement:
-    """Size, computation, latency, and quality on the validation split, of the file `onnx`.
+    """Measure size, compute, latency, and quality on the validation split.
 
-    `threads` are those of the validation run; latency is taken with one. Raise CheckFailedError
-    when the file and `artifact.model` disagree (`agreement.check_agreement`).
+    Args:
+        artifact: Model that `onnx` was exported from.
+        onnx: File to measure.
+        baseline_onnx: File of the float model; `latency/speedup` is relative to it.
+        data: Dataset; its validation split is used.
+        threads: Of ONNX Runtime in the validation run. Latency is always measured with one.
+
+    Raises:
+        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`).
     """
     counts = kernels.integer_kernels(onnx)
     figures = _sizes(artifact, onnx) | {
@@ -41,7 +48,7 @@ def measure_model(
 
 
 def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
-    """The metric on the test split: for the float baseline and the last artifact only."""
+    """Measure the metric on the test split; called for the baseline and the final artifact only."""
     metric = data.spec.metric
     logits = accuracy.predict(onnx, data, "test", threads=threads)
     return {f"test/{metric}": accuracy.score(metric, logits, data.split("test").targets)}
@@ -75,7 +82,10 @@ def _quality(
 
 
 def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
-    """Computes the validation logits of the model with its activations left in float."""
+    """A function that computes the validation logits with activations left in float.
+
+    None if activations are not quantized.
+    """
     if activation_grid(artifact.edits) is None:
         return None
 
@@ -99,7 +109,7 @@ def _chance(logits: Tensor, data: Data) -> list[str]:
 def _slower(timed: latency.Latency) -> list[str]:
     if timed.speedup >= NOTABLY_SLOWER:
         return []
-    return [f"slower than the float model: {timed.speedup:.2f} of its speed"]
+    return [f"slower than the float model: {timed.speedup:.2f} times its speed"]
 
 
 def _not_integer(artifact: Artifact, counts: dict[str, int]) -> list[str]:
@@ -107,4 +117,4 @@ def _not_integer(artifact: Artifact, counts: dict[str, int]) -> list[str]:
     if activation_grid(artifact.edits) is None or not left:
         return []
     named = ", ".join(f"{count} {name}" for name, count in left.items())
-    return [f"ONNX Runtime computes in float: {named}"]
+    return [f"ONNX Runtime computes in float despite quantized activations: {named}"]

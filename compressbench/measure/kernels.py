@@ -1,4 +1,4 @@
-"""Which kernels ONNX Runtime really runs: integer ones, or float ones around conversions."""
+"""Counts the integer and float kernels that ONNX Runtime actually runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FLOAT = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "F
 
 
 def integer_kernels(onnx_path: Path) -> dict[str, int]:
-    """Counts by operator in the graph that ONNX Runtime optimized, zeros left out.
+    """Count the operators in the graph as optimized by ONNX Runtime, by name, without zeros.
 
-    Only the names above are counted. The graph depends on the machine's processor.
+    Only the operators listed above are counted. The optimized graph depends on the CPU.
     """
     import onnx
 

@@ -1,4 +1,4 @@
-"""Seconds of one call, in interleaved pairs with the float model, in one process."""
+"""Measures latency in interleaved pairs with the float model, in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WARM_UP, MIN_PAIRS, MAX_PAIRS = 3, 5, 2000
 
 @dataclass(frozen=True)
 class Latency:
-    """`speedup` is the median over pairs of (float / this file): above 1 is faster."""
+    """Latency of one file. `speedup` is the median over pairs of float time / this file's time."""
 
     p50_ms: float
     p95_ms: float
@@ -27,7 +27,7 @@ class Latency:
 
 
 def first_sample(data: Data) -> NDArray[np.float32]:
-    """The first validation image, as the file takes it: [1, ...]."""
+    """The first validation sample, prepared as input of the file: [1, ...]."""
     inputs = data.split("validation").inputs[:1].cpu()
     sample: NDArray[np.float32] = data.prepare(inputs).contiguous().numpy()
     return sample
@@ -41,9 +41,10 @@ def measure_latency(
     threads: int = 1,
     seconds: float = 1.5,
 ) -> Latency:
-    """Time `sample` [B, ...] in both files, alternating which comes first, for about `seconds`.
+    """Time both files on `sample` [B, ...] for about `seconds`, alternating which runs first.
 
-    The speed of a shared machine drifts by a factor; a pair is taken within milliseconds.
+    The speed of a shared machine can drift by a factor over seconds; the two calls of a pair run
+    within milliseconds, so that their ratio does not.
     """
     from compressbench.measure.session import open_session, options
 
@@ -59,7 +60,7 @@ def measure_latency(
 def _alternate(
     first: Callable[[], object], second: Callable[[], object], seconds: float
 ) -> list[tuple[float, float]]:
-    """Pairs of seconds (first, second)."""
+    """Call both functions in turn; return pairs of durations in seconds, (first, second)."""
     for _ in range(WARM_UP):
         first()
         second()

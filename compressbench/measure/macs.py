@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one sample, counted in the exported graph."""
+"""Counts the multiply-accumulates of the exported graph for one sample."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ COUNTED = {"Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInte
 
 
 def macs(onnx_path: Path) -> int:
-    """Multiply-accumulates of all Conv, ConvTranspose, Gemm and MatMul nodes, batch 1, and of
-    their integer forms.
+    """Multiply-accumulates of all Conv, ConvTranspose, Gemm and MatMul nodes at batch size 1.
 
-    Conv: out elements * in channels / groups * kernel. ConvTranspose: in elements * out channels /
-    groups * kernel. Gemm, MatMul: out elements * inner length. Biases are not counted.
+    Integer forms of these operators are included; biases are not counted.
+
+    - Conv: output elements * input channels / groups * kernel size.
+    - ConvTranspose: input elements * output channels / groups * kernel size.
+    - Gemm, MatMul: output elements * inner dimension.
     """
     import onnx
 
@@ -43,7 +45,7 @@ def _count(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _shapes(onnx_path: Path, names: set[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the named values for one sample of zeros, as ONNX Runtime computes them."""
+    """Shapes of the named values, found by running ONNX Runtime on one sample of zeros."""
     import numpy as np
     import onnx
     import onnxruntime

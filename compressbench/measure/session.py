@@ -1,4 +1,4 @@
-"""Opening exported files in ONNX Runtime."""
+"""Opens exported files in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ERRORS_ONLY = 3
 
 
 def options(threads: int = 1) -> onnxruntime.SessionOptions:
-    """As a user would run it: all optimizations on, `threads` within one operator."""
+    """Session options with all optimizations on and `threads` threads within an operator."""
     import onnxruntime
 
     chosen = onnxruntime.SessionOptions()
@@ -25,10 +25,11 @@ def options(threads: int = 1) -> onnxruntime.SessionOptions:
 
 
 def open_session(onnx_file: Path | bytes, chosen: Any) -> onnxruntime.InferenceSession:
+    """Load a file or a serialized model on the CPU. Raises CheckFailedError if that fails."""
     import onnxruntime
 
     try:
         return onnxruntime.InferenceSession(onnx_file, chosen, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class
+    except Exception as error:  # the exceptions of ONNX Runtime share no base class
         name = onnx_file if isinstance(onnx_file, Path) else "the model"
-        raise CheckFailedError(f"{name}: ONNX Runtime does not load it: {error}") from error
+        raise CheckFailedError(f"{name}: ONNX Runtime cannot load it: {error}") from error

@@ -1,4 +1,4 @@
-"""How large a model is: bytes on disk, bytes over the air, numbers, bits at nominal width."""
+"""Measures model size: bytes on disk, bytes to download, parameters, and theoretical bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressbench.core.types import Artifact
 
 
 def shipped_files(onnx_path: Path) -> list[Path]:
-    """The .onnx file and the files it keeps tensors in, if any."""
+    """The .onnx file and its external tensor files, if any."""
     import onnx
 
     tensors = onnx.load(onnx_path, load_external_data=False).graph.initializer
@@ -28,19 +28,23 @@ def onnx_bytes(onnx_path: Path) -> int:
 
 
 def download_bytes(onnx_path: Path) -> int:
-    """Bytes of the files that ship under zstd level 19, which must give them back exactly."""
+    """Bytes of the files that ship, compressed with zstd level 19.
+
+    Raises CheckFailedError if decompressing them does not reproduce the same bytes.
+    """
     return sum(len(compressed(p.read_bytes(), p.name)) for p in shipped_files(onnx_path))
 
 
 def nonzero(model: nn.Module) -> int:
-    """Parameters of the model that are not zero."""
+    """Number of nonzero parameters of the model."""
     return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
 
 
 def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
-    """Quantized weights, and zero points of asymmetric grids and of activations, at the width of
-    their grid or code; all else (scales, codebooks, biases) as stored. What only the storage needs
-    is not counted.
+    """Bits of the model if every quantized weight took exactly the bits of its grid or code.
+
+    Zero points of asymmetric grids and of activations count with the bits of their grid; scales,
+    codebooks and biases count as stored. Padding and offsets of the storage do not count.
     """
     import onnx
     from onnx_ir import DataType
@@ -61,6 +65,6 @@ def theoretical_bits(artifact: Artifact, onnx_path: Path) -> int:
 
 
 def _codes(layer: nn.Module) -> int:
-    """Integers of a quantized layer: its weights and its zero points."""
+    """Number of integers of a quantized layer: its weights and zero points."""
     offset = zero_point(layer)
     return layer.get_parameter("weight").numel() + (0 if offset is None else offset.numel())

@@ -1,1 +1,1 @@
-"""What a run or a sweep came to: report, Pareto front, tables, pictures."""
+"""Reports, Pareto fronts, tables and charts of runs and sweeps."""

@@ -1,4 +1,4 @@
-"""Charts as data: series of points, axes, rules and notes, independent of what draws them."""
+"""Defines charts as data (series, axes, rules, notes), independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Unit = Literal["number", "percent", "bytes"]
 
 @dataclass(frozen=True)
 class Point:
-    """A point with its standard errors (0 where unknown) and its hover text."""
+    """A point with its hover text and its standard errors, 0 if unknown."""
 
     x: float
     y: float
     text: str = ""
-    link: str = ""  # where a click leads
-    label: str = ""  # beside it, always shown
+    link: str = ""  # URL that a click opens
+    label: str = ""  # always shown, next to the point
     x_error: float = 0.0
     y_error: float = 0.0
 
@@ -30,8 +30,8 @@ class Point:
 class Series:
     """Points of one kind and their style. Series of the same name share one entry in the legend.
 
-    `line` joins the points in order: "hold" keeps each value until the next point, "step" takes the
-    value of the next point at once, "arrows" draws an arrow from point to point.
+    `line` connects the points in order: "hold" keeps a value until the next point, "step" jumps to
+    the value of the next point at once, "arrows" draws an arrow from each point to the next.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A dashed line across the whole chart at one value of an axis."""
+    """A dashed line across the whole chart at one value on an axis."""
 
     axis: Literal["x", "y"]
     value: float
@@ -54,7 +54,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis; bytes are drawn on a logarithmic scale."""
+    """An axis; an axis in bytes is logarithmic."""
 
     title: str
     unit: Unit = "number"
@@ -63,7 +63,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; `below` names the points below the visible range of y, "" for none."""
+    """A chart; `below` describes the points below the visible range of y, "" if there are none."""
 
     title: str
     notes: Sequence[str]
@@ -74,23 +74,23 @@ class Chart:
     below: str = ""
 
     def whole(self) -> Chart:
-        """The same chart with every point in its visible range."""
+        """A copy of the chart that shows all points."""
         return replace(self, y=replace(self.y, limits=None), below="")
 
     def inside(self) -> Iterator[tuple[Series, Point]]:
-        """The points in the visible range of y, each with its series."""
+        """Each point in the visible range of y, with its series."""
         low, high = self.y.limits or (float("-inf"), float("inf"))
         for series in self.series:
             yield from ((series, p) for p in series.points if low <= p.y <= high)
 
 
 def byte_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 4, ... 512 bytes, kB, MB, ...: halvings with names that people read."""
+    """Ticks for an axis in bytes: 1, 2, 4, ... 512 of each decimal unit (B, kB, MB, ...)."""
     ticks = [unit * 2.0**k for unit in (1, 1e3, 1e6, 1e9, 1e12) for k in range(10)]
     return [tick for tick in ticks if low / 2 <= tick <= high * 2]
 
 
 def tick_text(tick: float) -> str:
-    """`64 kB`, without the digits that a measured size has."""
+    """The text of a tick, such as `64 kB`, without trailing zeros."""
     number, _, unit = bytes_text(tick).partition(" ")
     return f"{float(number):g} {unit}"

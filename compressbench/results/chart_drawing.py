@@ -15,9 +15,9 @@ from compressbench.results.chart import Axis, Chart, Mark, Point, Series, byte_t
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INCHES, _PNG_DPI, _SVG_DPI = (9.0, 5.6), 120, 72  # an SVG of matplotlib has 72 to the inch
+_INCHES, _PNG_DPI, _SVG_DPI = (9.0, 5.6), 120, 72  # matplotlib writes SVG with 72 dots per inch
 _FADED = "#e6e6e6"
-_MARKS: dict[Mark, tuple[str, bool]] = {  # matplotlib's name, and whether it is filled
+_MARKS: dict[Mark, tuple[str, bool]] = {  # matplotlib's marker, and whether it is filled
     "circle": ("o", True),
     "ring": ("o", False),
     "cross": ("x", True),
@@ -26,15 +26,15 @@ _MARKS: dict[Mark, tuple[str, bool]] = {  # matplotlib's name, and whether it is
     "square": ("s", False),
     "star": ("*", True),
 }
-_ROOM = 1.25  # the factor between the outermost points and the ends of an axis in bytes
-_REACH = 9  # of the mouse around a point, in typographic points
+_ROOM = 1.25  # factor between the outermost points and the ends of an axis in bytes
+_REACH = 9  # radius around a point in which the mouse shows its text, in typographic points
 
 
 def write_png(chart: Chart, path: Path) -> None:
-    """The chart with its title, notes and legend."""
+    """Draw a chart with its title, notes and legend to a PNG file."""
     with _settings(""):
         figure, plot = _draw(chart, _PNG_DPI)
-        below = [f"Below the picture: {chart.below}."] if chart.below else []
+        below = [f"Below the plot: {chart.below}."] if chart.below else []
         figure.suptitle(chart.title, fontweight="bold", fontsize=12)
         plot.set_title("\n".join([*chart.notes, *below]), fontsize=8)
         handles, names = plot.get_legend_handles_labels()
@@ -46,17 +46,17 @@ def write_png(chart: Chart, path: Path) -> None:
 
 
 def svg(chart: Chart, salt: str) -> str:
-    """The chart as an `<svg>` element, without title, notes and legend.
+    """Draw a chart as an `<svg>` element, without title, notes and legend.
 
-    A transparent circle over each point carries its hover text and link as `data-text` and
-    `data-link`. Charts of one page need different `salt`s, or their ids collide.
+    A transparent circle over each point has its hover text and link as `data-text` and
+    `data-link`. Each chart on a page needs a different `salt`, or the element ids collide.
     """
     with _settings(salt):
         figure, plot = _draw(chart, _SVG_DPI)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
         height = figure.bbox.height
-        named = {(p.x, p.y, p.text): p for _, p in chart.inside() if p.text}  # once each
+        named = {(p.x, p.y, p.text): p for _, p in chart.inside() if p.text}  # no duplicates
         targets = "".join(
             _target(point, plot.transData.transform((point.x, point.y)), height)
             for point in named.values()
@@ -76,7 +76,7 @@ def _target(point: Point, place: tuple[float, float], height: float) -> str:
 
 @contextmanager
 def _settings(salt: str) -> Iterator[None]:
-    """`$` is plain text rather than a formula, SVG keeps text as text, and ids are reproducible."""
+    """Settings for plain `$` signs (no formulas), text as text in SVG, and reproducible ids."""
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": salt,

@@ -1,7 +1,7 @@
-"""The front of a sweep: its members, their noise, its hypervolume, and the member to ship.
+"""Computes the Pareto front of a sweep: its members, their noise, its hypervolume and its knee.
 
-Of equal trials (the same figures in every objective) the one with the lowest number is a member.
-Trials that are infeasible, unfinished, or lack a figure of an objective are none.
+Of several trials with the same figures in every objective, the one with the lowest number is a
+member. Trials that are infeasible, incomplete, or lack the figure of an objective are not members.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ SIZES = {"onnx": "size/onnx_bytes", "download": "size/download_bytes"}
 
 @dataclass(frozen=True)
 class Axes:
-    """What is drawn over what: the metric (or the first objective) over bytes (or the next)."""
+    """The two objectives that a chart of the front shows."""
 
     x: Objective
     y: Objective
 
 
 def axes(sweep: Sweep) -> Axes:
-    """Of the objectives; where there is one alone, over bytes, or bytes under the metric."""
+    """Choose the axes: the metric, or else the first objective, over a size, or else the next one.
+
+    A sweep with a single objective is shown over the size, or the size under the metric.
+    """
     named = {o.name: o for o in sweep.objectives}
     first = sweep.objectives[0]
     if len(named) == 1 and first.name in SIZES.values():
@@ -40,16 +43,17 @@ def axes(sweep: Sweep) -> Axes:
 
 
 def metric_name(sweep: Sweep) -> str:
+    """The name of the validation metric, such as `val/accuracy`."""
     return f"val/{sweep.metric}"
 
 
 def size_name(sweep: Sweep) -> str:
-    """The size that the sweep is about: of its objectives, else that of the download."""
+    """The size among the sweep's objectives, or else the download size."""
     return next((o.name for o in sweep.objectives if o.name in SIZES.values()), SIZES["download"])
 
 
 def with_size(sweep: Sweep, size: str) -> Sweep:
-    """The same trials with `size` (onnx, download) in place of the size among the objectives."""
+    """A copy of the sweep with `size` ("onnx" or "download") as its size objective."""
     wanted = SIZES[size]
     objectives = tuple(
         replace(o, name=wanted) if o.name in SIZES.values() else o for o in sweep.objectives
@@ -59,7 +63,7 @@ def with_size(sweep: Sweep, size: str) -> Sweep:
 
 
 def candidates(sweep: Sweep) -> list[Trial]:
-    """The trials that may be in the front, by number."""
+    """The trials that may be on the front (complete, feasible, with all figures), by number."""
     return [t for t in sorted(sweep.trials, key=lambda t: t.number) if _counts(t, sweep.objectives)]
 
 
@@ -72,32 +76,32 @@ def _counts(trial: Trial, objectives: Iterable[Objective]) -> bool:
 
 
 def losses(trials: Sequence[Trial], objectives: Sequence[Objective]) -> pareto.Losses:
-    """(trials, objectives), lower is better."""
+    """The figures of `trials` as an array (trials, objectives) in which lower is better."""
     return signed([[t.figures[o.name] for o in objectives] for t in trials], objectives)
 
 
 def signed(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> pareto.Losses:
-    """(rows, objectives) of the objectives' values, lower is better."""
+    """Values of objectives as an array (rows, objectives) in which lower is better."""
     signs = np.array([-1.0 if o.direction == "maximize" else 1.0 for o in objectives])
     return signs * np.array(values, dtype=np.float64).reshape(len(values), len(objectives))
 
 
 def members(sweep: Sweep) -> list[Trial]:
-    """The front, from the largest file (the worst of the axis drawn across) to the smallest."""
+    """The front, from the largest file to the smallest (worst to best on the x axis)."""
     trials = candidates(sweep)
     values = losses(trials, sweep.objectives)
     mask = pareto.front_mask(values) & pareto.distinct(values)
     across = axes(sweep).x
     sign = -1 if across.direction == "minimize" else 1
-    found = [t for t, inside in zip(trials, mask, strict=True) if inside]
-    return sorted(found, key=lambda t: (sign * t.figures.get(across.name, math.inf), t.number))
+    front = [t for t, inside in zip(trials, mask, strict=True) if inside]
+    return sorted(front, key=lambda t: (sign * t.figures.get(across.name, math.inf), t.number))
 
 
 def standard_error(trial: Trial, name: str, sweep: Sweep) -> float:
-    """Of one figure of a trial; 0 where nothing is known.
+    """The standard error of one figure of a trial; 0 if unknown.
 
-    The larger of the spread over seeds and, for accuracy, the binomial error of the validation
-    rows.
+    The larger of the standard deviation over seeds and, for accuracy, the binomial error for the
+    number of validation rows.
     """
     repeated = [r[name] for r in trial.repeats if name in r]
     errors = [pareto.spread([trial.figures[name], *repeated])] if repeated else []
@@ -107,7 +111,7 @@ def standard_error(trial: Trial, name: str, sweep: Sweep) -> float:
 
 
 def within_noise(sweep: Sweep, front: Sequence[Trial]) -> set[int]:
-    """Numbers of members that another member would dominate, were it not for noise."""
+    """Numbers of the members that another member dominates up to noise."""
     if not front:
         return set()
     errors = [[standard_error(t, o.name, sweep) for o in sweep.objectives] for t in front]
@@ -116,7 +120,7 @@ def within_noise(sweep: Sweep, front: Sequence[Trial]) -> set[int]:
 
 
 def floor_of(sweep: Sweep) -> float | None:
-    """Below it, no accuracy counts; None without a baseline."""
+    """The metric below which the hypervolume ignores models; None without a baseline."""
     if sweep.floor is not None:
         return sweep.floor
     base = sweep.baseline.get(metric_name(sweep))
@@ -124,7 +128,7 @@ def floor_of(sweep: Sweep) -> float | None:
 
 
 def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | None:
-    """`front/hypervolume` of `trials` (all when None); None where there is no baseline."""
+    """`front/hypervolume` of `trials`, by default all of the sweep; None without a baseline."""
     floor, reference = floor_of(sweep), sweep.baseline.get(SIZES["onnx"])
     if floor is None or not reference:
         return None
@@ -137,14 +141,14 @@ def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | 
 
 
 def finished(sweep: Sweep) -> list[Trial]:
-    """Complete, pruned and failed trials, in the order in which they ended."""
+    """Complete, pruned and failed trials, in the order they ended."""
     return sorted(
         (t for t in sweep.trials if t.state in FINISHED), key=lambda t: (t.ended, t.number)
     )
 
 
 def history(sweep: Sweep) -> list[float]:
-    """The hypervolume after each finished trial; empty where there is no baseline."""
+    """The hypervolume after each finished trial; empty without a baseline."""
     if hypervolume(sweep, []) is None:
         return []
     wanted = _volume_objectives(sweep)
@@ -166,15 +170,16 @@ def history(sweep: Sweep) -> list[float]:
 
 
 def _volume_objectives(sweep: Sweep) -> tuple[Objective, Objective]:
-    """What the hypervolume is about, whatever was searched for."""
+    """The objectives of the hypervolume, whatever the objectives of the sweep."""
     metric, size = metric_name(sweep), size_name(sweep)
     return Objective(metric, "maximize"), Objective(size, "minimize")
 
 
 def knee(sweep: Sweep, front: Sequence[Trial]) -> Trial | None:
-    """The knee (`pareto.knee`, bytes as halvings) of the members above the floor.
+    """The knee of the members above the floor, with sizes on a log scale (see `pareto.knee`).
 
-    Below the floor a front goes on to useless models, which would pull the knee along.
+    None if no member is above the floor. Members below it are useless models that would shift the
+    knee towards them.
     """
     floor, metric = floor_of(sweep), metric_name(sweep)
     kept = [t for t in front if floor is None or t.figures.get(metric, floor) >= floor]

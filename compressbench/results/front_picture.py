@@ -1,4 +1,4 @@
-"""The charts of sweeps: the front, and how it grew."""
+"""Builds the charts of sweeps: the front, and its hypervolume over the trials."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from compressbench.results.sweep import Sweep, Trial
 COLOURS = ("#2a6fbb", "#d1652a", "#2e8b57", "#8b4fb3", "#b3264a", "#6b6b00")
 _FAINT, _MARK, _SHIP = "#9aa0a6", "#222222", "#c00000"
 _MARGIN = 0.08  # of the range shown, on each side
-_MOST_NAMED = 3  # members below the picture
+_MOST_NAMED = 3  # members below the visible range that are listed
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What to show: sweeps, marks, and the URLs that clicks open, by (sweep's folder, number)."""
+    """What to show: sweeps, marks, and the links of trials, by (folder of the sweep, number)."""
 
     sweeps: Sequence[Sweep]
     budget_bytes: float | None = None
     minimum: float | None = None  # of the metric
-    ship: tuple[str, int] | None = None  # sweep's folder, trial's number: the file to ship
+    ship: tuple[str, int] | None = None  # trial to ship: folder of the sweep, number
     links: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def axes(self) -> Axes:
+        """The axes of the first sweep; all sweeps have the same objectives."""
         return fronts.axes(self.sweeps[0])
 
 
 def front_chart(picture: Picture) -> Chart:
-    """All trials, faint, and each front as a step line along what its members attain."""
+    """The chart of all trials, faded, with each front as a step line."""
     axes, metric = picture.axes, picture.sweeps[0].metric
     title, *notes = title_lines(picture)
     return Chart(
@@ -55,10 +56,10 @@ def front_chart(picture: Picture) -> Chart:
 
 
 def history_chart(sweeps: Sequence[Sweep]) -> Chart:
-    """`front/hypervolume` over finished trials."""
+    """The chart of `front/hypervolume` over the finished trials."""
     notes = [
-        "Hypervolume: points of the metric above its floor × halvings of the size.",
-        "Flat at the end: more trials hardly help.",
+        "Hypervolume: percentage points of the metric above its floor × halvings of the size.",
+        "If the curve is flat at the end, more trials hardly help.",
     ]
     series = []
     for sweep, colour in _coloured(sweeps):
@@ -69,7 +70,7 @@ def history_chart(sweeps: Sequence[Sweep]) -> Chart:
         series.append(Series(sweep.name, points, colour, size=2.5, line="hold"))
     highest = max((point.y for s in series for point in s.points), default=0.0)
     y = Axis("hypervolume (points × halvings)", limits=(0, 1.05 * highest or 1))
-    return Chart("How the front grew", notes, Axis("finished trials"), y, series)
+    return Chart("Hypervolume of the front", notes, Axis("finished trials"), y, series)
 
 
 def _coloured(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, str]]:
@@ -83,7 +84,7 @@ def _unit(name: str) -> Unit:
 
 
 def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Series]:
-    """The trials of one sweep: others, its front, and the marked members of the front."""
+    """The trials of one sweep: those not on its front, the front, and its marked members."""
     single, front = len(picture.sweeps) == 1, fronts.members(sweep)
     inside = {t.number for t in front}
     yield from _others(picture, sweep, inside, _FAINT if single else colour)
@@ -92,13 +93,13 @@ def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Serie
         f"front of {sweep.name}",
         _points(picture, sweep, shown, errors=True),
         colour,
-        # with more than two objectives a line would not be theirs
+        # with more than two objectives the front is not a line in this plane
         line="step" if len(sweep.objectives) == 2 else "none",
     )
     noisy = fronts.within_noise(sweep, front)
     within = [t for t in shown if t.number in noisy]
     if within:
-        name = "no better than a smaller one, within noise"
+        name = "within noise of a smaller member"
         yield Series(name, _points(picture, sweep, within), colour, "ring", 13)
     best = fronts.knee(sweep, shown)
     if best is not None:
@@ -106,7 +107,7 @@ def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Serie
 
 
 def _others(picture: Picture, sweep: Sweep, inside: set[int], colour: str) -> Iterator[Series]:
-    """The trials that are not in the front."""
+    """The trials that are not on the front."""
     rest = [t for t in sweep.trials if t.number not in inside and has(t, picture.axes)]
     before = "" if len(picture.sweeps) == 1 else f"{sweep.name}: "
     complete = [t for t in rest if t.feasible and t.state == "complete"]
@@ -161,11 +162,11 @@ def _ship(picture: Picture) -> Iterator[Series]:
         for trial in sweep.trials:
             if (sweep.folder, trial.number) == picture.ship and has(trial, picture.axes):
                 points = _points(picture, sweep, [trial])
-                yield Series("ship this one", points, _SHIP, "square", 22)
+                yield Series("to ship", points, _SHIP, "square", 22)
 
 
 def _rules(picture: Picture) -> Iterator[Rule]:
-    """The budget and the minimum of the metric, as lines across the chart."""
+    """Lines for the size budget and the minimum of the metric."""
     axes, metric = picture.axes, picture.sweeps[0].metric
     if picture.budget_bytes is not None and axes.x.name in SIZES.values():
         yield Rule("x", picture.budget_bytes, f"budget {bytes_text(picture.budget_bytes)}")
@@ -175,7 +176,7 @@ def _rules(picture: Picture) -> Iterator[Rule]:
 
 
 def trial_text(trial: Trial, sweep: Sweep) -> str:
-    """Settings and figures of a trial, one a line."""
+    """Settings and figures of a trial, one per line."""
     state = "" if trial.state == "complete" else f" ({trial.state})"
     end = [trial.folder] if trial.folder else []
     lines = [*_figure_lines(trial.figures, sweep), *settings_text(trial), *end]
@@ -193,22 +194,27 @@ def _figure_lines(figures: Mapping[str, float], sweep: Sweep) -> list[str]:
 
 
 def has(trial: Trial, axes: Axes) -> bool:
+    """Whether a trial has the figures of both axes."""
     return axes.x.name in trial.figures and axes.y.name in trial.figures
 
 
 def axis_title(name: str, metric: str) -> str:
+    """The title of the axis of a figure."""
     titles = {
         "size/onnx_bytes": "size of the .onnx file (each step halves it; left is smaller)",
         "size/download_bytes": "size of the download, zstd 19 (each step halves it; left is "
         "smaller)",
-        "latency/speedup": "times as fast as the float model",
+        "latency/speedup": "speedup over the float model",
         f"val/{metric}": f"validation {metric} of the exported file",
     }
     return titles.get(name, name)
 
 
 def y_range(picture: Picture) -> tuple[float, float] | None:
-    """The metric from the floor of the hypervolume up, so that useless trials do not flatten it."""
+    """The range of the metric above the floor, so that useless trials do not squeeze the chart.
+
+    None for any other y axis, or without a floor: all trials are shown.
+    """
     axes, first = picture.axes, picture.sweeps[0]
     floor = fronts.floor_of(first)
     if axes.y.name != fronts.metric_name(first) or floor is None:
@@ -226,7 +232,7 @@ def y_range(picture: Picture) -> tuple[float, float] | None:
 
 
 def title_lines(picture: Picture) -> list[str]:
-    """The title, and the lines below it, for a reader who has never seen a front."""
+    """The title of the chart and its notes, which explain a front to a first-time reader."""
     axes, first = picture.axes, picture.sweeps[0]
     names = ", ".join(s.name for s in picture.sweeps)
     short = {SIZES["onnx"]: "file size", SIZES["download"]: "download size"}
@@ -235,14 +241,14 @@ def title_lines(picture: Picture) -> list[str]:
     better = "up" if axes.y.direction == "maximize" else "down"
     better += " and left" if axes.x.direction == "minimize" else " and right"
     lines = [
-        f"Each dot is a trial; {better} is better. None beats those on the line, the front.",
+        f"Each dot is a trial; {better} is better. No trial beats those on the line, the front.",
         "; ".join(headline(s) for s in picture.sweeps),
     ]
     return [f"{names}: {what}", *lines]
 
 
 def below_text(picture: Picture) -> str:
-    """The trials below the visible range: members of the front by number, others counted."""
+    """Describe the trials below the visible range: members by number, other trials as a count."""
     shown, axes = y_range(picture), picture.axes
     if shown is None:
         return ""
@@ -254,7 +260,7 @@ def below_text(picture: Picture) -> str:
         others += sum(t.number not in inside for t in low)
     parts = [_member_text(picture, *pair) for pair in members[:_MOST_NAMED]]
     more = len(members) - len(parts)
-    parts += [f"{more} more of the front"] * (more > 0)
+    parts += [f"{more} more members"] * (more > 0)
     if others:
         parts.append(f"{others} {'other ' if parts else ''}trial{'s' * (others > 1)}")
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] if parts else ""
@@ -270,7 +276,7 @@ def _member_text(picture: Picture, sweep: Sweep, trial: Trial) -> str:
 
 
 def _error_ends(picture: Picture) -> list[float]:
-    """The ends of the members' error bars."""
+    """Ends of the error bars of all members."""
     name = picture.axes.y.name
     return [
         trial.figures[name] + sign * fronts.standard_error(trial, name, sweep)

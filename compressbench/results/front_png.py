@@ -1,4 +1,4 @@
-"""The front as a PNG, for a README or a slide."""
+"""Writes the front as a PNG image, for a README or a slide."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from compressbench.results.front_picture import Picture, front_chart
 
 
 def write_png(picture: Picture, path: Path) -> None:
-    """Write the same chart as on the HTML page."""
+    """Write the chart of the front, the same as on the HTML page."""
     chart_drawing.write_png(front_chart(picture), path)

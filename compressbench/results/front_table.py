@@ -1,4 +1,4 @@
-"""The front as rows: raw for CSV and JSON, as text for the terminal, as Markdown for MLflow."""
+"""Tables of the front: raw values for CSV and JSON, text for the terminal, Markdown for MLflow."""
 
 from __future__ import annotations
 
@@ -27,30 +27,32 @@ from compressbench.results.tables import markdown_table
 _PREFIX = "recipe.stages."
 _NOTE_ROWS = 30
 _MARKS = {
-    "knee": "the best compromise: larger files gain little, smaller ones lose much",
-    "≈": "within noise: a smaller member is as good, as far as the validation rows can tell",
+    "knee": "the best compromise: larger files gain little, smaller files lose a lot",
+    "≈": "within noise: a smaller member is as good, as far as the validation data can tell",
 }
 
 
 def short_name(setting: str) -> str:
-    """`recipe.stages.prune.sparsity` as `prune.sparsity`, `quantizer@recipe.stages.quantize.weight`
-    as `quantize.weight`.
+    """Shorten a setting: `recipe.stages.prune.sparsity` to `prune.sparsity`.
+
+    Also `quantizer@recipe.stages.quantize.weight` to `quantize.weight`.
     """
     before, found, after = setting.partition(_PREFIX)
     return after if found and (not before or before.endswith("@")) else setting
 
 
 def setting_text(value: Any) -> str:
+    """The value of a setting as text; floats with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def settings_text(trial: Trial) -> list[str]:
-    """The settings of a trial, as `prune.sparsity = 0.5`."""
+    """The settings of a trial, each as `prune.sparsity = 0.5`."""
     return [f"{short_name(name)} = {setting_text(v)}" for name, v in trial.settings.items()]
 
 
 def figure_text(name: str, value: float | None, metric: str) -> str:
-    """A figure of the measurement in its unit."""
+    """A figure as text with its unit; `metric` is the metric of the sweep."""
     kind, _, last = name.partition("/")
     if last == metric:
         return metric_text(value, metric)
@@ -70,7 +72,7 @@ def _settings_names(trials: Iterable[Trial]) -> list[str]:
 
 
 def raw_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """One row a member, figures as they were taken, None where one was not."""
+    """One row per member with its unrounded figures, None for those that were not measured."""
     front, metric = members(sweep), metric_name(sweep)
     noisy, best = within_noise(sweep, front), knee(sweep, front)
     names = list(dict.fromkeys(name for trial in front for name in trial.figures))
@@ -93,7 +95,7 @@ def raw_rows(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def text_rows(sweep: Sweep) -> list[dict[str, str]]:
-    """The baseline and the members: heading -> text."""
+    """One row for the baseline and one per member, heading -> text; marks are under ""."""
     front = members(sweep)
     noisy, best = within_noise(sweep, front), knee(sweep, front)
     first = {"trial": "baseline", **_figures(sweep, None, front)}
@@ -111,7 +113,7 @@ def text_rows(sweep: Sweep) -> list[dict[str, str]]:
 
 
 def _figures(sweep: Sweep, trial: Trial | None, front: Sequence[Trial]) -> dict[str, str]:
-    """The metric, the sizes, and further objectives of a trial, or of the baseline."""
+    """The metric, the size and the other objectives of a trial, or of the baseline if None."""
     taken = sweep.baseline if trial is None else trial.figures
     metric, size = metric_name(sweep), size_name(sweep)
     error = 0.0 if trial is None or metric not in taken else standard_error(trial, metric, sweep)
@@ -131,7 +133,7 @@ def _others(sweep: Sweep) -> list[Objective]:
 
 
 def smaller_text(sweep: Sweep, figures: Mapping[str, float]) -> str:
-    """The baseline's bytes over those of `figures`."""
+    """The size reduction: bytes of the baseline over those of `figures`."""
     before, after = (of.get(size_name(sweep)) for of in (sweep.baseline, figures))
     return times_text(before / after) if before and after else MISSING
 
@@ -149,35 +151,35 @@ def _with_error(value: float | None, error: float, metric: str) -> str:
 
 
 def headline(sweep: Sweep) -> str:
-    """One line: how large the front is, and what it covers."""
+    """One line with the number of members and the hypervolume."""
     front, volume = members(sweep), hypervolume(sweep)
     done = sum(t.state == "complete" for t in sweep.trials)
     covered = "" if volume is None else f", hypervolume {volume:.1f} (points × halvings)"
-    return f"{sweep.name}: {len(front)} of {done} complete trials are in the front{covered}"
+    return f"{sweep.name}: {len(front)} of {done} complete trials are on the front{covered}"
 
 
 def legend(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """What the marks in the last column mean; only those that occur."""
+    """Explains the marks that occur in the last column."""
     used = {mark for row in rows for mark in row[""].split()}
     return [f"{mark}: {text}" for mark, text in _MARKS.items() if mark in used]
 
 
 def markdown(sweep: Sweep, links: Mapping[int, str], picture: str) -> str:
-    """The note of a sweep: the front as a table, and the link of its picture.
+    """The note of a sweep in MLflow: the front as a table, and a link to its chart.
 
-    `links` lead from a trial's number to its run.
+    `links` maps numbers of trials to the links of their runs, `picture` is the link of the chart.
     """
     rows = text_rows(sweep)
-    lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow folds the rest
+    lines = [f"**[See the front]({picture})**: {headline(sweep)}", ""]  # MLflow hides the rest
     if len(rows) > 1:
         lines += markdown_table([_linked(row, links) for row in rows[: _NOTE_ROWS + 1]])
     if len(rows) > _NOTE_ROWS + 1:
         lines += ["", f"and {len(rows) - 1 - _NOTE_ROWS} more members, all in `front.html`"]
     lines += [
         "",
-        f"No other trial is as small and as good as a member ({size_name(sweep)} against "
-        f"{metric_name(sweep)} of the exported file). The members are the runs with the tag "
-        "`pareto = true`; the picture and all trials are under *Artifacts*.",
+        f"No other trial is both as small and as good as a member ({size_name(sweep)} and "
+        f"{metric_name(sweep)} of the exported file). Members are the runs with the tag "
+        "`pareto = true`; the chart and all trials are under *Artifacts*.",
     ]
     return "\n".join([*lines, *(f"- {text}" for text in legend(rows))]) + "\n"
 

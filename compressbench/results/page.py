@@ -1,7 +1,7 @@
-"""HTML pages of charts and tables, each one self-contained file of some kilobytes.
+"""Writes HTML pages of charts and tables, each a small self-contained file.
 
-They work offline, and in MLflow, which shows a page in a sandboxed frame that can neither load
-files beside it nor open windows: there a click shows the link instead of opening it.
+Pages work offline and in MLflow, which shows them in a sandboxed frame that can neither load other
+files nor open windows: there, a click shows the link instead of opening it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ document.addEventListener('mouseover', event => {
 document.addEventListener('click', event => {
   const url = event.target.closest('[data-link]')?.dataset.link;
   if (!url || window.open(url, '_blank')) return;
-  document.getElementById('link').textContent = 'copy to open: ' + url;
+  document.getElementById('link').textContent = 'copy this link to open it: ' + url;
 });
 document.addEventListener('dblclick', event => {
   const views = event.target.closest('section')?.querySelectorAll('.view') ?? [];
@@ -70,7 +70,7 @@ document.addEventListener('dblclick', event => {
 
 
 def write_page(title: str, sections: Sequence[str], path: Path) -> None:
-    """Write a page of `sections`, which are HTML already; `title` is plain text."""
+    """Write a page. `title` is plain text, `sections` are HTML."""
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         f"</title>\n<style>{_STYLE}</style></head>\n<body>\n"
@@ -82,12 +82,12 @@ def write_page(title: str, sections: Sequence[str], path: Path) -> None:
 
 
 def chart_section(chart: Chart, salt: str = "") -> str:
-    """A chart with its legend; where points lie below its range, a double click shows them all."""
+    """A chart with its legend; a double click also shows the points below its range."""
     notes = "".join(f"<p>{escape(note)}</p>" for note in chart.notes)
-    views = _view(chart, salt, chart.below and f"Below the picture: {chart.below}; a double click "
-                  "shows all.")  # fmt: skip
+    views = _view(chart, salt, chart.below and f"Below the plot: {chart.below}; double-click to "
+                  "show all points.")  # fmt: skip
     if chart.below:
-        views += _view(chart.whole(), f"{salt}-whole", "All points; a double click goes back.",
+        views += _view(chart.whole(), f"{salt}-whole", "All points; double-click to go back.",
                        " hidden")  # fmt: skip
     return f"<h2>{escape(chart.title)}</h2>{notes}{views}{_legend(chart)}"
 
@@ -98,7 +98,7 @@ def _view(chart: Chart, salt: str, note: str, state: str = "") -> str:
 
 
 def _legend(chart: Chart) -> str:
-    """The names of the series and the rules, each once."""
+    """The names of the series and rules, without duplicates."""
     entries = {s.name: (s.colour, _SIGNS[s.mark]) for s in reversed(chart.series) if s.name}
     ordered = {s.name: entries[s.name] for s in chart.series if s.name}
     ordered |= {rule.name: ("#222222", "┄") for rule in chart.rules}
@@ -112,7 +112,7 @@ def _legend(chart: Chart) -> str:
 def table_section(
     title: str, note: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """A table; its cells are HTML already, from `cell` and `bar_cell`."""
+    """A table. `rows` are HTML cells from `cell` and `bar_cell`; the other texts are plain."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     said = f"<p>{escape(note)}</p>" if note else ""
@@ -120,13 +120,13 @@ def table_section(
 
 
 def cell(text: str, *, kind: str = "", background: str = "", hover: str = "") -> str:
-    """One `<td>` of plain text; `kind` is a class of the style sheet: text or chosen."""
+    """A `<td>` with plain text; `kind` is its CSS class, "text" or "chosen"."""
     given = {"class": kind, "style": background and f"background: {background}", "data-text": hover}
     attributes = "".join(f' {name}="{escape(value)}"' for name, value in given.items() if value)
     return f"<td{attributes}>{escape(text)}</td>"
 
 
 def bar_cell(share: float) -> str:
-    """A share in [0, 1] as a bar and a number."""
+    """A `<td>` that shows a share in [0, 1] as a number and a bar."""
     width = f"width: {100 * share:.1f}%"
     return f'<td>{100 * share:.1f} % <span class="bar"><i style="{width}"></i></span></td>'

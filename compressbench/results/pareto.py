@@ -1,8 +1,8 @@
-"""Dominance, hypervolume and knee of points with two and more objectives: pure functions.
+"""Pareto dominance, hypervolume and knee for any number of objectives, as pure functions.
 
-`losses` are float arrays (points, objectives), finite, lower is better in every column: negate what
-is maximized. Equal points do not dominate one another, so all of them are in the front; `distinct`
-keeps the first of each. A tie in one objective is decided by the others.
+`losses` are finite float arrays (points, objectives) in which lower is better: negate objectives to
+maximize. Equal points do not dominate each other, so all of them are on the front; `distinct` keeps
+the first of each.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ Losses: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 
 FLOOR_BELOW_BASELINE = 0.20
-_SAME = 1e-12  # normalized losses closer than this are rounding
+_SAME = 1e-12  # smaller differences of normalized losses are rounding errors
 
 
 def dominates(first: Losses, second: Losses) -> bool:
-    """No worse in any objective, better in at least one."""
+    """Whether `first` is no worse than `second` in any objective and better in at least one."""
     return bool((first <= second).all() and (first < second).any())
 
 
 def front_mask(losses: Losses) -> Mask:
-    """Which points no other point dominates; equal ones are all in. Raises ValueError."""
+    """Mark the points that no other point dominates, bool (points,); equal points are all marked.
+
+    Raises ValueError if `losses` is not a finite array with two axes.
+    """
     _check(losses)
     if not len(losses):
         return np.zeros(0, dtype=bool)
@@ -37,7 +40,7 @@ def front_mask(losses: Losses) -> Mask:
 
 
 def _mask_of_two(points: Losses) -> Mask:
-    """`points` are distinct and sorted: only what is left of one can dominate it."""
+    """The mask for two objectives. `points` are distinct and sorted: only earlier ones dominate."""
     best_before = np.minimum.accumulate(points[:, 1])
     mask = np.ones(len(points), dtype=bool)
     mask[1:] = points[1:, 1] < best_before[:-1]
@@ -45,7 +48,10 @@ def _mask_of_two(points: Losses) -> Mask:
 
 
 def _mask_of_many(points: Losses) -> Mask:
-    """The first of the sorted points that are left is in the front; what it dominates goes."""
+    """The mask for any number of objectives. `points` are distinct and sorted.
+
+    The first remaining point is on the front; the points that it dominates are dropped.
+    """
     mask = np.zeros(len(points), dtype=bool)
     left = np.arange(len(points))
     while len(left):
@@ -56,7 +62,7 @@ def _mask_of_many(points: Losses) -> Mask:
 
 
 def distinct(losses: Losses) -> Mask:
-    """The first of each set of equal points."""
+    """Mark the first of each set of equal points, bool (points,)."""
     mask = np.zeros(len(losses), dtype=bool)
     if len(losses):
         mask[np.unique(losses, axis=0, return_index=True)[1]] = True
@@ -64,11 +70,12 @@ def distinct(losses: Losses) -> Mask:
 
 
 def hypervolume(losses: Losses, reference: Losses) -> float:
-    """Volume that `losses` dominate, up to `reference`; exact, for any number of objectives.
+    """The exact volume dominated by `losses` (points, objectives) up to `reference` (objectives,).
 
     A point that is not better than the reference in every objective adds nothing. Two objectives
-    take a sort; more, the recursion over exclusive volumes (While, Bradstreet, Barone 2012, "A fast
-    way of calculating exact hypervolumes"), exponential in the objectives. Raises ValueError.
+    need only a sort; more use the recursion over exclusive volumes of While, Bradstreet and Barone
+    2012, "A fast way of calculating exact hypervolumes", with a cost exponential in the number of
+    objectives. Raises ValueError for arrays of the wrong shape or with values that are not finite.
     """
     _check(losses)
     if reference.shape != losses.shape[1:] or not np.isfinite(reference).all():
@@ -92,7 +99,7 @@ def _volume(points: Losses, reference: Losses) -> float:
 
 
 def _area(front: Losses, reference: Losses) -> float:
-    """Of a staircase: first objective ascending, second descending."""
+    """The area of a staircase: first objective ascending, second descending."""
     above = np.concatenate([reference[1:], front[:-1, 1]])
     return float((reference[0] - front[:, 0]) @ (above - front[:, 1]))
 
@@ -103,12 +110,19 @@ def front_hypervolume(
     baseline_bytes: float,
     floor: float,
 ) -> float:
-    """`front/hypervolume`: percentage points times halvings; higher is better.
+    """`front/hypervolume`, in percentage points times halvings; higher is better.
 
-    The area under 100 max(metric - floor, 0) over log2(baseline_bytes / size_bytes), from no
-    halving on, where the metric at x halvings is the best of the files at least that small.
-    `metric` in [0, 1], higher is better; `baseline_bytes` are the float model's onnx bytes, also
-    where `size_bytes` are those of the download. Raises ValueError.
+    The area under 100 * max(metric - floor, 0) over x = log2(baseline_bytes / size_bytes) >= 0,
+    where the metric at x is the best of all files with at least x halvings.
+
+    Args:
+        metric: Metric of each file, in [0, 1], higher is better.
+        size_bytes: Size of each file.
+        baseline_bytes: Size of the float model's .onnx file, even if `size_bytes` are downloads.
+        floor: Metric below which a file adds nothing.
+
+    Raises:
+        ValueError: A size is not positive.
     """
     if baseline_bytes <= 0 or min(size_bytes, default=1) <= 0:
         raise ValueError("bytes must be positive")
@@ -118,12 +132,12 @@ def front_hypervolume(
 
 
 def knee(losses: Losses) -> int:
-    """Index of the knee: the smallest sum of losses, each scaled to [0, 1] over the points given.
+    """Index of the knee of a front: the point with the smallest sum of losses scaled to [0, 1].
 
-    With two objectives that is the member farthest below the line through the two ends of the front
+    With two objectives it is the point farthest below the line through the two ends of the front
     (Das 1999, "On characterizing the knee of the Pareto curve based on normal-boundary
-    intersection"). The first of equal ones; an objective in which all are equal does not count.
-    `losses` is a front, not empty.
+    intersection"). Ties go to the first point; an objective with equal values is ignored. `losses`
+    is a front with at least one point.
     """
     _check(losses)
     low, high = losses.min(axis=0), losses.max(axis=0)
@@ -133,10 +147,10 @@ def knee(losses: Losses) -> int:
 
 
 def binomial_error(share: float, rows: int) -> float:
-    """Standard error of a share of right answers among `rows`.
+    """Standard error of a share of correct answers among `rows`.
 
-    Two right and two wrong answers are added (Agresti, Coull 1998), so that 100 % of few rows is
-    not taken for certain.
+    Two correct and two wrong answers are added (Agresti, Coull 1998), so that the error is not zero
+    if all of a few rows are correct. Raises ValueError for a share outside [0, 1] or no rows.
     """
     if rows <= 0 or not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1] and rows positive, got {share} of {rows}")
@@ -150,12 +164,14 @@ def spread(values: Sequence[float]) -> float:
 
 
 def dominated_within_noise(losses: Losses, errors: Losses) -> Mask:
-    """Points that another one would dominate, were differences within the noise no differences.
+    """Mark the points that another point dominates if differences within noise count as zero.
 
-    Another point must be better in some objective by more than the noise, and in none worse by
-    more. `errors` (points, objectives) are standard errors, 0 for exact figures such as bytes; the
-    noise of a difference is the root of the sum of the squares of the two: one standard error, too
-    large for figures taken on the same rows, so that a mark means "not shown to be worth it".
+    The other point must be better by more than the noise in some objective and not worse by more
+    than the noise in any. The noise of a difference is one standard error, the root of the sum of
+    the squared `errors` of the two points. This overestimates it for figures measured on the same
+    rows, so a mark means "not shown to be better".
+
+    `errors` (points, objectives) are standard errors, 0 for exact figures such as bytes.
     """
     _check(losses)
     if losses.shape != errors.shape:
@@ -163,7 +179,7 @@ def dominated_within_noise(losses: Losses, errors: Losses) -> Mask:
     marked = np.zeros(len(losses), dtype=bool)
     for i, point in enumerate(losses):
         noise = np.hypot(errors, errors[i])
-        gain = point - losses  # of the others over this one
+        gain = point - losses  # of the other points over this point
         marked[i] = ((gain >= -noise).all(axis=1) & (gain > noise).any(axis=1)).any()
     return marked
 

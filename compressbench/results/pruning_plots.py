@@ -1,4 +1,4 @@
-"""Sensitivity curves and tables of remaining weights, from a run's report alone."""
+"""Builds sensitivity curves and tables of remaining weights from the report of a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from compressbench.core.formatting import metric_text
 from compressbench.results.chart import Axis, Chart, Point, Series
 from compressbench.results.page import bar_cell, cell, table_section
 
-_PRUNES = "prune"  # how the kinds of such stages begin
+_PRUNES = "prune"  # prefix of the kinds of pruning stages
 
 
 def sensitivity_curves(report: Mapping[str, Any]) -> Chart | None:
-    """Accuracy against the sparsity of each layer alone, one line a layer, in the order of the
-    forward pass from dark to light. None without a `sensitivity` table.
+    """The chart of accuracy against sparsity, one layer pruned at a time, one line per layer.
+
+    Lines go from dark to light in the order of the forward pass. None if the report has no
+    `sensitivity` table.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -31,9 +33,9 @@ def sensitivity_curves(report: Mapping[str, Any]) -> Chart | None:
         for number, (layer, rows) in enumerate(lines.items())
     ]
     return Chart(
-        "Accuracy when one layer alone is pruned",
-        ["One line a layer, with its number of weights; the first are dark, the last light."],
-        Axis("share of the layer's weights that is zero", "percent"),
+        "Accuracy when a single layer is pruned",
+        ["One line per layer, with its number of weights; from dark (first) to light (last)."],
+        Axis("share of the layer's weights that are zero", "percent"),
         Axis("accuracy on training images", "percent"),
         series,
     )
@@ -53,8 +55,9 @@ def _line(layer: str, rows: Sequence[Mapping[str, Any]], colour: str) -> Series:
 
 
 def layers_left(report: Mapping[str, Any]) -> list[str]:
-    """One table per pruning stage: the share of each layer's weights that remains, and what was
-    done to the layer, such as its channel counts.
+    """One HTML table per pruning stage: the share of weights left in each layer, with details.
+
+    The details are those of the stage, such as channel counts.
     """
     stages = [s for s in report["stages"] if s["kind"].startswith(_PRUNES) and s["coverage"]]
     return [_left_table(s["name"], [r for r in s["coverage"] if r["total"]]) for s in stages]
@@ -66,7 +69,7 @@ def _left_table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return table_section(
         f"{name}: {100 * left / max(total, 1):.1f} % of {total:,} weights left",
         "",
-        ["layer", "weights", "left", "what was done"],
+        ["layer", "weights", "left", "details"],
         [
             [
                 cell(row["layer"]),

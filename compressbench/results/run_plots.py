@@ -1,4 +1,4 @@
-"""HTML pages of a run, from its report alone; they work offline."""
+"""Writes the HTML pages of a run from its report; they work offline."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SIZES = (
     ("size/onnx_bytes", "onnx file", "#2a6fbb"),
     ("size/download_bytes", "download (zstd 19)", "#d1652a"),
 )
-_MARGIN = 0.2  # of the range of the metric, above and below, for the names of the stages
-_PREFIX = "sensitivity_"  # of a column of the allocation, before the bits
-_RULE = "by a rule, not by the budget"
+_MARGIN = 0.2  # of the range of the metric, above and below, as room for the names of stages
+_PREFIX = "sensitivity_"  # columns of the allocation table are this prefix and the bits
+_RULE = "set by a rule, not by the budget"
 
 
 def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the pages for which the report has data; returns their paths."""
+    """Write the pages for which the report has data; return their paths."""
     curves = sensitivity_curves(report)
     pages = {
         "accuracy_size": [chart_section(accuracy_against_size(report))],
@@ -45,14 +45,14 @@ def write_pages(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def accuracy_against_size(report: Mapping[str, Any]) -> Chart:
-    """Metric of the exported files over their bytes, one arrow from stage to stage.
+    """The chart of the metric of each exported file over its size, with arrows between stages.
 
-    Filled marks are on validation data; open ones on test data, where those were read.
+    Filled marks are validation data; open marks are test data, for the stages measured on it.
     """
     metric = report["metric"]
     series = []
     for size, label, colour in _SIZES:
-        # Stages that do not change the bytes of the onnx file lie on one another: no names there
+        # No names at the onnx sizes, where stages that do not change the bytes would overlap
         points = _points(report, "val", size, labelled=size != _SIZES[0][0])
         series.append(Series(label, points, colour, line="arrows"))
         tested = _points(report, "test", size, labelled=False)
@@ -68,7 +68,7 @@ def accuracy_against_size(report: Mapping[str, Any]) -> Chart:
 
 
 def _range(report: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The metric's range with room for text; None where no stage was measured."""
+    """The range of the metric, with room for text; None if no stage was measured."""
     names = [f"{split}/{report['metric']}" for split in ("val", "test")]
     taken = [s["figures"][n] for s in report["stages"] for n in names if s["figures"].get(n)]
     if not taken:
@@ -78,7 +78,7 @@ def _range(report: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _points(report: Mapping[str, Any], split: str, size: str, *, labelled: bool) -> list[Point]:
-    """Of the stages that have both figures."""
+    """One point per stage that has both figures."""
     metric = report["metric"]
     taken = [(s, s["figures"].get(size), s["figures"].get(f"{split}/{metric}"))
              for s in report["stages"]]  # fmt: skip
@@ -98,27 +98,28 @@ def _stage_text(stage: Mapping[str, Any], metric: str) -> str:
         f"onnx {bytes_text(figures.get('size/onnx_bytes'))}, "
         f"download {bytes_text(figures.get('size/download_bytes'))}",
         f"latency {milliseconds_text(figures.get('latency/p50_ms'))}, "
-        f"{times_text(figures.get('latency/speedup'))} as fast",
+        f"speedup {times_text(figures.get('latency/speedup'))}",
         *(f"{k} = {v}" for k, v in _settings(stage["settings"])),
     ]
     return "\n".join(lines)
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The options of a stage, nested ones dotted; of a `_target_` its last word."""
-    found: list[tuple[str, Any]] = []
+    """The options of a stage under dotted names; of a `_target_`, only its last part."""
+    options: list[tuple[str, Any]] = []
     for name, value in leaves(settings).items():
         section, _, last = name.rpartition(".")
         if last == "_target_":
-            found.append((section or "stage", str(value).rpartition(".")[2]))
+            options.append((section or "stage", str(value).rpartition(".")[2]))
         elif value != {}:
-            found.append((name, value))
-    return found
+            options.append((name, value))
+    return options
 
 
 def layer_widths(report: Mapping[str, Any]) -> list[str]:
-    """One table per stage with an `allocation`: each layer's sensitivity at each width, and the
-    chosen width. Layers are in the order of the forward pass.
+    """One HTML table per stage with an `allocation`: sensitivities at each width, chosen width.
+
+    Layers are in the order of the forward pass.
     """
     stages = [s for s in report["stages"] if s["tables"].get("allocation")]
     return [_widths_table(s["name"], s["tables"]["allocation"], s["figures"]) for s in stages]
@@ -134,9 +135,9 @@ def _widths_table(
     mean = sum(row["weights"] * row["bits"] for row in rows) / weights
     size = bytes_text(figures.get("size/onnx_bytes"))
     return table_section(
-        f"{name}: {mean:.2f} bits a weight on average, onnx {size}",
-        "Under each width: the sensitivity of the layer, darker where it is higher (log scale). "
-        "The chosen width is framed.",
+        f"{name}: {mean:.2f} bits per weight on average, onnx {size}",
+        "Columns of widths: the sensitivity of the layer at that width, darker for higher values "
+        "(log scale). The chosen width is framed.",
         ["layer", "weights", "bytes", *(f"{bits} bits" for bits in widths), "chosen"],
         [
             [
@@ -152,7 +153,7 @@ def _widths_table(
 
 
 def _width_cell(row: Mapping[str, Any], bits: int, costs: Sequence[float]) -> str:
-    """The sensitivity at a width, on a log scale from white (the lowest) to red (the highest)."""
+    """A cell with the sensitivity at a width, coloured on a log scale from white to red."""
     cost = row.get(f"{_PREFIX}{bits}")
     background = ""
     if cost:

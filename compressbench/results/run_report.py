@@ -1,7 +1,7 @@
-"""`report.json`: what a run did and what each stage's file is worth; and the tables made from it.
+"""Builds `report.json`, the record of a run with the figures of each stage, and tables from it.
 
-A figure that could not be taken is absent. Accuracy and other metrics are in [0, 1], sizes in
-bytes, latency in milliseconds, MACs for one sample.
+Figures that could not be measured are absent. Accuracy and other metrics are in [0, 1], sizes in
+bytes, latencies in milliseconds, MACs per sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
 CHANCE = "no better than guessing"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "recipe.yaml")
-_SHRINKS = ("codebook", "prune", "quantize")  # how the kinds of such stages begin
+_SHRINKS = ("codebook", "prune", "quantize")  # prefixes of the kinds of compressing stages
 _DOWNLOAD = "size/download_bytes"
 
 Report = dict[str, Any]
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run before it starts. `config` is resolved and plain."""
+    """The facts about a run that are known before it starts; `config` is resolved and plain."""
 
     name: str
     recipe: str
@@ -54,7 +54,7 @@ class RunInfo:
 
 
 def shrink_warning(previous: Step, step: Step) -> str | None:
-    """A loud warning when a stage that compresses did not make the file to ship smaller."""
+    """A warning if a compressing stage did not make the download smaller, else None."""
     if not step.kind.startswith(_SHRINKS):
         return None
     before, after = (s.measurement.figures.get(_DOWNLOAD) for s in (previous, step))
@@ -67,7 +67,7 @@ def shrink_warning(previous: Step, step: Step) -> str | None:
 
 
 def build_report(info: RunInfo, steps: Sequence[Step], status: str) -> Report:
-    """The report of a run that got as far as `steps`; `status` is finished, failed or killed."""
+    """The report of a run after `steps`; `status` is "finished", "failed" or "killed"."""
     baseline = next((s for s in steps if s.is_baseline), None)
     final = next((s for s in steps if s.is_last), None)
     warnings = [w for s in steps for w in s.warnings]
@@ -115,25 +115,25 @@ def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
 
 
 def _layers(files: Path) -> list[dict[str, Any]]:
-    """What the export made of each layer: bits, storage, granularity, kernel, reason."""
+    """The export's row for each layer: bits, storage, granularity, kernel, reason."""
     path = files / "export.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["layers"] if path.is_file() else []
     return rows
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files that ship, and of those that build the model again."""
+    """Size and digest of the files that ship and of the files of the artifact."""
     artifact = sorted(f"artifact/{p.name}" for p in folder.glob("artifact/*") if p.is_file())
-    found: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, Any]] = {}
     for name in (*SHIPPED, *artifact):
         if (folder / name).is_file():
             path = folder / name
-            found[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    return found
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return files
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity are no JSON: a figure that is not a number was not taken."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -144,10 +144,10 @@ def _finite(value: Any) -> Any:
 
 
 def comparison_rows(report: Report) -> list[Row]:
-    """One row a stage, raw figures; None where a figure was not taken.
+    """One row per stage with unrounded figures, None for those that were not measured.
 
-    `*_smaller` is the baseline's bytes over this stage's, `faster` the baseline's latency over
-    this stage's (measured in interleaved pairs). `test` is read of the baseline and the last.
+    `*_smaller` are the baseline's bytes over this stage's; `faster` is the baseline's latency over
+    this stage's, measured in interleaved pairs. `test` is given for the baseline and final stage.
     """
     stages = report["stages"]
     baseline = [s["figures"] for s in stages if s["name"] == report["baseline"]]
@@ -180,7 +180,7 @@ def _ratio(first: Mapping[str, Any], figures: Mapping[str, Any], name: str) -> f
 
 
 def table(report: Report) -> list[dict[str, str]]:
-    """The comparison as people read it: heading -> text, one dict a stage."""
+    """The comparison as text, one row per stage, heading -> text."""
     metric = report["metric"]
     return [
         {
@@ -202,7 +202,7 @@ def table(report: Report) -> list[dict[str, str]]:
 
 
 def headline(report: Report) -> str:
-    """One line: what the last stage's file is worth against the baseline's."""
+    """One line that compares the final file with the baseline."""
     rows = {row["stage"]: row for row in table(report)}
     if report["final"] is None or report["baseline"] is None:
         return f"{report['recipe']}: {report['status']} after {len(rows)} stages"
@@ -216,25 +216,25 @@ def headline(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The note of a run: the table, its words explained, and the warnings."""
+    """The note of a run in MLflow: the table, an explanation of its terms, and the warnings."""
     rows = table(report)
-    lines = [headline(report), ""]  # the first lines are what MLflow shows unfolded
+    lines = [headline(report), ""]  # MLflow shows only the first lines until expanded
     lines += markdown_table(rows)
     lines += [
         "",
-        "*onnx*: the file that ONNX Runtime loads; *download*: the same, zstd 19. *smaller*, "
-        f"*faster*: against {report['baseline']}. Metrics are of the exported file; test data are "
-        f"read for the first and the last stage only ({MISSING}: not taken). The picture and the "
-        "files are under *Artifacts*.",
+        "*onnx*: the file that ONNX Runtime loads; *download*: the same, compressed with zstd 19. "
+        f"*smaller*, *faster*: relative to {report['baseline']}. Metrics are those of the exported "
+        f"file; test data are used for the first and the last stage only ({MISSING}: not "
+        "measured). Charts and files are under *Artifacts*.",
     ]
     lines += [f"- ⚠ {w}" for stage in report["stages"] for w in stage["warnings"]]
     return "\n".join(lines) + "\n"
 
 
 def write_tables(report: Report, folder: Path) -> list[Path]:
-    """Write `stages.csv`, `stages.json` (raw figures), and stages' tables as STAGE_TABLE.csv."""
+    """Write `stages.csv`, `stages.json`, and each table of a stage as STAGE_TABLE.csv."""
     rows = comparison_rows(report)
     write_json_atomic(folder / "stages.json", rows)
-    own = {f"{s['name']}_{name}": t for s in report["stages"] for name, t in s["tables"].items()}
-    paths = [write_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in own.items()]
+    tables = {f"{s['name']}_{name}": t for s in report["stages"] for name, t in s["tables"].items()}
+    paths = [write_csv(folder / f"{n.replace('/', '_')}.csv", t) for n, t in tables.items()]
     return [write_csv(folder / "stages.csv", rows), folder / "stages.json", *paths]

@@ -1,4 +1,4 @@
-"""Which file of a front to ship."""
+"""Chooses the model of a front to ship."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compressbench.results.sweep import Sweep, Trial
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the file to ship must be."""
+    """Requirements on the file to ship: at most `budget_bytes`, at least `minimum`, the knee."""
 
     budget_bytes: float | None = None
     minimum: float | None = None
@@ -25,12 +25,13 @@ class Wanted:
 
     @property
     def asked(self) -> bool:
+        """Whether there are any requirements."""
         return self.budget_bytes is not None or self.minimum is not None or self.knee
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trial of a front, with the sweep that it belongs to."""
+    """A trial on a front, with its sweep."""
 
     sweep: Sweep
     trial: Trial
@@ -45,6 +46,7 @@ class Member:
 
     @property
     def text(self) -> str:
+        """The trial, its size and its metric, for messages."""
         metric = self.sweep.metric
         return (
             f"trial {self.trial.number} of {self.sweep.name} "
@@ -54,10 +56,10 @@ class Member:
 
 
 def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
-    """The member to ship. Raises UserError that names the nearest when there is none.
+    """Choose the member to ship. Raises UserError that names the nearest member if none qualifies.
 
-    Within a budget the best metric (then the smallest file); with a minimum alone the smallest file
-    (then the best metric); with `knee` the knee of those that are left.
+    With a budget, the best metric that fits (then the smallest file); with only a minimum, the
+    smallest file (then the best metric); with `knee`, the knee of the members that qualify.
     """
     all_members = [Member(s, t) for s in sweeps for t in fronts.members(s)]
     fit = [m for m in all_members if wanted.budget_bytes is None
@@ -65,8 +67,8 @@ def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
     if not fit:
         smallest = min(all_members, key=lambda m: m.size_bytes)
         raise UserError(
-            f"--budget {bytes_text(wanted.budget_bytes)}: no file of the front is so small; the "
-            f"smallest is {smallest.text}"
+            f"--budget {bytes_text(wanted.budget_bytes)}: no model on the front is that small; "
+            f"the smallest is {smallest.text}"
         )
     good = [m for m in fit if wanted.minimum is None or m.metric >= wanted.minimum]
     if not good:
@@ -74,8 +76,8 @@ def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
         within = "" if wanted.budget_bytes is None else " within the budget"
         least = figure_text(fronts.metric_name(sweeps[0]), wanted.minimum, metric)
         raise UserError(
-            f"--min-accuracy {least}: no file of the front{within} is so good; the best is "
-            f"{best.text}"
+            f"--min-accuracy {least}: no model on the front{within} is that good; the best "
+            f"is {best.text}"
         )
     if wanted.knee:
         return _knee(good)
@@ -85,12 +87,12 @@ def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
 
 
 def _knee(kept: Sequence[Member]) -> Member:
-    """The knee of members of one or more sweeps, taken together."""
+    """The knee of members of one or more sweeps together."""
     numbered = {i: replace(m.trial, number=i) for i, m in enumerate(kept)}
     joined = replace(kept[0].sweep, trials=tuple(numbered.values()))
     front = fronts.members(joined)
     knee = fronts.knee(joined, front)
     if knee is None:
         floor = fronts.floor_of(joined)
-        raise UserError(f"--knee: no member of the front is above the floor of {floor:.4g}")
+        raise UserError(f"--knee: no model on the front is above the floor of {floor:.4g}")
     return kept[knee.number]

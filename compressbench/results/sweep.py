@@ -1,6 +1,6 @@
-"""What a sweep is made of, as plain values: objectives, constraints, trials.
+"""Defines the data of a sweep: objectives, constraints and trials, as plain values.
 
-Below everything that searches, draws or tracks, so that each of them reads the same table.
+Search, charts and tracking all import this module, so that they share one data model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FINISHED: tuple[State, ...] = ("complete", "pruned", "failed")
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure of the measurement, such as `val/accuracy`, and where it should go."""
+    """A figure of the measurement, such as `val/accuracy`, to minimize or maximize."""
 
     name: str
     direction: Direction
@@ -24,25 +24,35 @@ class Objective:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Of a figure of the measurement: at least `bound` where `at_least`, else at most that."""
+    """A bound on a figure of the measurement: a lower bound if `at_least`, else an upper bound."""
 
     name: str
     at_least: bool
     bound: float
 
     def violation(self, value: float) -> float:
-        """How far `value` is on the wrong side; at most 0 where it is feasible."""
+        """By how much `value` violates the bound; zero or negative if it is feasible."""
         return self.bound - value if self.at_least else value - self.bound
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of a sweep. `settings` are what was suggested, by the override's key.
+    """One trial of a sweep.
 
-    `figures` are those of the last stage's exported file (DESIGN: `size/onnx_bytes`, ...);
-    `folder` is the run folder, with `model.onnx`, `recipe.yaml`, `report.json`; `run` the value
-    of the tag `compressbench.run`. `repeats` are the figures under other seeds. `ended` is the
-    Unix time at which it finished, the same for all who ask; 0 is unknown.
+    Attributes:
+        number: Number of the trial, from 0.
+        state: Whether it runs, or how it ended; "pruned" is stopped early.
+        settings: Suggested values by the key of the override.
+        figures: Figures of the final stage's exported file, such as `size/onnx_bytes`.
+        folder: Run folder, with `model.onnx`, `recipe.yaml` and `report.json`.
+        run: Value of the MLflow tag `compressbench.run`.
+        seconds: Duration.
+        feasible: Whether it satisfies the constraints.
+        reason: Why it failed or was stopped early.
+        repeats: Figures of the same settings with other seeds.
+        ended: Unix time at which it finished, as stored; 0 if unknown.
+        stages: Number of stages.
+        hits: Number of stages that came from the store.
     """
 
     number: int
@@ -53,19 +63,20 @@ class Trial:
     run: str = ""
     seconds: float = 0.0
     feasible: bool = True
-    reason: str = ""  # why it failed or was stopped early
+    reason: str = ""
     repeats: Sequence[Mapping[str, float]] = ()
     ended: float = 0.0
     stages: int = 0
-    hits: int = 0  # of those stages, from the store
+    hits: int = 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it is stored. `baseline` are the figures of the float model's exported file.
+    """A sweep as it is stored.
 
-    `floor` is that of `front/hypervolume`, None for the default; `validation_rows` are the rows
-    that `val/...` figures were taken on, None where unknown.
+    `baseline` are the figures of the float model's exported file, `floor` is that of
+    `front/hypervolume` (None for the default), `validation_rows` is the number of samples that
+    `val/...` figures were measured on (None if unknown).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`sweep.json` in the folder of a sweep: all its trials, as they were when it last changed."""
+"""Reads and writes `sweep.json`, the current state of a sweep with all its trials."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from compressbench.core.errors import UserError
 from compressbench.results.sweep import Constraint, Objective, State, Sweep, Trial
 
 SWEEP_FILE = "sweep.json"
-TOPS = ("runs", "multirun", "sweeps")  # of the working folder, where runs and sweeps are
+TOPS = ("runs", "multirun", "sweeps")  # folders in the working folder that hold runs and sweeps
 SCHEMA_VERSION = 1
 
 
 def write_sweep(sweep: Sweep, folder: Path) -> Path:
-    """Write the sweep so that the file holds the old text or the whole new one, never a part.
+    """Write `sweep.json` atomically and return its path.
 
-    Several processes may write at once; the last one stays. Raises UserError naming path and bytes.
+    Several processes may write at the same time; the last one wins. Raises UserError if the file
+    cannot be written.
     """
     path = folder / SWEEP_FILE
     text = json.dumps(
@@ -33,12 +34,12 @@ def write_sweep(sweep: Sweep, folder: Path) -> Path:
     try:
         write_text_atomic(path, text + "\n")
     except OSError as error:
-        raise UserError(f"{path}: {len(text)} bytes not written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot write {len(text)} bytes: {error.strerror}") from error
     return path
 
 
 def _plain(sweep: Sweep) -> dict[str, Any]:
-    """As JSON takes it; `asdict` copies all of it, which is ten times slower."""
+    """The sweep as plain values for JSON; `asdict`, which copies all of it, is ten times slower."""
     return {
         **vars(sweep),
         "objectives": [vars(objective) for objective in sweep.objectives],
@@ -52,22 +53,22 @@ def _plain(sweep: Sweep) -> dict[str, Any]:
 
 
 def _taken(figures: Mapping[str, float]) -> dict[str, float]:
-    """Without those that are no numbers: they were not taken."""
+    """Without NaN and infinity, which JSON does not have."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep of a folder; its `folder` is where it was found. Raises UserError."""
+    """Read the sweep of a folder; `folder` also becomes the sweep's own. Raises UserError."""
     path = folder / SWEEP_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{path}: of another version of compressbench")
+            raise UserError(f"{path}: written by another version of compressbench")
         return _sweep(stored, folder)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: no sweep: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{path}: not a sweep: {str(error).partition(chr(10))[0]}") from error
 
 
 def _sweep(stored: dict[str, Any], folder: Path) -> Sweep:
@@ -90,6 +91,6 @@ def _sweep(stored: dict[str, Any], folder: Path) -> Sweep:
 
 
 def _known(stored: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Without what a newer version may have added."""
+    """Without fields that a newer version may have added."""
     names = {f.name for f in fields(kind)}
     return {name: value for name, value in stored.items() if name in names}

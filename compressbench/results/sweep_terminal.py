@@ -1,7 +1,7 @@
-"""What a sweep says on the terminal while it runs.
+"""Shows the progress of a sweep.
 
-On a terminal one block is redrawn: trials, store hits, hypervolume, time left, the front. Elsewhere
-(a log file, a pipe) there is one plain line for each finished trial, without control characters.
+On a terminal, one block is redrawn with trials, store hits, hypervolume, time left and the front.
+In a log file or a pipe, there is one plain line per finished trial, without control characters.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from compressbench.results.sweep import FINISHED, Sweep, Trial
 from compressbench.results.terminal import Terminal, make_console, say, warn
 
 _FRONT_LINES = 8
-_RECENT = 20  # trials whose seconds say how long the rest takes
+_RECENT = 20  # number of trials from which the remaining time is estimated
 _BAR_WIDTH = 20
 
 
 class SweepView:
-    """Use as `with SweepView() as view:`, and call `view.update(sweep)` after each change."""
+    """The progress of a sweep. Use as `with SweepView() as view:` and call `view.update(sweep)`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or make_console()
@@ -59,7 +59,7 @@ class SweepView:
         self.live.stop()
 
     def update(self, sweep: Sweep) -> None:
-        """Redraw the block, or write the lines of trials that finished since the last call."""
+        """Redraw the block, or print the lines of the trials finished since the last call."""
         if self.console.is_terminal:
             self.live.update(block(sweep), refresh=True)
             return
@@ -91,7 +91,7 @@ def counts(sweep: Sweep) -> str:
 
 
 def seconds_left(sweep: Sweep) -> float | None:
-    """The median of the last trials, for those that are left, over the workers now busy."""
+    """Estimate the remaining time from the median of recent trials and the busy workers."""
     done = fronts.finished(sweep)
     taken = [t.seconds for t in done if t.seconds > 0][-_RECENT:]
     running = sum(t.state == "running" for t in sweep.trials)
@@ -102,16 +102,16 @@ def seconds_left(sweep: Sweep) -> float | None:
 
 
 def summary(sweep: Sweep) -> str:
-    """`hypervolume 63.0, about 3 min 20 s left`."""
+    """`5 on the front, hypervolume 63.0, about 3 min 20 s left`."""
     volume, left = fronts.hypervolume(sweep), seconds_left(sweep)
     front = len(fronts.members(sweep))
     covered = MISSING if volume is None else f"{volume:.1f}"
     more = "" if left == 0 else f", about {seconds_text(left)} left"
-    return f"{front} in the front, hypervolume {covered}{more}"
+    return f"{front} on the front, hypervolume {covered}{more}"
 
 
 def trial_line(trial: Trial, sweep: Sweep) -> str:
-    """One finished trial: how it ended, its figures, and where the sweep is."""
+    """The line of a finished trial: its state and figures, and the progress of the sweep."""
     done = sum(t.state in FINISHED for t in sweep.trials)
     named = {"complete": "done", "pruned": "stopped early", "failed": "failed"}
     state = named.get(trial.state, trial.state)
@@ -128,7 +128,7 @@ def trial_line(trial: Trial, sweep: Sweep) -> str:
 
 
 def block(sweep: Sweep) -> RenderableType:
-    """The whole view, as many lines as a front of a few members needs."""
+    """The whole view: progress, hypervolume and a table of the front."""
     done = sum(t.state in FINISHED for t in sweep.trials)
     full = min(round(_BAR_WIDTH * done / max(sweep.n_trials, 1)), _BAR_WIDTH)
     return Group(
@@ -139,7 +139,7 @@ def block(sweep: Sweep) -> RenderableType:
 
 
 def _front(sweep: Sweep) -> RenderableType:
-    """Members from the largest to the smallest; of many, those evenly between the ends."""
+    """Members from the largest to the smallest; an even selection if there are many."""
     front = fronts.members(sweep)
     if not front:
         return Text("no complete trial yet", style="dim")
@@ -177,7 +177,7 @@ def _evenly(front: list[Trial]) -> list[Trial]:
 
 
 def show(sweeps: Sequence[Sweep]) -> None:
-    """Each front as a table."""
+    """Print the front of each sweep as a table."""
     terminal = Terminal([], console=make_console())
     for sweep in sweeps:
         print(headline(sweep))

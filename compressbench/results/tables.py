@@ -1,4 +1,4 @@
-"""Rows of a table as Markdown and as CSV."""
+"""Writes tables as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The lines of a table in Markdown, headings first; none without rows. Cells do not wrap."""
+    """The lines of a Markdown table, headings first; [] without rows. Cells do not wrap."""
     if not rows:
         return []
     return [_line(rows[0]), "|" + " --- |" * len(rows[0]), *(_line(r.values()) for r in rows)]
@@ -21,7 +21,10 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a column for each name that any row has, empty where a row lacks it; the path."""
+    """Write `rows` as CSV and return `path`.
+
+    There is a column for every name in any row; cells of rows without that name are empty.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=names)

@@ -1,7 +1,7 @@
-"""What a run says on the terminal: what is left, the table, the file to ship, where to look.
+"""Shows the progress and the results of a run.
 
-On a terminal a bar moves; elsewhere (a log file, a pipe) there is one plain line at the start and
-the end of each stage, without control characters.
+On a terminal there is a progress bar. In a log file or a pipe, there is one plain line at the start
+and at the end of each stage, without control characters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compressbench.core.formatting import bytes_text, metric_text, seconds_text
 from compressbench.core.types import Coverage, Step
 
 LEAST_IMPORTANT_FIRST = ("store", "onnx smaller", "time", "MACs", "latency p50", "onnx")
-_FILE_WIDTH = 120  # of a log file, where nothing tells us one
+_FILE_WIDTH = 120  # width if the output is not a terminal
 _MOST_LAYERS = 12
 _LONGEST_NAME = 24
 
@@ -35,18 +35,19 @@ def make_console() -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is, unbroken: paths are copied."""
+    """Print a line without wrapping or markup, so that paths can be copied."""
     console.print(text, markup=False, soft_wrap=True)
 
 
 def warn(console: Console, text: str) -> None:
+    """Print a warning without wrapping or markup."""
     console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
 
 
 class Terminal:
     """The progress of one run. Use as `with Terminal(names) as terminal:`.
 
-    `names` are the stages in order; `progress` is the callback that stages call.
+    `names` are the stages in order; stages call `progress`.
     """
 
     def __init__(
@@ -93,14 +94,14 @@ class Terminal:
             self._line(f"{title} ..." + (f" (then {left})" if left else ""))
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """`done` of `total` parts of the running stage; `text` says which, such as an epoch."""
+        """Update the bar: `done` of `total` parts of the stage; `text` describes the part."""
         if self.task is not None:
             self.bars.update(
                 self.task, completed=done, total=total or None, text=escape(text), refresh=False
             )
 
     def step(self, step: Step) -> None:
-        """A stage is finished: its line, what it touched, its warnings; then the next begins."""
+        """Print the result of a finished stage with its coverage and warnings; show the next."""
         figures = step.measurement.figures
         self._line(
             f"[{step.index + 1}/{len(self.names)}] {step.name} "
@@ -118,7 +119,10 @@ class Terminal:
         self._begin(step.index + 1)
 
     def coverage(self, rows: Sequence[Coverage], brief: bool = False) -> None:
-        """Which layers a stage touched, and what share of the weights."""
+        """Print the layers that a stage changed and their share of the weights.
+
+        `brief` prints the totals only.
+        """
         touched = [r for r in rows if r.touched]
         total = sum(r.total for r in rows)
         share = sum(r.touched for r in rows) / total if total else 0.0
@@ -143,9 +147,10 @@ class Terminal:
         rows: Sequence[Mapping[str, str]],
         optional: Sequence[str] = LEAST_IMPORTANT_FIRST,
     ) -> None:
-        """Print rows of text under their headings; `optional` columns go, in order, until it fits.
+        """Print rows of text as a table.
 
-        What was left out is named.
+        `optional` columns are dropped in order until the table fits the width; a line below the
+        table names them.
         """
         if not rows:
             return
@@ -173,7 +178,7 @@ class Terminal:
         link: str = "",
         problem: str = "",
     ) -> None:
-        """The end of a run: the table, the file to ship, how to open MLflow, what went wrong."""
+        """Print the end of a run: table, file to ship, how to open MLflow, tracking problems."""
         self.table(rows)
         self._line(f"file to ship: {ship}")
         if command:

@@ -1,4 +1,4 @@
-"""Whether larger values of an option compress more, or less."""
+"""Knows whether larger values of an option mean more or less compression."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _THRESHOLDS = frozenset({"threshold", "activation_threshold"})
 _LARGER_IS_MORE = _THRESHOLDS | {
     "sparsity",
     "max_layer_sparsity",
-    "pattern",  # by its share of zeros
-    "coupled",  # true: channels that several layers share go, too
+    "pattern",  # ordered by its share of zeros
+    "coupled",  # true also prunes channels that several layers share
     "group_size",  # fewer scales
     "symmetric",  # no zero points
 }
@@ -22,7 +22,7 @@ _LARGER_IS_LESS = _LIMITS | {
     "bits",
     "activation_bits",
     "min_channels",
-    # of models: ours, and those of transformers in conf/model
+    # options of models: the built-in ones, and those of transformers in conf/model
     "width",
     "base_width",
     "depth",
@@ -38,20 +38,20 @@ _LARGER_IS_LESS = _LIMITS | {
 
 
 def direction(place: str) -> int:
-    """1 if larger values compress more, -1 if they compress less, 0 for options that do neither.
+    """1 if larger values compress more, -1 if they compress less, 0 if neither is known.
 
     `place` is the option's path in the config, such as `recipe.stages.prune.sparsity`.
     """
     *parents, name = place.split(".")
-    if "widths" in parents:  # bits of single layers, by their names
+    if "widths" in parents:  # bits per layer, keyed by layer name
         return -1
     return (name in _LARGER_IS_MORE) - (name in _LARGER_IS_LESS)
 
 
 def least_to_most(place: str, choices: Sequence[Any]) -> list[Any]:
-    """`choices` from the least to the most compressed; empty if they have no such order.
+    """Sort `choices` from the least to the most compressed; [] if they have no known order.
 
-    Limits in absolute numbers cannot be ordered against shares and factors such as "2x".
+    Limits in absolute numbers cannot be compared with shares and factors such as "2x".
     """
     sign, name = direction(place), place.rpartition(".")[2]
     amounts = [_amount(name, choice) for choice in choices]
@@ -64,10 +64,10 @@ def least_to_most(place: str, choices: Sequence[Any]) -> list[Any]:
 
 
 def _amount(name: str, choice: Any) -> int | float | None:
-    """The number that orders a choice; None for text without one.
+    """The number to sort a choice by; None for text without one.
 
-    "2x" is one half, the pattern "2:4" is its share of zeros, a list is its sum; null, for a limit
-    or a threshold, is the value that prunes nothing.
+    "2x" becomes one half, the pattern "2:4" its share of zeros, a list its sum, and null for a
+    limit or a threshold the value that prunes nothing.
     """
     if not isinstance(choice, str):
         return choice if isinstance(choice, (int, float)) else None

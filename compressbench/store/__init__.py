@@ -1,1 +1,1 @@
-"""A content-addressed store: no stage, export or measurement is computed twice."""
+"""Content-addressed store of stage results, exports and measurements, so none is computed twice."""

@@ -1,4 +1,4 @@
-"""Making room: what was used least recently goes, what is pinned or in use stays."""
+"""Frees space: removes the least recently used entries, except those pinned or in use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from compressbench.store.entries import Store, is_abandoned
 from compressbench.store.manifest import MANIFEST
 from compressbench.store.publish import tree_bytes, writing
 
-STALE_SECONDS = 24 * 3600.0  # of resume points nobody returned to, and of damaged entries
+STALE_SECONDS = 24 * 3600.0  # age at which unused resume points and damaged entries are removed
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What went. `kept_bytes` is what the entries that stay occupy."""
+    """Result of a collection; `pinned` counts the entries kept as they are pinned or in use."""
 
     removed: tuple[str, ...]
     freed_bytes: int
@@ -37,10 +37,11 @@ class _Candidate:
 def collect(
     store: Store, max_bytes: int | None = None, min_free_bytes: int = 0, dry_run: bool = False
 ) -> Collected:
-    """Remove leftovers, then entries, oldest use first, until both bounds hold.
+    """Remove leftovers, then the least recently used entries, until both bounds hold.
 
-    `max_bytes` bounds all entries together; `min_free_bytes` is what must be free on the disk.
-    Pinned entries and those that a live process has read stay, even when the bounds then fail.
+    `max_bytes` bounds the total size of all entries, `min_free_bytes` the free space on the disk.
+    Entries that are pinned or that a live process has read are kept, even if a bound is then not
+    met. With `dry_run`, nothing is removed.
     """
     if not store.root.is_dir():
         return Collected((), 0, 0, 0)
@@ -74,10 +75,11 @@ def _candidates(store: Store) -> list[_Candidate]:
 
 
 def _remove(store: Store, candidate: _Candidate) -> bool:
-    """Take an entry away; False when a process began to use it meanwhile.
+    """Remove an entry; return False if a process has started to use it meanwhile.
 
-    A reader leaves its hold before it looks; we look for holds after the rename. So either it
-    misses the entry, or we see the hold and put the entry back.
+    A reader registers its hold before it looks for the entry, and this function checks for holds
+    after renaming the entry. So either the reader misses the entry, or its hold is seen here and
+    the entry is put back.
     """
     trash = store.root / "tmp" / f"trash-{uuid.uuid4().hex}"
     with store.removing():
@@ -95,7 +97,7 @@ def _remove(store: Store, candidate: _Candidate) -> bool:
 
 
 def _clear_leftovers(store: Store, dry_run: bool) -> int:
-    """Remove what killed processes left, and old quarantine; return its bytes."""
+    """Remove leftovers of killed processes and old quarantined entries; return the bytes freed."""
     freed = 0
     for path in [*store.root.glob("tmp/*"), *store.root.glob("quarantine/*")]:
         if _is_leftover(store, path):
@@ -135,6 +137,6 @@ def _is_building(store: Store, key: str) -> bool:
 
 
 def _age_seconds(folder: Path) -> float:
-    """Since the last change of the folder or of anything in it."""
+    """Seconds since the last change of the folder or of anything in it."""
     times = [p.lstat().st_mtime for p in (folder, *folder.rglob("*"))]
     return time.time() - max(times)

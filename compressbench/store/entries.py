@@ -1,4 +1,4 @@
-"""The store: entries under content keys, built once, published whole, verified on read."""
+"""The store: entries under content keys, built once, published atomically, verified on read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored result: its files in `folder`, and what is known of them in `manifest`."""
+    """One stored result: its files are in `folder`, its metadata in `manifest`."""
 
     key: str
     folder: Path
@@ -41,19 +41,19 @@ class Entry:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What the key was made of, credentials left out."""
+        """The parts that the key was computed from, without credentials."""
         parts: dict[str, Any] = self.manifest["parts"]
         return parts
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The plain JSON that the build returned."""
+        """Plain JSON returned by the build."""
         meta: dict[str, Any] = self.manifest["meta"]
         return meta
 
     @property
     def seconds(self) -> float:
-        """How long the build took."""
+        """Duration of the build."""
         return float(self.manifest["seconds"])
 
     @property
@@ -62,16 +62,15 @@ class Entry:
 
     @property
     def last_use(self) -> float:
-        """Seconds since the epoch."""
+        """Time of the last read, in seconds since the epoch."""
         return (self.folder / manifests.MANIFEST).stat().st_mtime
 
 
 class Store:
-    """A folder of entries that any number of processes may use at once.
+    """A folder of entries, safe for any number of processes at the same time.
 
-    `entries/ab/<key>/` holds what is published, `tmp/` what is being built, `locks/` one lock a
-    key, `quarantine/` what was found damaged, `pins/` what may not be collected. Folders appear
-    at the first write.
+    `entries/ab/<key>/` holds published entries, `tmp/` unfinished builds, `locks/` one lock per
+    key, `quarantine/` damaged entries, `pins/` reasons to keep an entry; created when needed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -80,22 +79,23 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """Where COMPRESSBENCH_STORE says, else `.compressbench` of the current folder."""
+        """The store at COMPRESSBENCH_STORE, or `.compressbench` in the current folder."""
         return cls(Path(os.environ.get(STORE_VARIABLE) or ".compressbench"))
 
     def folder(self, key: str) -> Path:
+        """The folder of an entry, existing or not. Raises UserError for a malformed key."""
         if not is_key(key):
-            raise UserError(f"a key has 64 hexadecimal digits, got {key!r}")
+            raise UserError(f"a key must have 64 hexadecimal digits, got {key!r}")
         return self.root / "entries" / key[:2] / key
 
     def all_keys(self) -> Iterator[str]:
-        """The keys of all entries, sorted; nothing is verified."""
+        """The keys of all entries, sorted, without verifying the entries."""
         for folder in sorted(self.root.glob("entries/??/*")):
             if is_key(folder.name):
                 yield folder.name
 
     def peek(self, key: str) -> Entry | None:
-        """The entry, its manifest checked but not its files; None when absent or damaged."""
+        """The entry with only its manifest verified; None if it is absent or damaged."""
         folder = self.folder(key)
         try:
             return Entry(key, folder, manifests.parse(folder, key))
@@ -103,16 +103,16 @@ class Store:
             return None
 
     def read(self, key: str) -> Entry | None:
-        """The entry of a key, or None when there is none.
+        """Read and verify an entry; return None if there is none.
 
-        The first read in a process checks every digest, later ones size and time of the files.
-        A damaged entry is moved to quarantine/ with a warning, and counts as absent.
+        The first read in a process verifies all digests, later ones only file sizes and times. A
+        damaged entry is moved to quarantine/ with a warning and treated as absent.
         """
         folder = self.folder(key)
         if (identity := self._identity(folder)) is None:
             return None
         if key not in self._verified:
-            self._hold(key)  # before looking: a collector looks for holds after taking away
+            self._hold(key)  # before the entry is opened: see `collect._remove`
         try:
             manifest = manifests.parse(folder, key)
             current = manifests.fingerprint(folder, manifest)
@@ -122,19 +122,19 @@ class Store:
             self._quarantine(key, identity, f"is damaged: {damage}")
             return None
         self._verified[key] = current
-        with suppress(OSError):  # a store that we may only read serves as well
+        with suppress(OSError):  # a read-only store can be used, too
             os.utime(folder / manifests.MANIFEST)
         return Entry(key, folder, manifest)
 
     def get_or_build(
         self, parts: Mapping[str, Any], build: Build, *, on_wait: Callable[[], None] | None = None
     ) -> tuple[Entry, bool]:
-        """The entry of `parts` and whether it was there (or another process just made it).
+        """Return the entry of `parts` and whether it existed (or another process just built it).
 
-        `build(folder)` writes files into an empty folder and returns plain JSON. Of several
-        processes one builds; the others wait, after calling `on_wait` once. When the builder dies
-        the next one takes over. Nothing is stored when `build` raises. Raises UserError when the
-        store cannot be written or is full.
+        `build(folder)` writes files into an empty folder and returns plain JSON; if it raises,
+        nothing is stored. If several processes need the same entry, one builds it and the others
+        wait, after calling `on_wait` once; if the builder dies, another takes over. Raises
+        UserError if the store is full or cannot be written.
         """
         key = content_key(parts)
         entry = self.read(key)
@@ -147,36 +147,36 @@ class Store:
             return self._build(key, parts, build), False
 
     def set_aside(self, entry: Entry, reason: str) -> None:
-        """Move an entry that cannot be used to quarantine/, with a warning; it counts as absent."""
+        """Move an unusable entry to quarantine/ with a warning; it is then treated as absent."""
         identity = self._identity(entry.folder)
         if identity is not None:
             self._quarantine(entry.key, identity, reason)
 
     def scratch(self, key: str) -> Path:
-        """A working folder for the build of a key; outlives a crash, removed on publication."""
+        """A working folder for building `key`; survives a crash, removed when the entry is done."""
         folder = self._scratch_path(key)
         with writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def pin(self, key: str, reason: str) -> None:
-        """Keep an entry from collection. Raises UserError when there is none of that key."""
+        """Protect an entry from collection. Raises UserError if there is no such entry."""
         if not self.folder(key).is_dir():
             raise UserError(f"no entry {key[:12]} to pin in {self.root}")
         with writing(self.root):
             pins.pin(self.root, key, reason)
 
     def unpin(self, key: str, reason: str | None = None) -> None:
-        """Remove one reason to keep an entry, or all of them."""
+        """Remove one reason to keep an entry, or all reasons."""
         with writing(self.root):
             pins.unpin(self.root, key, reason)
 
     def lock(self, key: str) -> FileLock:
-        """The lock that a builder of `key` holds; the kernel releases it when the holder dies."""
+        """The lock held while `key` is built; the kernel releases it if the holder dies."""
         return FileLock(self._lock_path(key))
 
     def try_lock(self, lock: FileLock) -> bool:
-        """Take a lock if it is free; False when another process has it."""
+        """Acquire a lock if it is free; return False if another process holds it."""
         with writing(self.root):
             try:
                 lock.acquire(timeout=0)
@@ -186,7 +186,7 @@ class Store:
 
     @contextmanager
     def removing(self) -> Iterator[None]:
-        """Taking an entry out of entries/ happens in one process at a time."""
+        """Hold the lock for moving entries out of entries/, one process at a time."""
         with writing(self.root), FileLock(self._lock_path("removal")):
             yield
 
@@ -210,12 +210,12 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
 
     def _hold(self, key: str) -> None:
-        with suppress(OSError):  # in a store that we may only read, nobody of ours collects
+        with suppress(OSError):  # not possible in a read-only store, where nothing is collected
             pins.hold(self.root, key)
 
     @contextmanager
     def _building(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[Entry | None]:
-        """Wait until the entry is there (yield it) or until it is ours to build (yield None)."""
+        """Wait until the entry exists (yield it) or this process may build it (yield None)."""
         lock = self.lock(key)
         while not self.try_lock(lock):
             if on_wait is not None:
@@ -269,13 +269,13 @@ class Store:
         return Entry(key, folder, manifest)
 
     def _clear_builds(self, key: str) -> None:
-        """Remove what builders of this key left when they were killed."""
+        """Remove the folders of killed builders of this key."""
         for path in self.root.glob(f"tmp/build-{key}-*"):
             if is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _quarantine(self, key: str, identity: int, reason: str) -> None:
-        """Set an entry aside, unless another process did so already and built it again."""
+        """Quarantine an entry, unless another process has already replaced it."""
         folder = self.folder(key)
         target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
         self._verified.pop(key, None)
@@ -284,13 +284,13 @@ class Store:
                 return
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
-            os.utime(target, follow_symlinks=False)  # its age counts from now
-        _log.warning("entry %s %s; set aside in %s, to be computed again",
+            os.utime(target, follow_symlinks=False)  # STALE_SECONDS count from now
+        _log.warning("entry %s %s; set aside in %s, will be computed again",
                      key[:12], reason, target)  # fmt: skip
 
 
 def is_abandoned(build: Path) -> bool:
-    """Whether the process that made a `tmp/build-<key>-<process>-<random>` folder is gone."""
+    """Whether the process that created `tmp/build-<key>-<process>-<random>` has ended."""
     token = build.name.split("-", 2)[-1].rpartition("-")[0]
     try:
         age = time.time() - build.stat().st_mtime

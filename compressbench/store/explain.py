@@ -1,4 +1,4 @@
-"""Why a stage is not stored: the nearest entry, and in what it differs."""
+"""Explains a cache miss: finds the most similar entry and lists the differences."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from compressbench.store.entries import Entry, Store
 from compressbench.store.keys import content_key
 
 _SHOWN = 8
-_LONGEST = 40  # characters of a value that are worth a place in the line
+_LONGEST = 40  # longer values are not shown
 _ABSENT = object()
 
 
 def explain(store: Store, parts: Mapping[str, Any]) -> str:
-    """One line: that `parts` is stored, or how the nearest entry of its kind and stage differs.
+    """Say in one line that `parts` is stored, or how the most similar entry differs.
 
-    The nearest has the fewest differing leaves; of several, the one used last.
+    That is the entry of the same kind and stage with the fewest differing values; of several, the
+    one used last.
     """
     key = content_key(parts)
     if store.folder(key).is_dir():
@@ -36,19 +37,22 @@ def explain(store: Store, parts: Mapping[str, Any]) -> str:
     ]
     if not near:
         what = parts.get("stage") or parts.get("kind") or "this kind"
-        return f"nothing of {what} is stored yet"
+        return f"the store has no result of {what} yet"
     return difference(min(near)[-1], wanted)
 
 
 def difference(entry: Entry, wanted: Mapping[str, Any]) -> str:
-    """`differs from 3fa9... in: config.sparsity 0.5 → 0.6; code`: stored → wanted."""
+    """Describe differences as `differs from 3fa9... in: config.sparsity 0.5 → 0.6; code`.
+
+    Values are shown as stored → wanted; long values are left out.
+    """
     stored = leaves(entry.parts, lists=True)
     wanted = leaves(wanted, lists=True)
     names = _differing(stored, wanted)
-    told = [_told(name, stored, wanted) for name in names[:_SHOWN]]
+    texts = [_change(name, stored, wanted) for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
-        told.append(f"{len(names) - _SHOWN} more")
-    return f"differs from {entry.key[:12]} in: " + ("; ".join(told) or "credentials alone")
+        texts.append(f"{len(names) - _SHOWN} more")
+    return f"differs from {entry.key[:12]} in: " + ("; ".join(texts) or "credentials only")
 
 
 def _is_alike(entry: Entry, parts: Mapping[str, Any]) -> bool:
@@ -56,7 +60,7 @@ def _is_alike(entry: Entry, parts: Mapping[str, Any]) -> bool:
 
 
 def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The names whose leaves differ, what the user set himself (config) first."""
+    """The names whose values differ, those of the config first."""
     names = {n for n in stored.keys() | wanted.keys() if _differs(n, stored, wanted)}
     return sorted(names, key=lambda name: (not name.startswith("config."), name))
 
@@ -66,7 +70,7 @@ def _differs(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     return a != b or isinstance(a, bool) != isinstance(b, bool)
 
 
-def _told(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _change(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     values = [_shown(side.get(name, _ABSENT)) for side in (stored, wanted)]
     if any(len(value) > _LONGEST for value in values):
         return name

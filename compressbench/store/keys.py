@@ -1,4 +1,4 @@
-"""Content keys: SHA-256 over canonical JSON."""
+"""Computes content keys: SHA-256 over canonical JSON."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import rfc8785
 from compressbench.core.errors import UserError
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_LARGEST_INTEGER = 2**53 - 1  # beyond it, JSON numbers are not exact
+_LARGEST_INTEGER = 2**53 - 1  # larger integers are not exact as JSON numbers
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON (RFC 8785) of a plain tree: mappings, lists, tuples, strings, numbers.
+    """Canonical JSON (RFC 8785) of nested mappings, lists, tuples, strings and numbers.
 
-    Tuples are lists; 1.0 and 1 are one number. Raises UserError for a number that JSON cannot
-    hold exactly, TypeError for what is no JSON at all (a Path: say its digest instead).
+    Tuples are written as lists; 1.0 and 1 are the same number. Raises UserError for a number that
+    JSON cannot represent exactly, TypeError for any other type (for a Path, pass its digest).
     """
     return rfc8785.dumps(_plain(value, ""))
 
@@ -31,11 +31,12 @@ def content_key(parts: Mapping[str, Any]) -> str:
 
 
 def is_key(text: str) -> bool:
+    """Whether `text` has the form of a content key."""
     return _KEY.fullmatch(text) is not None
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` in the types that rfc8785 takes; `where` is its dotted name, for errors."""
+    """Convert `value` to the types that rfc8785 accepts; `where` is its dotted name for errors."""
     if isinstance(value, Mapping):
         return {_name(key, where): _plain(v, f"{where}.{key}") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,7 +47,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _name(key: Any, where: str) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"{where.lstrip('.')}: the name {key!r} is no string")
+        raise TypeError(f"{where.lstrip('.')}: the key {key!r} is not a string")
     _check_leaf(key, where.lstrip(".") or "the value")
     return key
 

@@ -1,4 +1,4 @@
-"""The manifest of an entry: what went in, what came out, and a digest of every file."""
+"""Writes and verifies manifests: the inputs of an entry, its results, a digest of every file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 class DamagedError(Exception):
-    """An entry is not what was stored; the text says in what."""
+    """An entry is not as it was stored; the text says what has changed."""
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """`{name: {"size", "sha256"}}` of every file below a folder, names relative with `/`."""
+    """`{name: {"size", "sha256"}}` of every file in a folder tree; names are relative, with `/`."""
     return {
         path.relative_to(folder).as_posix(): {
             "size": path.lstat().st_size,
@@ -34,20 +34,22 @@ def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def regular_files(folder: Path) -> Iterator[Path]:
-    """The files below a folder. Raises CheckFailedError for links and other special files."""
+    """The files in a folder tree. Raises CheckFailedError for links and other special files."""
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode):
             yield path
         elif not stat.S_ISDIR(mode):
-            raise CheckFailedError(f"{path.relative_to(folder)} is no plain file: not stored")
+            raise CheckFailedError(
+                f"{path.relative_to(folder)} is not a regular file and cannot be stored"
+            )
 
 
 def compose(
     key: str, parts: Mapping[str, Any], meta: Mapping[str, Any], seconds: float, created: str,
     files: Mapping[str, Any],
 ) -> bytes:  # fmt: skip
-    """The manifest's bytes, credentials left out, with a digest of itself in `sha256`."""
+    """The bytes of a manifest, without credentials; `sha256` is the digest of its other fields."""
     content = {
         "schema": _SCHEMA,
         "key": key,
@@ -62,9 +64,9 @@ def compose(
 
 
 def parse(folder: Path, key: str) -> dict[str, Any]:
-    """The manifest in `folder`, without its own digest.
+    """Read the manifest in `folder`, without its own digest.
 
-    Raises DamagedError unless it is whole and belongs to `key`.
+    Raises DamagedError if it is incomplete, changed, or of another entry than `key`.
     """
     path = folder / MANIFEST
     if folder.is_symlink() or path.is_symlink():
@@ -84,7 +86,10 @@ def parse(folder: Path, key: str) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path, manifest: Mapping[str, Any]) -> Fingerprint:
-    """What changes when a file is replaced, cheaper than its digest. Checks kinds and sizes."""
+    """Name, inode, size and time of every file: changes if a file is replaced, cheap to compute.
+
+    Raises DamagedError if a file is missing, is a link or has another size.
+    """
     root = folder.resolve()
     found = []
     for name, expected in manifest["files"].items():
@@ -99,6 +104,7 @@ def fingerprint(folder: Path, manifest: Mapping[str, Any]) -> Fingerprint:
 
 
 def check_digests(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise DamagedError if the contents of a file have changed."""
     for name, expected in manifest["files"].items():
         try:
             actual = _file_digest(folder / name)
@@ -120,5 +126,5 @@ def _own_digest(content: Mapping[str, Any]) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    """Of no link: one may have taken the file's place after its name was checked."""
+    """Digest of a file that fails for a link, which may have replaced the file after its check."""
     return file_digest(path, follow_links=False)

@@ -1,7 +1,7 @@
-"""What must stay in the store: entries pinned for a reason, entries that a live process uses.
+"""Records which entries must be kept: those pinned by the user and those in use by a live process.
 
-`pins/<key>/` holds one file a reason: `pin-<digest>` with the reason in it, and an empty
-`process-<token>` of each process that read the entry; the latter counts while that process lives.
+`pins/<key>/` has one file per reason: `pin-<digest>`, which contains the reason, and an empty
+`process-<token>` for each process that has read the entry, valid while that process lives.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ _PINS = "pins"
 
 
 def pin(root: Path, key: str, reason: str) -> None:
+    """Protect an entry from collection until `unpin`."""
     _write(root, key, _name(reason), reason)
 
 
 def hold(root: Path, key: str) -> None:
-    """Keep an entry from collection for as long as this process lives."""
+    """Protect an entry from collection as long as this process lives."""
     _write(root, key, f"process-{process_token()}", "")
 
 
 def unpin(root: Path, key: str, reason: str | None = None) -> None:
-    """Remove one reason, or all of them."""
+    """Remove one reason to keep an entry, or all reasons."""
     pattern = "pin-*" if reason is None else _name(reason)
     for path in (root / _PINS / key).glob(pattern):
         path.unlink(missing_ok=True)
 
 
 def reasons(root: Path, key: str) -> list[str]:
-    """Why an entry stays; empty when it may be collected."""
+    """The reasons to keep an entry; empty if it may be collected."""
     found = []
     for path in sorted((root / _PINS / key).glob("*")):
         if path.name.startswith("pin-"):
@@ -44,17 +45,17 @@ def reasons(root: Path, key: str) -> list[str]:
 
 
 def prune(root: Path, key: str) -> None:
-    """Drop the marks of processes that are gone."""
+    """Remove the marks of processes that have ended."""
     folder = root / _PINS / key
     for path in folder.glob("process-*"):
         if not _is_held(path):
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty, or somebody else was here
+    with suppress(OSError):  # not empty, or already removed by another process
         folder.rmdir()
 
 
 def marked(root: Path) -> list[str]:
-    """The keys that have marks of any kind, of live processes or dead ones."""
+    """The keys that have any marks, also those of processes that have ended."""
     return sorted(path.name for path in (root / _PINS).glob("*"))
 
 
@@ -72,7 +73,7 @@ def _write(root: Path, key: str, name: str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.write_text(text, encoding="utf-8")
-        except FileNotFoundError:  # a collector pruned the empty folder in this moment
+        except FileNotFoundError:  # `prune` of another process removed the empty folder meanwhile
             if last:
                 raise
 

@@ -1,4 +1,4 @@
-"""Names for processes that can be told alive from dead later, also after their id is reused."""
+"""Identifies processes so that others can tell whether they still run, even if an id is reused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compressbench.core.digests import digest
 
-FOREIGN_SECONDS = 24 * 3600.0  # how long a process that cannot be looked up counts as alive
+FOREIGN_SECONDS = 24 * 3600.0  # how long a process of another machine is assumed to be alive
 
 
 def process_token() -> str:
@@ -20,8 +20,8 @@ def process_token() -> str:
 def is_alive(token: str, age_seconds: float) -> bool:
     """Whether the process of a token still runs.
 
-    One of another machine (or container, or boot) cannot be looked up: it counts as alive while
-    what it left is younger than a day. Anything that is no token has no owner.
+    A process of another machine, container or boot cannot be looked up: it is assumed to be alive
+    while its file, of age `age_seconds`, is younger than a day. False for a malformed token.
     """
     machine, _, rest = token.partition("-")
     pid, _, start = rest.partition("-")
@@ -33,7 +33,7 @@ def is_alive(token: str, age_seconds: float) -> bool:
 
 
 def _machine() -> str:
-    """Host, boot and process-id namespace: within one of them a pid means one process."""
+    """Digest of host, boot and pid namespace, within which a pid identifies a process."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     known = [
@@ -50,15 +50,15 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # another user's
+        return True  # it belongs to another user
     return True
 
 
 def _start_time(pid: int) -> int | None:
-    """Start in clock ticks since boot; None where the system does not say or it has ended."""
+    """Start time in clock ticks since boot; None if unknown or if the process has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
+    fields = stat.rpartition(")")[2].split()  # the command before ")" may contain spaces
     return None if fields[0] in "ZX" else int(fields[19])

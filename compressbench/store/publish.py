@@ -1,4 +1,4 @@
-"""Atomic publication: a folder appears whole under its name, or not at all."""
+"""Publishes a folder atomically: it appears complete under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def publish(temporary: Path, target: Path, manifest: bytes) -> bool:
-    """Make `temporary` durable and rename it to `target`; False when `target` was there already.
+    """Flush `temporary` to disk and rename it to `target`; return False if `target` exists.
 
-    Order: files, the manifest, their folders, the rename, the folder above. A kill at any point
-    leaves `target` absent or complete.
+    Order of the flushes: files, manifest, their folders, then (after the rename) the parent folder.
+    If the process is killed at any point, `target` is either absent or complete.
     """
     for path in regular_files(temporary):
         sync(path)
@@ -45,31 +45,34 @@ def publish(temporary: Path, target: Path, manifest: bytes) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Also of a writer in Rust (safetensors), which says the number in words."""
+    """Whether an error means that the disk is full or a quota or file size limit is reached.
+
+    Errors of Rust writers (safetensors) have the error number only in their text.
+    """
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def disk_full(root: Path, folder: Path, error: BaseException) -> UserError:
-    """What to tell the user when `folder`, below `root`, did not fit."""
+    """The error for the user if `folder` does not fit into the store at `root`."""
     free = shutil.disk_usage(root).free
     limited = isinstance(error, OSError) and error.errno == errno.EFBIG
-    had = tree_bytes(folder) + (0 if limited else free)  # some writers remove what did not fit
+    had = tree_bytes(folder) + (0 if limited else free)  # some writers delete their partial file
     return UserError(
         f"the store {root} is full: this entry needs more than {had} bytes, {free} are free; "
-        "make room (compressbench store collect) or point COMPRESSBENCH_STORE elsewhere"
+        "free space (compressbench store collect) or set COMPRESSBENCH_STORE to another folder"
     )
 
 
 def tree_bytes(folder: Path) -> int:
-    """The sum of the sizes of the files below a folder."""
+    """Total size of all files in a folder tree."""
     return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_symlink() or p.is_file())
 
 
 @contextmanager
 def writing(root: Path, folder: Path | None = None) -> Iterator[None]:
-    """Turn a failure of our own work below `root` into one line for the user."""
+    """Turn an OSError in the block into a UserError about the store at `root`."""
     try:
         yield
     except OSError as error:
@@ -77,5 +80,5 @@ def writing(root: Path, folder: Path | None = None) -> Iterator[None]:
             raise disk_full(root, folder or root / "none", error) from error
         raise UserError(
             f"the store {root} cannot be used: {error.strerror or error} "
-            f"({error.filename or root}); point COMPRESSBENCH_STORE to a folder that can"
+            f"({error.filename or root}); set COMPRESSBENCH_STORE to a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""Digests of source code: what a stage's result depends on beside its config."""
+"""Computes digests of source code, which a stage's result depends on besides its config."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from compressbench.core.errors import UserError
 
 _OURS = __name__.partition(".")[0]
 _Asked = tuple[tuple[str, ...], str, tuple[str, ...]]
-_known: dict[_Asked, tuple[dict[Path, tuple[int, int] | None], str]] = {}  # this process's answers
+_known: dict[_Asked, tuple[dict[Path, tuple[int, int] | None], str]] = {}  # cache of this process
 
 
 def source_digest(targets: Iterable[str]) -> str:
-    """SHA-256 (hex) over the sources that the dotted `targets` are made of.
+    """SHA-256 (hex) over the import closures of the dotted `targets`.
 
-    A target is a module or something in one (`mymodel.Net`). Its closure: its module, the
-    packages around it, and all that these import anywhere in their text and that is this
-    package's or the user's own. Files count byte by byte, under their module's name, wherever
-    they lie; an installed library counts as its record of what was installed. Nothing is
-    imported. Imports by a computed name are not seen. Raises UserError for an unknown target.
+    A target is a module or something in one (`mymodel.Net`). Its closure consists of its module,
+    the packages around it, and every module of this package or of the user that these import
+    anywhere in their text. Files are hashed byte by byte under the name of their module, whatever
+    their location; a target in an installed library is represented by the RECORD of its
+    distribution. Nothing is imported to find this out, so imports by a computed name are missed.
+    Raises UserError for an unknown target.
     """
     asked = (tuple(targets), str(Path.cwd()), tuple(sys.path))
     before, digest = _known.get(asked, ({}, ""))
     if not before or _state(before) != before:
-        importlib.invalidate_caches()  # a file may have been written a moment ago
+        importlib.invalidate_caches()  # to see files written since the last lookup
         digest, files = _digest_of(asked[0])
         folders = {path.parent for path in files} | {Path(folder) for folder in sys.path}
         _known[asked] = (_state([*files, *folders]) if files else {}), digest
@@ -43,19 +44,19 @@ def source_digest(targets: Iterable[str]) -> str:
 
 
 def _state(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | None]:
-    """What shows that a file was written, or that one came into a folder."""
-    found: dict[Path, tuple[int, int] | None] = {}
+    """Time and size of files and folders; changes if a file is written or added to a folder."""
+    state: dict[Path, tuple[int, int] | None] = {}
     for path in paths:
         try:
             status = path.stat()
-            found[path] = (status.st_mtime_ns, status.st_size)
+            state[path] = (status.st_mtime_ns, status.st_size)
         except OSError:
-            found[path] = None
-    return found
+            state[path] = None
+    return state
 
 
 def _digest_of(targets: Iterable[str]) -> tuple[str, list[Path]]:
-    """The digest, and the files that it is made of; none when some are an installed library's."""
+    """The digest and the files it was computed from; no files if a target is in a library."""
     finder = _Finder()
     closure: dict[str, str] = {}
     waiting: list[str] = []
@@ -76,7 +77,7 @@ def _digest_of(targets: Iterable[str]) -> tuple[str, list[Path]]:
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name; `not installed` where there is none."""
+    """Installed versions by distribution name, or `not installed`."""
     return {name: _version(name) for name in names}
 
 
@@ -89,8 +90,9 @@ def _version(name: str) -> str:
 
 
 def _installed_digest(top: str, finder: _Finder) -> str:
-    """Of the RECORD (file digests) of the distributions that hold a module; of Python's version
-    for what is in none of them: the standard library.
+    """Digest of the RECORD (file digests) of the distributions that contain a module.
+
+    The Python version for modules of no distribution, that is, the standard library.
     """
     marks = (f"\n{top}/".encode(), f"\n{top}.py,".encode())
     found = []
@@ -102,7 +104,7 @@ def _installed_digest(top: str, finder: _Finder) -> str:
 
 
 def _follow(names: Iterable[str], finder: _Finder) -> dict[str, Path]:
-    """Module name -> file, of `names` and of what they import, as far as it is own code."""
+    """Map module names to files, for `names` and the modules of own code that they import."""
     closure: dict[str, Path] = {}
     waiting = list(names)
     while waiting:
@@ -119,9 +121,9 @@ def _follow(names: Iterable[str], finder: _Finder) -> dict[str, Path]:
     return closure
 
 
-@lru_cache(maxsize=4096)  # a sweep asks for the same sources with every trial
+@lru_cache(maxsize=4096)  # a sweep parses the same sources for every trial
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """Dotted names that a source imports; `m.x` for `from m import x`, also if x is no module."""
+    """Dotted names that a source imports; `m.x` for `from m import x`, module or not."""
     return tuple(_walk(source, package))
 
 
@@ -129,7 +131,7 @@ def _walk(source: bytes, package: str) -> Iterator[str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return  # its bytes count; whoever imports it says what is wrong
+        return  # its bytes are hashed all the same; importing it reports the error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -139,7 +141,7 @@ def _walk(source: bytes, package: str) -> Iterator[str]:
 
 
 def _base(node: ast.ImportFrom, package: str) -> str:
-    """The absolute name of the module in `from ..m import x`, written in `package`."""
+    """The absolute name of the module in `from ..m import x`, in a module of `package`."""
     if node.level == 0:
         return node.module or ""
     kept = package.split(".")
@@ -148,7 +150,7 @@ def _base(node: ast.ImportFrom, package: str) -> str:
 
 
 class _Finder:
-    """Finds the files of modules without importing them. Good for one digest."""
+    """Finds the files of modules without importing them. Caches, so use a new one per digest."""
 
     def __init__(self) -> None:
         self._top = cache(_top)
@@ -158,7 +160,7 @@ class _Finder:
         self._installed = tuple(_installed_folders())
 
     def modules(self, dotted: str) -> list[str]:
-        """The modules on the way to a dotted name: packages, the module; not what is in it."""
+        """The packages and the module on the path of a dotted name, without attributes."""
         parts = dotted.split(".")
         found: list[str] = []
         for end in range(1, len(parts) + 1):
@@ -169,7 +171,7 @@ class _Finder:
         return found
 
     def reached(self, imported: str) -> list[str]:
-        """`modules`; for `package.*` all modules right below the package as well."""
+        """`modules` of a name; for `package.*` also all modules directly in the package."""
         package, star, _ = imported.partition(".*")
         below = [
             f"{package}.{path.stem}"
@@ -180,7 +182,7 @@ class _Finder:
         return self.modules(package) + below
 
     def is_own(self, dotted: str) -> bool:
-        """Whether a name leads to this package or outside the interpreter's library folders."""
+        """Whether a name belongs to this package or is outside the interpreter's libraries."""
         return self._own(dotted.partition(".")[0])
 
     def _is_own(self, top: str) -> bool:
@@ -195,7 +197,7 @@ class _Finder:
         return next(iter(self._folders(top)), None) or self.file(top) or Path()
 
     def _file(self, name: str) -> Path | None:
-        """The file of a module or the `__init__` of a package; None for a namespace or nothing."""
+        """The file of a module, or the `__init__` of a package; None if there is none."""
         parent, _, leaf = name.rpartition(".")
         if not parent:
             return self._top(name)[0]
@@ -204,7 +206,7 @@ class _Finder:
         return next((path for path in candidates if path.is_file()), None)
 
     def _look_for_folders(self, name: str) -> list[Path]:
-        """Where the submodules of a package lie; empty for a plain module."""
+        """The folders with the submodules of a package; empty for a plain module."""
         parent, _, leaf = name.rpartition(".")
         if not parent:
             return self._top(name)[1]
@@ -212,8 +214,8 @@ class _Finder:
 
 
 def _top(name: str) -> tuple[Path | None, list[Path]]:
-    """File and package folders of a top-level module; (None, []) when it has none."""
-    if name in sys.builtin_module_names:  # no file of its own: a place among the library's
+    """File and package folders of a top-level module; (None, []) if it has none."""
+    if name in sys.builtin_module_names:  # built-in modules have no file
         return Path(sysconfig.get_path("stdlib")) / name, []
     try:
         spec = None if name == "__main__" else importlib.util.find_spec(name)

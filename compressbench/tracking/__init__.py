@@ -1,1 +1,1 @@
-"""MLflow: what is logged, and the process that logs it."""
+"""Logs runs and sweeps to MLflow, from a separate process."""

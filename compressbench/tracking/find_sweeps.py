@@ -1,4 +1,4 @@
-"""Sweeps by folder, by name or by MLflow experiment."""
+"""Finds sweeps by folder, by name or by MLflow experiment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from compressbench.results.sweep_file import SWEEP_FILE, TOPS, read_sweep
 
 
 def find(name: str) -> list[Sweep]:
-    """The sweep of a folder or a name, or all sweeps of an MLflow experiment. Raises UserError."""
+    """The sweep with this folder or name, or all sweeps of the MLflow experiment of this name.
+
+    Raises UserError if there is none, or if several sweeps have the name.
+    """
     path = Path(name)
     if path.name == SWEEP_FILE:
         path = path.parent
@@ -22,7 +25,7 @@ def find(name: str) -> list[Sweep]:
     named = [sweep for sweep in stored if sweep.name == name]
     if len(named) > 1:
         folders = ", ".join(sweep.folder for sweep in named)
-        raise UserError(f"{len(named)} sweeps are named {name!r}, give a folder: {folders}")
+        raise UserError(f"{len(named)} sweeps are named {name!r}; give a folder: {folders}")
     if named:
         return named
     from compressbench.tracking.mlflow_client import sweep_folders
@@ -30,13 +33,14 @@ def find(name: str) -> list[Sweep]:
     logged = [read_sweep(folder) for folder in sweep_folders(name)]
     if not logged:
         known = ", ".join(sorted({sweep.name for sweep in stored}))
-        have = f"; there are {known}" if known else f" (looked below {', '.join(TOPS)}/)"
-        raise UserError(f"{name}: no sweep and no MLflow experiment with sweeps{have}")
+        places = ", ".join(f"{top}/" for top in TOPS)
+        have = f"; existing sweeps: {known}" if known else f" (searched {places})"
+        raise UserError(f"{name}: no such sweep, and no MLflow experiment with sweeps{have}")
     return logged
 
 
 def _sweep_files() -> list[Path]:
-    """Of the working folder; trial folders, which may be thousands, are not entered."""
+    """The sweep files in the working folder, without searching the many trial folders."""
     patterns = ("*", "*/*", "*/*/*")
     return sorted(
         file for top in TOPS for p in patterns for file in Path(top).glob(f"{p}/{SWEEP_FILE}")
@@ -44,13 +48,13 @@ def _sweep_files() -> list[Path]:
 
 
 def check_comparable(sweeps: Sequence[Sweep]) -> None:
-    """UserError unless the sweeps have one metric, the same objectives, and something to show."""
+    """Raise UserError unless all sweeps have the same metric and objectives and a usable trial."""
     first = sweeps[0]
     for sweep in sweeps:
         if (sweep.metric, sweep.objectives) != (first.metric, first.objectives):
             raise UserError(
-                f"{first.name} and {sweep.name} have other objectives: {_objectives(first)}; "
-                f"{_objectives(sweep)}"
+                f"{first.name} and {sweep.name} have different objectives: "
+                f"{_objectives(first)}; {_objectives(sweep)}"
             )
         if not fronts.candidates(sweep):
             states = [trial.state for trial in sweep.trials]

@@ -1,8 +1,8 @@
-"""MLflow's own charts of a sweep's trials, prepared: a saved view of the experiment page.
+"""Prepares MLflow's own charts of the trials of a sweep, as a saved view of the experiment page.
 
-Undocumented format of MLflow 3.15 to 3.18: the experiment tag `mlflow.sharedViewState.KEY` holds
-JSON whose `state` is the page's state, deflated. Should a later MLflow not know it, its page opens
-without charts; nothing else depends on it.
+The format is undocumented and works in MLflow 3.15 to 3.18: the experiment tag
+`mlflow.sharedViewState.KEY` holds JSON whose `state` is the compressed state of the page. A version
+that does not support it opens the page without charts; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,22 @@ _MOST_RUNS = 500  # the most that MLflow's charts offer
 
 
 def view_key(sweep: str) -> str:
+    """The key of the saved view of a sweep."""
     return digest([sweep])
 
 
 def view_tag(
     sweep: str, name: str, parent: str, axes: tuple[str, str], params: Sequence[str], time_ms: int
 ) -> tuple[str, str]:
-    """Key and value of the tag: accuracy over size, and parallel coordinates of the trials.
+    """Key and value of the tag for a scatter chart and a parallel coordinates chart of the trials.
 
-    `parent` is the MLflow run of the sweep, `axes` the metrics across and up, `params` the settings
-    by their names in MLflow.
+    Args:
+        sweep: Identifier of the sweep.
+        name: Name of the view.
+        parent: MLflow run of the sweep.
+        axes: Metrics on the x and y axes.
+        params: Settings to show, by their names in MLflow.
+        time_ms: Creation time, Unix time in milliseconds.
     """
     state = json.dumps(_page(sweep, parent, axes, params), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
@@ -38,7 +44,7 @@ def view_tag(
 
 
 def _page(sweep: str, parent: str, axes: tuple[str, str], params: Sequence[str]) -> dict[str, Any]:
-    section, across, up = f"{view_key(sweep)[:8]}-front", *axes
+    section, x, y = f"{view_key(sweep)[:8]}-front", *axes
     shared = {
         "runsCountToCompare": _MOST_RUNS,
         "metricSectionId": section,
@@ -48,27 +54,27 @@ def _page(sweep: str, parent: str, axes: tuple[str, str], params: Sequence[str])
     scatter = {
         "uuid": f"{section}-scatter",
         "type": "SCATTER",
-        "displayName": f"{up} over {across}",
-        "xaxis": {"key": across, "type": "METRIC"},
-        "yaxis": {"key": up, "type": "METRIC"},
+        "displayName": f"{y} over {x}",
+        "xaxis": {"key": x, "type": "METRIC"},
+        "yaxis": {"key": y, "type": "METRIC"},
     }
     parallel = {
         "uuid": f"{section}-parallel",
         "type": "PARALLEL",
         "displayName": "Settings and figures of all trials",
         "selectedParams": list(params),
-        "selectedMetrics": [across, up],
+        "selectedMetrics": [x, y],
         "showAllRuns": True,
     }
     return {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
-        "orderByKey": f"metrics.`{up}`",
+        "orderByKey": f"metrics.`{y}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": [f"metrics.`{up}`", f"metrics.`{across}`", "tags.`pareto`"],
+        "selectedColumns": [f"metrics.`{y}`", f"metrics.`{x}`", "tags.`pareto`"],
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

@@ -1,7 +1,7 @@
-"""MLflow: draining the outbox of a run into it, while the run goes on or later.
+"""Drains the outbox of a run into MLflow, during the run or later.
 
-Draining again is harmless: a run is found by its tag `compressbench.run`, and a metric with the
-same name, step, value and time is kept once.
+Draining is idempotent: a run is found by its tag `compressbench.run`, and MLflow keeps a metric
+with the same name, step, value and time only once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ KIND_TAG = "compressbench.kind"
 NOTE_TAG = "mlflow.note.content"
 RETRY_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-NOTE_LIMIT, _PARAMS, METRICS = 7900, 100, 500  # of MLflow, per request
+NOTE_LIMIT, _PARAMS, METRICS = 7900, 100, 500  # limits of MLflow per request
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-_LIGHT = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # else seven processes that nobody needs here
+_LIGHT = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"  # saves seven processes that are not needed
 _DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with the next one: a dead server costs 5 s, not 240
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with the timeout: a dead server costs 5 s, not 240 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -40,13 +40,14 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class TrackingStore:
-    """Where MLflow keeps runs: a server or a database, and the artifact folder beside it."""
+    """Where MLflow keeps runs: a server, or a database with an artifact folder."""
 
     uri: str
     artifacts: str | None = None
 
     @property
     def shown(self) -> str:
+        """The URI without credentials."""
         shown: str = redact(self.uri)
         return shown
 
@@ -56,7 +57,7 @@ class TrackingStore:
 
 
 def tracking_store(uri: str) -> TrackingStore:
-    """The store of a URL, with its credentials. Raises UserError when MLflow cannot take it."""
+    """The store at a URL, which may contain credentials. Raises UserError for an unknown scheme."""
     scheme = uri.partition("://")[0].partition("+")[0]
     if "://" not in uri or scheme not in _SCHEMES:
         raise UserError(
@@ -67,7 +68,7 @@ def tracking_store(uri: str) -> TrackingStore:
 
 
 def open_commands(store: TrackingStore, experiment: str, run: str) -> tuple[str, str]:
-    """The command that serves MLflow and the run's link; no command where a server runs already."""
+    """The command that starts MLflow ("" for a server, which already runs), and the run's link."""
     page = f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
     if store.is_server:
         return "", f"{store.shown.rstrip('/')}/{page}"
@@ -77,7 +78,7 @@ def open_commands(store: TrackingStore, experiment: str, run: str) -> tuple[str,
 
 
 def chart_link(store: TrackingStore, experiment: str, view: str) -> str:
-    """The link of a saved view of an experiment's runs in MLflow's own charts."""
+    """The link of a saved view in MLflow's own charts."""
     page = (
         f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         f"&compareRunsMode=CHART&viewStateShareKey={view}"
@@ -87,10 +88,10 @@ def chart_link(store: TrackingStore, experiment: str, view: str) -> str:
 
 
 def work(folder: str, artifacts: str) -> int:
-    """Drain the outbox of `folder` until the run ends; 0 when MLflow has everything.
+    """Drain the outbox of `folder` until the run ends; return 0 if MLflow then has everything.
 
-    The run's end of the standard input is the lifeline: a byte says that the run is over, its
-    closing that the run was killed.
+    Standard input signals the end: the run writes a byte when it is over, and the pipe closes if
+    the run is killed.
     """
     from filelock import FileLock
 
@@ -108,12 +109,13 @@ def work(folder: str, artifacts: str) -> int:
 
 
 def await_end(ended: threading.Event) -> None:
+    """Set `ended` when standard input has a byte or is closed."""
     os.read(0, 1)
     ended.set()
 
 
 def drain(outbox: Outbox, store: TrackingStore, ended: bool) -> str:
-    """Log what `store` does not have yet. Returns "", or what is in the way."""
+    """Log the operations that `store` does not have yet; return "" or the problem."""
     state = outbox.state(store.shown)
     operations = outbox.read()
     if state["done"] == len(operations) and (not ended or is_finished(operations)):
@@ -126,7 +128,7 @@ def drain(outbox: Outbox, store: TrackingStore, ended: bool) -> str:
             state |= {"done": state["done"] + 1, "problem": ""}
             outbox.mark(store.shown, state)
         if ended and not is_finished(operations):
-            client.set_terminated(state["run"], "KILLED")  # the run died without a word
+            client.set_terminated(state["run"], "KILLED")  # the run was killed before its end
     except caught as error:
         problem = explain(error, store)
         print(redact(f"{store.shown}: {error}"), file=sys.stderr)
@@ -136,11 +138,12 @@ def drain(outbox: Outbox, store: TrackingStore, ended: bool) -> str:
 
 
 def is_finished(operations: Sequence[Operation]) -> bool:
+    """Whether the last operation is the end of the run."""
     return bool(operations) and operations[-1]["do"] == "finish"
 
 
 def troubles() -> tuple[type[Exception], ...]:
-    """What MLflow raises when it is away or refuses; imports it, with our settings."""
+    """The exceptions of MLflow if it is unreachable or rejects a request. Imports MLflow."""
     quiet()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -149,20 +152,20 @@ def troubles() -> tuple[type[Exception], ...]:
 
 
 def is_refusal(error: Exception, store: TrackingStore) -> bool:
-    """Whether MLflow answered, and said no: another run may fare better."""
+    """Whether MLflow answered and rejected the request, so that other runs may still succeed."""
     from mlflow.exceptions import MlflowException, RestException
 
     return isinstance(error, RestException if store.is_server else MlflowException)
 
 
 def quiet() -> None:
-    """Settings that MLflow reads when it is imported; the user's own win."""
+    """Set the defaults that MLflow reads on import, unless the user has set them."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def client_of(store: TrackingStore) -> Any:
-    """A client; a new local database is set up by one process at a time."""
+    """A client of the store; only one process at a time sets up a new local database."""
     from filelock import FileLock
     from mlflow import MlflowClient
 
@@ -176,6 +179,7 @@ def client_of(store: TrackingStore) -> Any:
 
 
 def explain(error: Exception, store: TrackingStore) -> str:
+    """The problem in a few words, to follow the name of the store in a message."""
     if store.is_server and not is_refusal(error, store):
         return "is unreachable"
     first = str(redact(str(error))).partition("\n")[0]
@@ -189,7 +193,7 @@ def apply(
     outbox: Outbox,
     store: TrackingStore,
 ) -> dict[str, Any]:
-    """Do one operation; returns what is new in the state."""
+    """Apply one operation; return the changes of the state."""
     match operation["do"]:
         case "start":
             return _open_run(client, operation, store)
@@ -206,24 +210,24 @@ def apply(
         case "finish":
             client.set_terminated(state["run"], operation["status"], operation["time"])
         case unknown:
-            raise UserError(f"{outbox.records}: unknown operation {unknown!r}: a newer version's?")
+            raise UserError(f"{outbox.records}: unknown operation {unknown!r}; a newer version's?")
     return {}
 
 
 def _open_run(client: Any, operation: Operation, store: TrackingStore) -> dict[str, Any]:
-    """The run with this tag, created when there is none, with its parameters."""
+    """Find the run with this tag, or create it, and log its parameters."""
     from mlflow.entities import Param
 
     experiment = _experiment(client, operation["experiment"], store.artifacts)
     wanted = f"tags.`{RUN_TAG}` = '{operation['tags'][RUN_TAG]}'"
-    found = client.search_runs([experiment], wanted)
-    run = found[0] if found else client.create_run(
+    runs = client.search_runs([experiment], wanted)
+    run = runs[0] if runs else client.create_run(
         experiment, operation["time"], operation["tags"], operation["name"]
     )  # fmt: skip
     if run.info.status != "RUNNING":
-        client.update_run(run.info.run_id, "RUNNING")  # it goes on after a crash
-    there = run.data.params  # a value that was logged cannot change, such as n_trials
-    new = [Param(*item) for item in operation["params"].items() if item[0] not in there]
+        client.update_run(run.info.run_id, "RUNNING")  # the run is resumed after a crash
+    logged = run.data.params  # MLflow does not allow a logged value to change, such as n_trials
+    new = [Param(*item) for item in operation["params"].items() if item[0] not in logged]
     for chunk in chunks(new, _PARAMS):
         client.log_batch(run.info.run_id, params=chunk)
     return {"experiment": experiment, "run": run.info.run_id}
@@ -238,7 +242,7 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
             created: str = client.create_experiment(name, artifact_location=artifacts)
             return created
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another run was quicker
+            found = client.get_experiment_by_name(name)  # another run has just created it
             if found is None:
                 raise
     identity: str = found.experiment_id
@@ -248,7 +252,7 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
 def _log_file(client: Any, run: str, folder: Path, path: Path) -> None:
     parent = None if path.parent == Path() else path.parent.as_posix()
     if not (folder / path).exists():
-        print(f"{folder / path}: is gone, so it is not logged", file=sys.stderr)
+        print(f"{folder / path}: no longer exists and is not logged", file=sys.stderr)
     elif (folder / path).is_dir():
         client.log_artifacts(run, str(folder / path), path.as_posix())
     else:
@@ -256,14 +260,16 @@ def _log_file(client: Any, run: str, folder: Path, path: Path) -> None:
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Split a sequence into lists of at most `size` items."""
     return (list(items[i : i + size]) for i in range(0, len(items), size))
 
 
 def sweep_folders(experiment: str) -> list[Path]:
-    """Folders with the `sweep.json` of each sweep of an experiment, by its name or number.
+    """Folders with the `sweep.json` of each sweep of an experiment, given by its name or id.
 
-    Those of this machine are where they are; of others the file is fetched. Looks where
-    MLFLOW_TRACKING_URI says, else into the `mlflow.db` of the working folder. Raises UserError.
+    For a sweep on this machine it is the folder of the sweep; for others, `sweep.json` is
+    downloaded. Uses the store at MLFLOW_TRACKING_URI, or else `mlflow.db` in the working folder.
+    Raises UserError if MLflow cannot be read.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():

@@ -1,7 +1,7 @@
-"""What a run wants logged, on disk first: an append-only file of operations and a cursor.
+"""The outbox of a run: an append-only file of operations to log, and a cursor.
 
-`outbox.jsonl` holds one JSON operation a line and is the truth; `outbox.done` says, for each
-tracking server, how many of them it has. Replaying an operation twice must do no harm.
+`outbox.jsonl` has one JSON operation per line and is the source of truth; `outbox.done` stores how
+many of them each tracking server has. Operations must be idempotent.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Operation = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outbox:
-    """The outbox of one run folder. One process appends; one, under the lock, drains.
+    """The outbox of one run folder. One process appends, and one, holding the lock, drains.
 
-    That of a sweep or a trial is `shared`: several processes may append.
+    If `shared` (sweeps and trials), several processes may append.
     """
 
     folder: Path
@@ -43,9 +43,9 @@ class Outbox:
         return self.folder / RECORDS
 
     def append(self, *operations: Mapping[str, Any]) -> None:
-        """Add operations, on disk when this returns. Credentials are taken out.
+        """Append operations, without credentials, and flush them to disk.
 
-        Raises UserError naming path and bytes when it cannot be written; what was there stays.
+        Raises UserError if the file cannot be written; it is then left unchanged.
         """
         texts = (json.dumps(redact(operation), ensure_ascii=False) for operation in operations)
         lines = "".join(f"{text}\n" for text in texts).encode()
@@ -54,11 +54,11 @@ class Outbox:
                 _write_lines(self.records, lines)
         except OSError as error:
             raise UserError(
-                f"{self.records}: {len(lines)} bytes could not be written: {error.strerror}"
+                f"{self.records}: cannot write {len(lines)} bytes: {error.strerror}"
             ) from error
 
     def _alone(self) -> AbstractContextManager[object]:
-        """Nobody else appends meanwhile; the lock is free again when its holder dies."""
+        """Exclude other writers; the lock is released if its holder dies."""
         if not self.shared:
             return nullcontext()
         from filelock import FileLock
@@ -66,11 +66,11 @@ class Outbox:
         return FileLock(self.folder / APPEND_LOCK, timeout=60)
 
     def read(self) -> list[Operation]:
-        """All whole operations, in order; a torn last line is not one."""
+        """All complete operations, in order, without a partly written last line."""
         return self.read_from(0)[0]
 
     def read_from(self, offset: int) -> tuple[list[Operation], int]:
-        """The whole operations after `offset` bytes, and the offset after them."""
+        """The complete operations from byte `offset` on, and the offset after them."""
         if not self.records.exists():
             return [], offset
         with self.records.open("rb") as file:
@@ -80,13 +80,14 @@ class Outbox:
         return [json.loads(line) for line in lines], offset + len(whole) + len(newline)
 
     def state(self, target: str) -> dict[str, Any]:
-        """What `target` has: `done` operations, and the ids that it gave."""
+        """The state of a tracking server: the number of operations `done`, and its ids."""
         path = self.folder / CURSOR
         states = json.loads(path.read_text()) if path.exists() else {}
-        found: dict[str, Any] = states.get(target, {"done": 0})
-        return found
+        state: dict[str, Any] = states.get(target, {"done": 0})
+        return state
 
     def mark(self, target: str, state: Mapping[str, Any]) -> None:
+        """Store the state of a tracking server."""
         path = self.folder / CURSOR
         states = json.loads(path.read_text()) if path.exists() else {}
         write_text_atomic(path, json.dumps({**states, target: dict(state)}) + "\n")
@@ -95,7 +96,7 @@ class Outbox:
 def _write_lines(path: Path, lines: bytes) -> None:
     with path.open("a+b", buffering=0) as file:
         whole = path.read_bytes().rfind(b"\n") + 1
-        file.truncate(whole)  # what a crash left of a line
+        file.truncate(whole)  # removes a line that a crash left incomplete
         try:
             if file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""What a run logs, as operations of an outbox: plain values that MLflow takes."""
+"""Builds the operations of an outbox: plain values that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 @dataclass(frozen=True)
 class Opening:
-    """Where a run, a trial or a sweep is logged, and what is known of it at the start."""
+    """Where a run, trial or sweep is logged, and its name, tags and config."""
 
     store: TrackingStore
     experiment: str
@@ -32,7 +32,7 @@ class Opening:
     config: Mapping[str, Any]
 
     def operation(self, kind: str, tags: Mapping[str, str]) -> Operation:
-        """The start of a run, trial or sweep (`kind`), with further tags; the config as params."""
+        """The start of a "run", "trial" or "sweep" (`kind`), with extra tags and the config."""
         return {
             "do": "start",
             "kind": kind,
@@ -47,7 +47,10 @@ class Opening:
 
 
 def end_operations(status: str, folder: Path, files: Sequence[Path]) -> list[Operation]:
-    """The files, which are inside `folder`, and the end: FINISHED, FAILED or KILLED."""
+    """Operations that log `files` (inside `folder`) and end the run.
+
+    Raises ValueError unless `status` is FINISHED, FAILED or KILLED.
+    """
     if status not in _STATUSES:
         raise ValueError(f"status must be one of {', '.join(_STATUSES)}, got {status!r}")
     return [
@@ -57,7 +60,7 @@ def end_operations(status: str, folder: Path, files: Sequence[Path]) -> list[Ope
 
 
 def step_operation(step: Step) -> Operation:
-    """Figures with the stage's index as step; the training history with the epoch as step."""
+    """Metrics of a stage: its figures at the stage's index as step, its history at each epoch."""
     at = now()
     taken = {**step.measurement.figures, "stage/seconds": step.seconds}
     figures: list[list[Any]] = [[allowed(k), float(v), at, step.index] for k, v in taken.items()]
@@ -71,7 +74,7 @@ def step_operation(step: Step) -> Operation:
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
+    """Nested settings as params, such as `recipe.stages.prune.sparsity` -> "0.5"; lists as JSON."""
     return {allowed(name): _text(value) for name, value in leaves(config).items() if name}
 
 
@@ -81,7 +84,7 @@ def _text(value: Any) -> str:
 
 
 def allowed(name: str) -> str:
-    """The name as MLflow takes it: few characters, and no way out of a folder."""
+    """Replace characters that MLflow does not allow in a name; strip dots and slashes."""
     return re.sub(r"/+", "/", re.sub(r"[^\w.\-/ :]", "_", name)).strip("./")[:250]
 
 

@@ -1,7 +1,6 @@
-"""The logging of one run, as the run sees it: it appends to its outbox, and goes on.
+"""Logs one run: appends to its outbox, which a separate process drains into MLflow.
 
-A helper process drains the outbox into MLflow, so neither the seconds of importing MLflow nor a
-dead server hold the run up.
+So neither the seconds that importing MLflow takes nor a dead server delay the run.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from compressbench.tracking.mlflow_client import RUN_TAG, TrackingStore, open_co
 from compressbench.tracking.outbox import LOG, Outbox
 from compressbench.tracking.records import Opening, end_operations, step_operation
 
-END_SECONDS = 4.5  # the longest that the end of a run waits for MLflow
+END_SECONDS = 4.5  # how long the end of a run waits for MLflow at most
 _WORKER = (
     "import sys; sys.path.append(sys.argv[1]); from compressbench.tracking.{module} import work; "
     "sys.exit(work(sys.argv[2], sys.argv[3]))"
@@ -29,9 +28,10 @@ _WORKER = (
 
 @dataclass(frozen=True)
 class Tracked:
-    """How the logging of a run ended. `problem` is "" when MLflow has everything.
+    """The result of logging a run or a sweep.
 
-    `charts` is the link of a sweep's trials in MLflow's own charts.
+    `command` starts MLflow ("" for a server) and `link` opens the run in it; `charts` opens the
+    trials of a sweep in MLflow's own charts; `problem` is "" if MLflow has everything.
     """
 
     command: str = ""
@@ -41,23 +41,23 @@ class Tracked:
 
 
 def start_worker(folder: Path, store: TrackingStore, module: str) -> subprocess.Popen[bytes]:
-    """A process that drains the outbox of `folder`; its standard input is its lifeline."""
+    """Start a process that drains the outbox of `folder` until its standard input ends."""
     code = _WORKER.format(module=module)
     command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(folder)]
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [*command, store.artifacts or ""],
-            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri},  # not argv: others can read that
+            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri},  # argv is visible to other users
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the run; the worker then logs its end
+            start_new_session=True,  # Ctrl-C must not reach the worker, which logs the end
         )
 
 
 @dataclass(frozen=True)
 class Logged:
-    """The session of a run whose outbox a helper process drains."""
+    """The session of a run whose outbox a separate process drains."""
 
     outbox: Outbox
     store: TrackingStore
@@ -66,6 +66,7 @@ class Logged:
 
     @classmethod
     def start(cls, opening: Opening, folder: Path) -> Logged:
+        """Open the outbox in `folder` and start the process that drains it."""
         outbox, run = Outbox(folder.resolve()), uuid.uuid4().hex
         outbox.append(opening.operation("run", {RUN_TAG: run}))
         worker = start_worker(outbox.folder, opening.store, "mlflow_client")
@@ -75,7 +76,7 @@ class Logged:
         self.outbox.append(step_operation(step))
 
     def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
-        """Hand over the rest and wait for it, at most `END_SECONDS`.
+        """Append the end of the run and wait at most `END_SECONDS` until it is logged.
 
         `files` are files or folders inside the run folder.
         """
@@ -98,7 +99,7 @@ class Logged:
 
 
 def unlogged(store: TrackingStore, folder: Path, reason: str, rest: str) -> str:
-    """What to tell the user when MLflow does not have everything of a run or a sweep."""
+    """The message that MLflow does not have everything of a run or sweep, and how to fix it."""
     return (
         f"tracking {'server ' * store.is_server}{store.shown} {reason}; everything is in {folder}; "
         f"`compressbench sync {shlex.quote(str(folder))}` logs {rest}"
@@ -106,7 +107,7 @@ def unlogged(store: TrackingStore, folder: Path, reason: str, rest: str) -> str:
 
 
 def _stop(worker: subprocess.Popen[bytes], kill: bool) -> None:
-    """Ask the worker to log what is left, and wait; a late one goes on alone, or is killed."""
+    """Ask the worker to log the rest and wait; if it is late, kill it or let it go on alone."""
     try:
         worker.communicate(b"\n", timeout=END_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,8 +1,8 @@
-"""MLflow of a sweep: one process drains the outboxes of the sweep and of all its trials.
+"""Drains the outboxes of a sweep and of all its trials into MLflow, in one process.
 
-Everything may be done again: runs are found by their tags, a metric with the same name, step,
-value and time is kept once, the tags of the front are compared with those that are there, and
-of several fronts in the outbox only the last is shown.
+Draining is idempotent: runs are found by their tags, MLflow keeps a metric with the same name,
+step, value and time only once, the tags of members are set and removed as needed, and of several
+fronts in the outbox only the last is shown.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ from compressbench.tracking.records import allowed
 TRIALS = "trials"
 PAGE = "front.html"
 _POLL_SECONDS = 1.0
-_TAKE_OVER_SECONDS = 4.0  # at the end, for another process of the same sweep to let go
-_MODE = "?workflowType=machine_learning"  # else MLflow opens in another one
-_NICE = 5  # the trials come first
+_TAKE_OVER_SECONDS = 4.0  # how long to wait at the end for another process of the sweep to stop
+_MODE = "?workflowType=machine_learning"  # MLflow may otherwise open in another mode
+_NICE = 5  # trials have priority
 _PARENT_TAG, _MEMBER_TAG = "mlflow.parentRunId", "pareto"
 
 
 def work(folder: str, artifacts: str) -> int:
-    """Drain until the supervisor ends; 0 when MLflow has everything. See `tracking.work`.
+    """Drain until the supervisor ends; return 0 if MLflow then has everything.
 
-    Where another process drains the same folder, wait for its end.
+    Standard input signals the end (see `mlflow_client.work`). If another process drains the same
+    folder, wait until it stops.
     """
     from filelock import FileLock, Timeout
 
@@ -88,22 +89,22 @@ class SweepDrain:
 
     def __init__(self, folder: Path, store: TrackingStore) -> None:
         self.outbox, self.store = Outbox(folder, shared=True), store
-        self.sizes: dict[Path, int] = {}  # bytes of each trial's outbox that are logged
-        self.runs: dict[str, str] = {}  # tag of a trial -> MLflow's run
-        self.params: set[str] = set()  # that trials have
-        self.took_over = False  # from a process whose supervisor ended, and said so
+        self.sizes: dict[Path, int] = {}  # logged bytes of each trial's outbox
+        self.runs: dict[str, str] = {}  # tag of a trial -> id of its MLflow run
+        self.params: set[str] = set()  # names of the params of all trials
+        self.took_over = False  # from a process that has ended and marked the sweep as killed
 
     def has_all(self) -> bool:
-        """Whether the sweep's own outbox is logged."""
+        """Whether the sweep's own outbox (not its trials') is completely logged."""
         return bool(self._state()["done"] == len(self.outbox.read()))
 
     def _state(self) -> dict[str, Any]:
         return self.outbox.state(self.store.shown)
 
     def drain(self, ended: bool) -> str:
-        """Log what is new. Returns "", or what is in the way.
+        """Log everything new; return "" or the problem.
 
-        What the server refuses of one trial does not hold up the others.
+        If the server rejects a request of one trial, the other trials are still logged.
         """
         operations, state = self.outbox.read(), self._state()
         trials = self._fresh()
@@ -130,20 +131,20 @@ class SweepDrain:
         return next(filter(None, problems), "")
 
     def _fresh(self) -> list[Path]:
-        """Trial folders whose outbox has grown, by name."""
+        """Trial folders whose outbox has grown, sorted by name."""
         folder = self.outbox.folder / TRIALS
         if not folder.is_dir():
             return []
-        found = []
+        grown = []
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):
                 size = (Path(entry.path) / RECORDS).stat().st_size
                 if size != self.sizes.get(Path(entry.path)):
-                    found.append(Path(entry.path))
-        return sorted(found)
+                    grown.append(Path(entry.path))
+        return sorted(grown)
 
     def _trial(self, client: Any, folder: Path) -> str:
-        """Log one trial as far as its outbox goes. Returns what the server refuses of it."""
+        """Log one trial as far as its outbox goes; return "" or the problem if it is rejected."""
         outbox = Outbox(folder, shared=True)
         operations, size = outbox.read_from(0)
         state = outbox.state(self.store.shown)
@@ -170,7 +171,7 @@ class SweepDrain:
         return ""
 
     def _rest(self, client: Any, operations: Sequence[Operation]) -> None:
-        """The sweep's own operations; runs of metrics go in one batch."""
+        """Log the sweep's own operations; consecutive metrics go in one batch."""
         last = max((i for i, o in enumerate(operations) if o["do"] == "front"), default=-1)
         while (done := self._state()["done"]) < len(operations):
             operation, count = operations[done], 1
@@ -201,20 +202,20 @@ class SweepDrain:
         self.outbox.mark(self.store.shown, {**state, **new, **done})
 
     def _show_front(self, client: Any, state: dict[str, Any], members: Sequence[str]) -> None:
-        """Tags of members, the table as the run's note, the picture, MLflow's own charts."""
+        """Log the front: tags of members, a table as the run's note, the page, MLflow's charts."""
         run, experiment = state["run"], state["experiment"]
         self._tag(client, run, experiment, members)
         try:
             sweep = read_sweep(self.outbox.folder)
         except UserError as error:
-            print(error, file=sys.stderr)  # a file that someone took away holds nothing up
+            print(error, file=sys.stderr)  # a missing or damaged file must not block the rest
             return
         links = {
             trial.number: open_commands(self.store, experiment, self.runs[trial.run])[1]
             for trial in sweep.trials
             if trial.run in self.runs
         }
-        # within the page, whatever its host: to the artifact, to the runs
+        # Links in the note are relative to MLflow's page, so they work on any host
         near = {number: f"#{link.partition('#')[2]}" for number, link in links.items()}
         picture = f"#/experiments/{experiment}/runs/{run}/artifacts/{PAGE}{_MODE}"
         client.set_tag(run, NOTE_TAG, markdown(sweep, near, picture)[:NOTE_LIMIT])
@@ -226,7 +227,7 @@ class SweepDrain:
         self._prepare_charts(client, state, sweep)
 
     def _tag(self, client: Any, parent: str, experiment: str, members: Sequence[str]) -> None:
-        """`pareto = true` on members and on nothing else below this sweep."""
+        """Set the tag `pareto = true` on members and remove it from other trials of this sweep."""
         below = f"tags.`{_PARENT_TAG}` = '{parent}'"
         tagged = {
             run.info.run_id
@@ -239,7 +240,7 @@ class SweepDrain:
             client.set_tag(run, _MEMBER_TAG, "true")
 
     def _run_of(self, client: Any, experiment: str, tag: str) -> str:
-        """MLflow's run of a trial, also of one that another machine logged; "" for none yet."""
+        """The MLflow run of a trial, possibly logged by another machine; "" if there is none."""
         if tag not in self.runs:
             found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
             if not found:
@@ -248,7 +249,7 @@ class SweepDrain:
         return self.runs[tag]
 
     def _prepare_charts(self, client: Any, state: dict[str, Any], sweep: Sweep) -> None:
-        """Best effort: the tag is no documented interface."""
+        """Try to save a view with charts; this uses an undocumented interface of MLflow."""
         start = self.outbox.read()[0]
         names = dict.fromkeys(allowed(name) for trial in sweep.trials for name in trial.settings)
         axes = fronts.axes(sweep)
@@ -262,10 +263,10 @@ class SweepDrain:
         except troubles() as error:
             if not is_refusal(error, self.store):
                 raise
-            print(redact(f"no charts: {error}"), file=sys.stderr)
+            print(redact(f"MLflow's charts were not prepared: {error}"), file=sys.stderr)
 
     def _end(self, client: Any, operations: Sequence[Operation]) -> None:
-        """The end of this supervisor: nothing of it stays RUNNING; who goes on says so again."""
+        """Mark runs still RUNNING as KILLED; whoever resumes them sets them to RUNNING again."""
         if not is_finished(operations):
             client.set_terminated(self._state()["run"], "KILLED")
         below = f"tags.`{_PARENT_TAG}` = '{self._state()['run']}' and attributes.status = 'RUNNING'"
@@ -275,9 +276,9 @@ class SweepDrain:
 
 
 def _first(client: Any, experiment: str, run: str, tag: str) -> str:
-    """Of runs that two machines opened at the same moment the earliest stays, ours or not."""
-    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
-    ids = [r.info.run_id for r in sorted(found, key=lambda r: (r.info.start_time, r.info.run_id))]
+    """The earliest run with a tag, of which machines may create several; deletes `run` if later."""
+    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
+    ids = [r.info.run_id for r in sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))]
     first: str = ids[0] if ids else run
     if first != run:
         client.delete_run(run)

@@ -1,7 +1,7 @@
-"""The logging of a sweep and of its trials, as those who work see it: they append, and go on.
+"""Logs a sweep and its trials: supervisors and workers append to outboxes.
 
-One process per sweep (`sweep_tracking.work`) drains the outboxes of the sweep and of all its
-trials. Whoever opens the sweep starts one; a lock in the folder says which of them drains.
+One process per sweep (`sweep_drain.work`) drains the outboxes of the sweep and of all its trials.
+Every supervisor starts such a process; a lock in the folder ensures that only one drains.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from compressbench.tracking.outbox import Operation, Outbox
 from compressbench.tracking.records import Opening, end_operations, now, step_operation
 from compressbench.tracking.run_session import END_SECONDS, Tracked, start_worker, unlogged
 
-FRONT_SECONDS = 10.0  # table, picture and tags are not renewed more often
-RESTART_SECONDS = 30.0  # starting the process that drains costs seconds of CPU
+FRONT_SECONDS = 10.0  # minimum time between updates of table, chart and tags
+RESTART_SECONDS = 30.0  # minimum time between starts of the draining process, which cost CPU time
 
 
 def _check_owner(outbox: Outbox, operations: Sequence[Operation], sweep: str) -> None:
-    """A folder is one sweep's: under another one's tag its runs would mix."""
+    """Raise UserError if the folder belongs to another sweep, whose runs would be mixed up."""
     if not re.fullmatch(r"[\w.\-]+", sweep):
         raise ValueError(f"a sweep's tag has letters, digits, '.', '-' and '_', got {sweep!r}")
     for operation in operations:
@@ -50,18 +50,19 @@ def _check_owner(outbox: Outbox, operations: Sequence[Operation], sweep: str) ->
 
 @dataclass(frozen=True)
 class LoggedTrial:
-    """The session of one trial: it appends to the outbox of the trial's folder.
+    """The session of one trial, which appends to the outbox in the trial's folder.
 
-    A trial that another worker adopts goes on in the same run: stages that are in the outbox
-    already are not logged again.
+    If another worker takes over the trial, it continues the same run: stages that are already in
+    the outbox are not logged again.
     """
 
     outbox: Outbox
     run: str
-    known: set[int]  # stages
+    known: set[int]  # indices of the stages in the outbox
 
     @classmethod
     def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedTrial:
+        """Open the outbox in `folder`. Raises UserError if it belongs to another sweep."""
         outbox = Outbox(folder.resolve(), shared=True)
         run = f"{sweep}/{outbox.folder.name}"
         before = outbox.read()
@@ -77,7 +78,7 @@ class LoggedTrial:
             self.known.add(step.index)
 
     def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
-        """Append the end; the sweep's process logs it when it comes to it."""
+        """Append the end of the trial; the draining process of the sweep logs it later."""
         end = end_operations(status, self.outbox.folder, files)
         self.outbox.append({"do": "note", "text": note}, *end)
         return Tracked()
@@ -85,20 +86,21 @@ class LoggedTrial:
 
 @dataclass
 class LoggedSweep:
-    """The session of a sweep in one supervisor. Several may have the same sweep open."""
+    """The session of a sweep in one supervisor; several supervisors may share a sweep."""
 
     outbox: Outbox
     store: TrackingStore
     sweep: str
     worker: subprocess.Popen[bytes]
-    offset: int = 0  # of the outbox, up to which `step` was read
-    step: int = 0  # finished trials whose hypervolume is in the outbox
-    shown: tuple[Any, ...] = ()  # the front that was handed over last
+    offset: int = 0  # byte offset up to which the outbox was read
+    step: int = 0  # number of finished trials whose hypervolume is in the outbox
+    shown: tuple[Any, ...] = ()  # the last front that was appended
     shown_at: float = float("-inf")
-    started_at: float = field(default_factory=time.monotonic)  # of the worker
+    started_at: float = field(default_factory=time.monotonic)  # start time of the worker
 
     @classmethod
     def start(cls, opening: Opening, folder: Path, sweep: str) -> LoggedSweep:
+        """Open the outbox in `folder` and start the process that drains it."""
         folder.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(folder.resolve(), shared=True)
         _check_owner(outbox, outbox.read(), sweep)
@@ -107,9 +109,9 @@ class LoggedSweep:
         return cls(outbox, opening.store, sweep, _start_drain(outbox, opening.store))
 
     def changed(self, sweep: Sweep) -> None:
-        """Append what is new: the hypervolume after each finished trial, and at times the front.
+        """Append the hypervolume after each newly finished trial and, from time to time, the front.
 
-        Each is in the outbox once, whoever appends it; the drain is started again if it died.
+        Restarts the draining process if it has ended.
         """
         if time.monotonic() - self.started_at >= RESTART_SECONDS:
             self._restart()
@@ -134,7 +136,7 @@ class LoggedSweep:
             self.outbox.append({"do": "metrics", "metrics": metrics})
 
     def _catch_up(self) -> None:
-        """Read what others, or an earlier start of this sweep, have appended."""
+        """Read what other supervisors, or an earlier start of this sweep, have appended."""
         operations, self.offset = self.outbox.read_from(self.offset)
         steps = [m[3] for o in operations if o["do"] == "metrics" for m in o["metrics"]]
         self.step = max([self.step, *steps])
@@ -144,22 +146,23 @@ class LoggedSweep:
         noisy = fronts.within_noise(sweep, front)
         shown = tuple((t.number, t.run, t.number in noisy, len(t.repeats)) for t in front)
         if shown != self.shown:
-            write_sweep(sweep, self.outbox.folder)  # the picture and the table are made from it
+            write_sweep(sweep, self.outbox.folder)  # input of the chart and the table
             self.outbox.append({"do": "front", "members": [t.run for t in front if t.run]})
             self.shown, self.shown_at = shown, time.monotonic()
 
     def finish(self, status: str, sweep: Sweep, files: Sequence[Path] = ()) -> Tracked:
-        """Hand over the rest and wait for it, at most `END_SECONDS`; then the drain goes on alone.
+        """Append the end of the sweep and wait at most `END_SECONDS` until it is logged.
 
-        `files` are files or folders inside the sweep's folder.
+        If logging takes longer, the draining process goes on alone. `files` are files or folders
+        inside the folder of the sweep.
         """
         end = end_operations(status, self.outbox.folder, files)
         self.changed(sweep)
-        self.shown = ()  # the picture shows every trial, not only the front
+        self.shown = ()  # append the front in any case: the chart shows all trials
         self._append_front(sweep)
         self.outbox.append(*end)
         self._restart()
-        with suppress(subprocess.TimeoutExpired):  # late: it goes on alone until all is logged
+        with suppress(subprocess.TimeoutExpired):
             self.worker.communicate(b"\n", timeout=END_SECONDS)
         return self._ending()
 
@@ -172,7 +175,7 @@ class LoggedSweep:
         if self.worker.returncode == 0:
             return Tracked(command, link, "", charts)
         alive = self.worker.returncode is None
-        late = "is still being written, by a process of its own" if alive else "is not up to date"
+        late = "is still being written by a background process" if alive else "is not up to date"
         problem = unlogged(
             self.store, folder, state.get("problem") or late, "the rest" if alive else "it"
         )
@@ -184,5 +187,5 @@ def _start_drain(outbox: Outbox, store: TrackingStore) -> subprocess.Popen[bytes
 
 
 def _ended(trial: Trial) -> int:
-    """The same for all who log it, so that MLflow keeps one of several."""
+    """The end of a trial in milliseconds; equal for all supervisors, so MLflow keeps one metric."""
     return round(1000 * trial.ended) if trial.ended else now()

@@ -1,4 +1,4 @@
-"""Where runs and sweeps are logged: what a config's `tracking` may be."""
+"""Trackers, the choices of the config group `tracking`: a local MLflow, a server, or none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from compressbench.tracking.sweep_session import LoggedSweep, LoggedTrial
 
 
 class Session(Protocol):
-    """The logging of one run. `run` is the value of its tag `compressbench.run`, "" without."""
+    """The logging of one run; `run` is the value of its tag `compressbench.run`, or ""."""
 
     @property
     def run(self) -> str: ...
 
-    def log_step(self, step: Step) -> None: ...
+    def log_step(self, step: Step) -> None:
+        """Log the figures and the training history of a finished stage."""
+        ...
 
     def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
-        """Close the run. `status` is FINISHED, FAILED or KILLED; `note` is Markdown."""
+        """End the run. `status` is FINISHED, FAILED or KILLED, `note` is Markdown."""
         ...
 
 
@@ -34,25 +36,27 @@ class SweepSession(Protocol):
     """The logging of a sweep as a whole; its trials have sessions of their own."""
 
     def changed(self, sweep: Sweep) -> None:
-        """Say that a trial began or ended. Costs milliseconds, whatever the server does."""
+        """Log that a trial has started or ended. Takes milliseconds, even if the server is down."""
         ...
 
     def finish(self, status: str, sweep: Sweep, files: Sequence[Path] = ()) -> Tracked:
-        """The end of this supervisor: FINISHED, FAILED or KILLED. Waits a few seconds at most."""
+        """End the sweep with FINISHED, FAILED or KILLED. Waits a few seconds at most."""
         ...
 
 
 class Tracker(Protocol):
-    """Opens the logging of a run, of a sweep, of a trial in a sweep.
+    """Starts the logging of a run, of a sweep, or of a trial in a sweep.
 
-    `sweep` is a name that no other sweep has; whoever gives it again, on any machine, goes on with
-    the same run of MLflow. A sweep has its trials in `folder/trials/`; they log nothing themselves,
-    the process that `open_sweep` starts does.
+    `sweep` is a unique identifier; starting with the same identifier again, on any machine,
+    continues the same MLflow run. The trials of a sweep are in `folder/trials/` and are logged by
+    the process that `open_sweep` starts.
     """
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]
-    ) -> Session: ...
+    ) -> Session:
+        """Start logging a single run; its outbox is in `folder`, `config` becomes its params."""
+        ...
 
     def start_trial(
         self,
@@ -61,7 +65,9 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         config: Mapping[str, Any],
         sweep: str,
-    ) -> Session: ...
+    ) -> Session:
+        """Start or resume logging a trial of `sweep`."""
+        ...
 
     def open_sweep(
         self,
@@ -70,11 +76,13 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         config: Mapping[str, Any],
         sweep: str,
-    ) -> SweepSession: ...
+    ) -> SweepSession:
+        """Start or resume logging a sweep as a whole."""
+        ...
 
 
 class _MLflow(ABC):
-    """Logs to MLflow; the trackers below say where that is."""
+    """Base of the trackers that log to MLflow."""
 
     experiment: str
 
@@ -112,7 +120,7 @@ class _MLflow(ABC):
 
 @dataclass(frozen=True)
 class Local(_MLflow):
-    """`mlflow.db` and `mlartifacts/` in `folder`."""
+    """Logs to a local MLflow database, `mlflow.db` and `mlartifacts/` in `folder`."""
 
     folder: str
     experiment: str = "compressbench"
@@ -124,7 +132,7 @@ class Local(_MLflow):
 
 @dataclass(frozen=True)
 class Server(_MLflow):
-    """An MLflow server at `url`; None takes the environment's MLFLOW_TRACKING_URI."""
+    """Logs to the MLflow server at `url`, by default that of MLFLOW_TRACKING_URI."""
 
     url: str | None = None
     experiment: str = "compressbench"
@@ -138,7 +146,7 @@ class Server(_MLflow):
 
 @dataclass(frozen=True)
 class NoTracking:
-    """Nothing is logged; the run folder has everything."""
+    """Logs nothing; the run folder has everything."""
 
     def start(
         self, folder: Path, name: str, tags: Mapping[str, str], config: Mapping[str, Any]

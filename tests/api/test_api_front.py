@@ -52,7 +52,7 @@ def test_the_picture_is_that_of_the_command_line(stored, tmp_path):
 
 
 def test_sweeps_that_are_not_there_or_have_nothing(stored, working_folder):
-    with pytest.raises(UserError, match=r"digit: no sweep and no MLflow experiment"):
+    with pytest.raises(UserError, match=r"digit: no such sweep, and no MLflow experiment"):
         compressbench.front("digit")
     empty = working_folder / "multirun" / "empty"
     empty.mkdir()

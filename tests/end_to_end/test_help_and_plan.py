@@ -75,7 +75,7 @@ def test_a_plan_of_an_empty_store_runs_and_writes_nothing(tmp_path, monkeypatch)
     assert done.code == 0, done.err
     for name in ("train", "prune", "finetune", "quantize"):
         assert re.search(rf"^{name} .* miss +[\d.]+ s", done.out, re.MULTILINE)
-        assert f"{name}: nothing of {name.capitalize()} is stored yet" in done.out
+        assert f"{name}: the store has no result of {name.capitalize()} yet" in done.out
     assert float(re.search(r"about ([\d.]+) s", done.out)[1]) > 4
     assert files_in(tmp_path) == []
     assert not (tmp_path / "store").exists()

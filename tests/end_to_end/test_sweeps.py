@@ -28,7 +28,7 @@ def test_a_sweep_ends_with_a_front_of_real_files_and_keeps_its_name(tmp_path):
     known = f"search.enqueue=[{{{BITS}: 4, {IMAGES}: 32}}, {{{BITS}: 4, {IMAGES}: 32}}]"
     done = run_here([*TINY, *SPACE, "search.n_trials=3", known], tmp_path, store)
     assert done.code == 0, done.err
-    assert re.search(r"tiny: [123] of 3 complete trials are in the front", done.out)
+    assert re.search(r"tiny: [123] of 3 complete trials are on the front", done.out)
     first, low, high = trials_of(tmp_path)
     assert dict(first.settings) == {BITS: 4, IMAGES: 32}
     assert (low.settings[BITS], high.settings[BITS]) == (8, 2), "both corners"

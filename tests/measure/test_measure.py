@@ -143,7 +143,7 @@ def test_near_ties_and_one_image_are_left_to_rounding():
     wrong[:5, 1] = 99.0
     agreement.check_agreement(wrong, model, True)
     wrong[:6, 1] = 99.0
-    with pytest.raises(CheckFailedError, match=r"0\.9940 .* 0\.995 is required"):
+    with pytest.raises(CheckFailedError, match=r"0\.9940 .* must be at least 0\.995"):
         agreement.check_agreement(wrong, model, True)
     agreement.check_agreement(wrong[5:8], model[5:8], False)  # one image is always allowed
 

@@ -54,7 +54,7 @@ def test_points_below_the_range_are_not_pointed_at_but_in_the_whole_chart():
     assert set(targets(svg(cut, ""))) == {"in"}
     assert set(targets(svg(cut.whole(), ""))) == {"in", "out"}
     section = chart_section(cut, "c")
-    assert "Below the picture: 1 trial; a double click shows all." in section
+    assert "Below the plot: 1 trial; double-click to show all points." in section
     assert section.count('class="view"') == 2
     assert section.count('class="view" hidden') == 1
 

@@ -138,8 +138,8 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no sweep"),
-        ("[]", "no sweep"),
+        ("{", "not a sweep"),
+        ("[]", "not a sweep"),
         ('{"schema_version": 9}', "another version"),
         ('{"schema_version": 1, "trials": [{"number": 1, "state": "odd", "settings": {}}]}', "odd"),
     ],
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
 
 
 def test_a_file_that_cannot_be_written_names_path_and_bytes(tmp_path):
-    with pytest.raises(UserError, match=r"sweep\.json: \d+ bytes not written: No such file"):
+    with pytest.raises(UserError, match=r"sweep\.json: cannot write \d+ bytes: No such file"):
         write_sweep(make_sweep(), tmp_path / "absent")
 
 
@@ -160,7 +160,7 @@ def test_the_command_shows_the_front_and_writes_it(stored, capsys):
     options = [part for kind, name in names.items() for part in (f"--{kind}", name)]
     assert main(["digits", "--budget", "130kB", *options]) == 0
     out = capsys.readouterr().out
-    assert "digits: 3 of 6 complete trials are in the front, hypervolume 63.0" in out
+    assert "digits: 3 of 6 complete trials are on the front, hypervolume 63.0" in out
     assert "baseline" in out
     assert f"file to ship: {stored}/trials/3/model.onnx" in out
     assert f"compressbench replay {shlex.quote(str(stored))}/trials/3/recipe.yaml" in out
@@ -173,7 +173,7 @@ def test_the_command_shows_the_front_and_writes_it(stored, capsys):
     assert report["sweeps"][0]["front/hypervolume"] == pytest.approx(63)
     assert [row["trial"] for row in report["front"]] == [0, 3, 4]
     page = (stored.parents[1] / "out.html").read_text()
-    assert "ship this one" in page
+    assert "</b> to ship</span>" in page
     assert (stored.parents[1] / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -206,7 +206,7 @@ def test_a_sweep_is_found_by_folder_file_and_name(stored):
 
 
 def test_what_cannot_be_answered_is_one_line(stored, capsys):
-    assert "there are digits" in fails(["nothing"], capsys)
+    assert "existing sweeps: digits" in fails(["nothing"], capsys)
     assert "--budget must be a size such as 100kB" in fails([stored, "--budget", "ten"], capsys)
     assert "the smallest is trial 4" in fails([stored, "--budget", "10kB"], capsys)
     assert "the best is trial 0" in fails([stored, "--min-accuracy", "0.99"], capsys)
@@ -216,7 +216,7 @@ def test_what_cannot_be_answered_is_one_line(stored, capsys):
     other.mkdir()
     speed = (OBJECTIVES[0], Objective("latency/speedup", "maximize"))
     write_sweep(make_sweep(other, name="digits", objectives=speed), other)
-    assert "other objectives" in fails([stored, other], capsys)
+    assert "different objectives" in fails([stored, other], capsys)
     assert "2 sweeps are named 'digits'" in fails(["digits"], capsys)
     write_sweep(make_sweep(other, trials=make_sweep().trials[6:]), other)
     assert "1 failed, 1 running" in fails([other], capsys)
@@ -225,7 +225,7 @@ def test_what_cannot_be_answered_is_one_line(stored, capsys):
 def test_nothing_stored_says_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert "looked below runs, multirun, sweeps/" in fails(["x"], capsys)
+    assert "searched runs/, multirun/, sweeps/" in fails(["x"], capsys)
 
 
 def test_rows_have_raw_figures_and_text_has_units():

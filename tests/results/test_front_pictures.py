@@ -57,7 +57,7 @@ def test_error_bars_come_from_repeats():
     found = series(Picture([sweep]))
     bars = [p.y_error for p in found[FRONT].points]
     assert bars == pytest.approx([0.01414, 0.0], rel=1e-3)
-    assert ys(found["no better than a smaller one, within noise"]) == [0.95]
+    assert ys(found["within noise of a smaller member"]) == [0.95]
 
 
 def test_stopped_trials_are_marked():
@@ -110,16 +110,16 @@ def test_what_lies_below_the_picture_is_named():
     assert below_text(Picture([worse])) == "1 trial"
     many = [make_trial(10 + i, 0.1 + 0.1 * i, 1000 * (i + 1)) for i in range(5)]
     text = below_text(Picture([make_sweep(trials=(*make_sweep().trials, *many))]))
-    assert text.endswith("trial 12 of the front (3.00 kB, 30.00 %) and 2 more of the front")
+    assert text.endswith("trial 12 of the front (3.00 kB, 30.00 %) and 2 more members")
     two = Picture([make_sweep("/s"), make_sweep("/o", name="other", trials=(useless,))])
     assert below_text(two) == "trial 9 of the front of other (1.00 kB, 10.00 %)"
 
 
 def test_only_the_page_speaks_of_a_double_click(tmp_path, monkeypatch):
     picture = Picture([make_sweep(trials=(*make_sweep().trials, make_trial(9, 0.10, 1000)))])
-    below = "Below the picture: trial 9 of the front (1.00 kB, 10.00 %)"
+    below = "Below the plot: trial 9 of the front (1.00 kB, 10.00 %)"
     section = page.chart_section(front_chart(picture))
-    assert f"{below}; a double click shows all." in section
+    assert f"{below}; double-click to show all points." in section
     assert section.count("<svg") == 2
     assert section.count("trial 9\n") == 1  # pointed at in the whole chart alone
     assert page.chart_section(front_chart(ONE)).count("<svg") == 1
@@ -143,7 +143,7 @@ def test_budget_minimum_and_choice_are_marked():
     assert [(r.axis, r.value, r.name) for r in chart.rules] == [
         ("x", 130_000, "budget 130 kB"), ("y", 0.9, "at least 90.00 %")
     ]  # fmt: skip
-    assert xs(series(picture)["ship this one"]) == [128_000]
+    assert xs(series(picture)["to ship"]) == [128_000]
 
 
 def test_the_title_says_which_way_is_better():

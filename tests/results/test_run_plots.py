@@ -73,13 +73,13 @@ def mixed_steps():
 def test_widths_are_marked_in_the_table_of_sensitivities(tmp_path):
     report = build_report(make_info(tmp_path), mixed_steps(), "finished")
     (table,) = layer_widths(report)
-    assert "3.56 bits a weight" in table
+    assert "3.56 bits per weight" in table
     rows = table.split("<tr>")[2:]
     assert [re.search("<td>(.*?)</td>", row)[1] for row in rows] == [
         "stem", "&lt;b&gt;body", "head"
     ]  # fmt: skip
     assert [re.search(r'chosen"[^>]*>(.*?)</td>', row)[1] for row in rows] == ["0", "0.0001", ""]
-    assert "6 bits, by a rule, not by the budget" in rows[2]
+    assert "6 bits, set by a rule, not by the budget" in rows[2]
     assert "by a rule" not in rows[1]
     shades = [re.findall(r"rgba\(209, 60, 42, ([\d.]+)\)", row) for row in rows]
     assert shades == [["0.75"], ["0.45", "0.00"], []]  # from 1e-7 to 1e-2, on a log scale

@@ -59,7 +59,7 @@ def test_elsewhere_there_is_one_plain_line_a_trial():
         "[4/8] trial 3 done, 10.0 s: val/accuracy 93.00 %, size/download_bytes 128 kB"
     )
     assert "(prune.sparsity = 0.6, quantize.bits = 8)" in lines[3]
-    assert "2 in the front, hypervolume 58.0" in lines[3]
+    assert "2 on the front, hypervolume 58.0" in lines[3]
     assert "trial 6 failed, 10.0 s: out of memory" in lines[6]
 
 

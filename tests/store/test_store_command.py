@@ -60,7 +60,7 @@ def test_collect_pin_unpin(store, capsys):
     assert run("collect", "--max-size", "1kB", "--dry-run") == 0
     assert "would remove 1 entries" in capsys.readouterr().out
     assert run("collect", "--max-size", "1kB") == 0
-    assert "1 that are pinned" in capsys.readouterr().out
+    assert "1 pinned or in use were skipped" in capsys.readouterr().out
     assert list(store.all_keys()) == [a]
     assert run("unpin", a) == 0
     assert run("collect", "--max-size", "0") == 0
@@ -69,7 +69,7 @@ def test_collect_pin_unpin(store, capsys):
 
 def test_verify(store, capsys):
     assert run("verify") == 0
-    assert "2 entries, all whole" in capsys.readouterr().out
+    assert "2 entries, all intact" in capsys.readouterr().out
     key = next(store.all_keys())
     (store.folder(key) / "x").write_bytes(b"y" * 1500)
     assert run("verify") == 3

@@ -150,7 +150,7 @@ def test_a_build_may_not_leave_links_nor_our_manifest(tmp_path):
         (folder / "x").symlink_to("/etc/passwd")
         return {}
 
-    with pytest.raises(CheckFailedError, match="x is no plain file"):
+    with pytest.raises(CheckFailedError, match="x is not a regular file"):
         Store(tmp_path).get_or_build(PARTS, linked)
     assert list((tmp_path / "tmp").iterdir()) == []
 

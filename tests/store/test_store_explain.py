@@ -60,7 +60,7 @@ def test_of_equally_near_ones_the_last_used(tmp_path):
 
 def test_stored_and_nothing_alike(tmp_path):
     store = Store(tmp_path)
-    assert explain(store, BASE) == "nothing of Prune is stored yet"
+    assert explain(store, BASE) == "the store has no result of Prune yet"
     entry = put(store, BASE)
     assert explain(store, BASE) == f"stored as {entry.key[:12]}"
 
@@ -71,4 +71,4 @@ def test_many_differences_are_cut_and_credentials_hidden(tmp_path):
     assert explain(store, with_config(**{f"x{i}": 1 for i in range(20)})).endswith("; 12 more")
     put(store, with_config(url="https://me:one@host/"))
     said = explain(store, with_config(url="https://me:two@host/"))
-    assert said.endswith("credentials alone")
+    assert said.endswith("credentials only")

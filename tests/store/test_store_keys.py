@@ -92,5 +92,5 @@ def test_what_is_no_json_is_an_error(value):
 
 
 def test_names_are_strings():
-    with pytest.raises(TypeError, match="1 is no string"):
+    with pytest.raises(TypeError, match="1 is not a string"):
         content_key({"config": {1: "x"}})

@@ -138,7 +138,7 @@ def test_cursors_of_two_servers_are_apart(tmp_path):
 
 
 def test_an_outbox_that_cannot_be_written_names_path_and_bytes(tmp_path):
-    with pytest.raises(UserError, match=r"absent.*outbox\.jsonl: \d+ bytes"):
+    with pytest.raises(UserError, match=r"absent.*outbox\.jsonl: cannot write \d+ bytes"):
         Outbox(tmp_path / "absent").append({"do": "note", "text": ""})
 
 

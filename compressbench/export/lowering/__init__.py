@@ -1,1 +1,1 @@
-"""Graph to graph: each file is one pass over the exported graph, in the order of `export.onnx`."""
+"""Passes over the exported graph, one per file; `export.onnx` runs them in order."""

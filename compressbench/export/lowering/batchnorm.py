@@ -1,4 +1,4 @@
-"""BatchNormalization into the Conv or Gemm before it: γ(Wx + b - μ)/σ + β."""
+"""Folds BatchNormalization into the preceding Conv or Gemm: γ(Wx + b - μ)/σ + β."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from compressbench.export.grids import Grids, WeightGrid
 
 
 def fold_batchnorm(graph: ir.Graph, grids: Grids) -> dict[str, WeightGrid]:
-    """Fold every BatchNormalization that follows a Conv or Gemm of its own; the new grids.
+    """Fold each BatchNormalization that alone reads a Conv or Gemm; return the new grids.
 
-    A weight on a grid keeps its integers (`WeightGrid.times`), a float weight is multiplied. A
-    weight that several nodes share stays, and so does a BatchNormalization elsewhere.
+    A quantized weight keeps its integers and gets new scales (`WeightGrid.times`); a float weight
+    is multiplied. Not folded: nodes that share their weight, and a BatchNormalization elsewhere.
     """
     folded = dict(grids)
     for node in list(graph):
@@ -53,7 +53,7 @@ def _folds(node: ir.Node) -> bool:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """A Conv, or a Gemm as the exporter writes a linear layer: weight [out, in], plain sum."""
+    """Whether a node is a Conv, or a Gemm in the exporter's form of a linear layer: x @ W.T + b."""
     if node.op_type != "Gemm":
         return node.op_type == "Conv"
     expected = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
@@ -62,7 +62,7 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def _affine(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """BatchNormalization as y = factor * x + shift, float64 [C]."""
+    """Factor and shift of a BatchNormalization, y = factor * x + shift, float64 [C]."""
     gamma, beta, mean, variance = (_double(constant(v)) for v in node.inputs[1:5])
     factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     return factor, beta - factor * mean

@@ -1,4 +1,4 @@
-"""int32 biases: in units of (activation scale * weight scale), as integer kernels add them."""
+"""Stores biases as int32 in units of activation scale * weight scale, as integer kernels do."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from compressbench.export.lowering.batchnorm import is_layer
 from compressbench.export.lowering.integer import integer_grid
 from compressbench.export.lowering.storage import Storage
 
-LARGEST = 2.0**30  # half of int32 is left to the sum of products
-FREE = 2.0**24  # precision of a float32, for channels whose weights are all zero
+LARGEST = 2.0**30  # leaves half of the int32 range to the sum of products
+FREE = 2.0**24  # float32 precision, for channels whose weights are all zero
 
 
 @dataclass(frozen=True)
 class Biases:
-    """What became of the biases. `widened` counts channels per weight (see `_fit`)."""
+    """Number of biases stored as int32 and as float32; `widened` channels per weight (`_fit`)."""
 
     int32: int
     float32: int
@@ -32,7 +32,7 @@ class Biases:
 def quantize_biases(
     graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage]
 ) -> tuple[dict[str, WeightGrid], Biases]:
-    """Store the bias of each layer on an integer kernel as int32; the new grids."""
+    """Store the biases of layers that run on integer kernels as int32; return the new grids."""
     fitted = dict(grids)
     widened: dict[str, int] = {}
     integer = total = 0
@@ -49,7 +49,7 @@ def quantize_biases(
         step = activations.scale
         grid, changed = _fit(fitted[weight.name], values, step)
         if grid is not fitted[weight.name] and len(weight.uses()) > 1:
-            continue  # another node needs the grid as it is
+            continue  # another node uses the grid too, with another bias
         fitted[weight.name] = grid
         widened |= {weight.name: changed} if changed else {}
         _quantize(graph, node, values, step * grid.scale)
@@ -58,11 +58,11 @@ def quantize_biases(
 
 
 def _fit(grid: WeightGrid, bias: NDArray[Any], step: float) -> tuple[WeightGrid, int]:
-    """Choose scales under which the bias fits into int32; (grid, channels moved off their grid).
+    """Choose scales so that the bias fits into int32; return the grid and the channels re-rounded.
 
-    Where all steps of a channel are zero its scale is free, and is set so that the bias keeps
-    float32 precision. Where a bias is over 2**30 times its unit, the scale grows until it fits
-    and the channel is rounded anew: its products are then far below one part of the bias.
+    A channel whose steps are all zero can take any scale: it gets one that keeps float32 precision
+    of the bias. Where a bias exceeds 2**30 units, the scale is increased until it fits and the
+    channel is rounded to the new scale; its products are negligible beside such a bias.
     """
     size = np.abs(bias.astype(np.float64)) / step
     empty = ~grid.steps.reshape(len(grid.steps), -1).any(axis=1)
@@ -93,5 +93,5 @@ def _quantize(
 
 
 def _suffix(graph: ir.Graph) -> str:
-    """A suffix that no initializer has yet: a bias may be shared by nodes of other units."""
+    """An unused suffix: nodes with different units may share a bias."""
     return f"int32.{len(graph.initializers)}"

@@ -1,4 +1,4 @@
-"""A Relu or Clip that the saturation of the following QuantizeLinear repeats."""
+"""Removes a Relu or Clip made redundant by the saturation of the QuantizeLinear after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compressbench.export.graph import constant, inputs, replace
 
 
 def drop_clamps(graph: ir.Graph) -> None:
-    """Remove clamps to [low, high] whose every reader quantizes onto a uint8 grid within them."""
+    """Remove a clamp to [low, high] if every reader quantizes to a uint8 range inside it."""
     for node in list(graph):
         limits = _limits(node)
         if limits is None or node.inputs[0] is None or node.outputs[0].is_graph_output():
@@ -32,7 +32,7 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _saturates(reader: ir.Node, low: float, high: float) -> bool:
-    """Whether both limits already round to the ends of the grid, 0 and 255, or beyond."""
+    """Whether both limits round to the ends of the grid, 0 and 255, or beyond them."""
     if reader.op_type != "QuantizeLinear":
         return False
     scale, zero_point = (constant(v) for v in inputs(reader, 3)[1:])

@@ -1,4 +1,4 @@
-"""What does not depend on the input is computed now; what does nothing goes."""
+"""Folds constants and removes operations without effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressbench.export.lowering.linear import is_transposed_weight
 
 
 def fold_constants(model: ir.Model, weights: Collection[str]) -> None:
-    """Fold constants into initializers; `weights` (names) must stay readable as they are."""
+    """Fold constants into initializers, except computations on `weights` (initializer names)."""
     from onnxscript.optimizer import fold_constants_ir
 
     def should_fold(node: ir.Node) -> bool | None:
@@ -21,7 +21,8 @@ def fold_constants(model: ir.Model, weights: Collection[str]) -> None:
             v is not None and v.name in weights for v in node.inputs
         ):
             return False
-        if is_transposed_weight(node) and node.inputs[0] is not None:  # else: stored twice
+        # Fold a transpose only if all readers transpose: else the weight would be stored twice
+        if is_transposed_weight(node) and node.inputs[0] is not None:
             return all(is_transposed_weight(u.node) for u in node.inputs[0].uses())
         return None
 
@@ -33,7 +34,7 @@ def fold_constants(model: ir.Model, weights: Collection[str]) -> None:
 
 
 def drop_no_ops(graph: ir.Graph) -> None:
-    """Dropout in eval mode, and casts, transposes and sums that change nothing."""
+    """Remove Dropout, and Cast, Transpose and Concat nodes that return their input unchanged."""
     for node in list(graph):
         value = node.inputs[0] if node.inputs else None
         if value is not None and _is_no_op(node, value) and not node.outputs[0].is_graph_output():
@@ -56,7 +57,7 @@ def _is_no_op(node: ir.Node, value: ir.Value) -> bool:
 
 
 def drop_zero_biases(graph: ir.Graph) -> None:
-    """The exporter gives every Conv a bias; a missing one is zero."""
+    """Remove biases that are all zero: the exporter writes them for layers without a bias."""
     for node in graph:
         if node.op_type in {"Conv", "ConvTranspose", "Gemm"} and len(node.inputs) == 3:
             bias = constant(inputs(node, 3)[2])
@@ -65,6 +66,7 @@ def drop_zero_biases(graph: ir.Graph) -> None:
 
 
 def drop_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing uses."""
     common.RemoveUnusedNodesPass()(model)
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

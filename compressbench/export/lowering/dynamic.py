@@ -1,4 +1,4 @@
-"""Layers whose input is quantized at run time: integer products, then floats again."""
+"""Lowers layers with dynamically quantized inputs to ConvInteger and MatMulInteger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressbench.export.lowering.integer import dynamic_quantizer
 
 
 def share_quantizers(graph: ir.Graph) -> None:
-    """One DynamicQuantizeLinear for all that read the same value."""
+    """Merge the DynamicQuantizeLinear nodes that read the same value."""
     first: dict[ir.Value, ir.Node] = {}
     for node in list(graph):
         if node.op_type != "DynamicQuantizeLinear" or node.inputs[0] is None:
@@ -30,10 +30,11 @@ def share_quantizers(graph: ir.Graph) -> None:
 def integer_product(
     node: ir.Node, codes: ir.Value, zero_point: ir.Value, scale: ir.Value, positions: int
 ) -> None:
-    """Replace a Conv, Gemm or MatMul by its integer form, * (input scale * weight scale) + bias.
+    """Replace a Conv, Gemm or MatMul by integer product * (input scale * weight scale) + bias.
 
-    `codes` uint8 are [O, I, ...] for a Conv and [I, O] otherwise; `scale` broadcasts over the
-    output without its batch axis. A Conv has as many kernel axes as `positions`.
+    `codes` are the uint8 weights, [O, I, ...] for a Conv and [I, O] otherwise; `scale` broadcasts
+    over the output without its batch axis; `positions` is the number of kernel axes of a Conv, 0
+    otherwise.
     """
     graph, quantizer = node.graph, dynamic_quantizer(node)
     assert isinstance(graph, ir.Graph)

@@ -1,4 +1,4 @@
-"""Which nodes a runtime computes with integers: quantized input, and an output that can be."""
+"""Finds the nodes that ONNX Runtime runs on integer kernels, and the grids of their inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"}
 
 
 class ActivationGrid(NamedTuple):
-    """`levels` is the largest integer: 255, or less where a Clip makes the grid narrower."""
+    """A uint8 grid of activations; `levels` is its largest integer, below 255 after a Clip."""
 
     scale: float
     zero_point: int
@@ -20,7 +20,7 @@ class ActivationGrid(NamedTuple):
 
 
 def input_grid(node: ir.Node) -> ActivationGrid | None:
-    """The uint8 grid that the first input of a node is on, else None."""
+    """The uint8 grid of the first input of a node; None if it has none."""
     value = node.inputs[0]
     source = value.producer() if value is not None else None
     while source is not None and source.op_type in _MOVES and source.inputs[0] is not None:
@@ -41,9 +41,9 @@ def _levels(dequantize: ir.Node) -> int:
 
 
 def integer_grid(node: ir.Node) -> ActivationGrid | None:
-    """The grid of the input where the node runs on an integer kernel, else None.
+    """The input grid of a node that runs on an integer kernel, else None.
 
-    A Conv must be quantized again right after; Gemm and MatMul may also return floats.
+    The output of a Conv must be quantized again directly; Gemm and MatMul may also return floats.
     """
     readers = [usage.node.op_type for usage in node.outputs[0].uses()]
     quantized = set(readers) == {"QuantizeLinear"} and not node.outputs[0].is_graph_output()
@@ -53,7 +53,7 @@ def integer_grid(node: ir.Node) -> ActivationGrid | None:
 
 
 def dynamic_quantizer(node: ir.Node) -> ir.Node | None:
-    """The DynamicQuantizeLinear that rounds the first input of a node, else None."""
+    """The DynamicQuantizeLinear that quantizes the first input of a node, else None."""
     value = node.inputs[0]
     source = value.producer() if value is not None else None
     if source is None or source.op_type != "DequantizeLinear" or source.inputs[0] is None:
@@ -63,14 +63,14 @@ def dynamic_quantizer(node: ir.Node) -> ir.Node | None:
 
 
 def readers(graph: ir.Graph, weight: str) -> list[ir.Node]:
-    """The nodes that compute with an initializer, in order; a Transpose of it is looked through."""
+    """The nodes that use an initializer, directly or through a Transpose, in graph order."""
     direct = {usage.node for usage in graph.initializers[weight].uses()}
     turned = {u.node for n in direct if n.op_type == "Transpose" for u in n.outputs[0].uses()}
     return [node for node in graph if node in (turned or direct)]
 
 
 def reading_grids(graph: ir.Graph, weight: str) -> list[ActivationGrid]:
-    """The input grids of the readers of an initializer, in order; [] unless all have one."""
+    """The input grids of the readers of an initializer, in order; [] if any reader has none."""
     nodes = readers(graph, weight)
     grids = [integer_grid(node) for node in nodes]
     known = [grid for grid in grids if grid is not None]

@@ -1,4 +1,4 @@
-"""A two-dimensional MatMul by a transposed weight is a Gemm, which has integer kernels."""
+"""Turns a 2-D MatMul with a transposed weight into a Gemm, which has integer kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compressbench.export.graph import attribute, drop, insert_before, replace
 
 
 def matmul_to_gemm(graph: ir.Graph) -> None:
-    """MatMul(x, Transpose(W)) -> Gemm(x, W, transB=1) where x is [B, I]."""
+    """MatMul(x, Transpose(W)) -> Gemm(x, W, transB=1) if x is [B, I]."""
     for node in list(graph):
         if node.op_type != "MatMul":
             continue

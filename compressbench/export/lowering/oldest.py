@@ -1,4 +1,4 @@
-"""The few operators of opset 18 that opset 17 writes in another way."""
+"""Converts the operators of opset 18 that have another form in opset 17."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compressbench.export.opsets import NATIVE, OLDEST
 
 
 def lower_to_oldest(model: ir.Model) -> None:
-    """Opset 18 -> 17. UserError names an operator that has no form in it."""
+    """Convert from opset 18 to 17. Raises UserError for an operator that opset 17 does not have."""
     for node in model.graph.all_nodes():
         since = onnx.defs.get_schema(node.op_type, NATIVE, node.domain).since_version
         if since <= OLDEST:
@@ -34,7 +34,7 @@ def _axes_to_attribute(node: ir.Node) -> None:
 
 
 def _is_the_same(node: ir.Node) -> bool:
-    """Whether what opset 18 added is not used."""
+    """Whether a node uses nothing that opset 18 added."""
     match node.op_type:
         case "Split":
             return "num_outputs" not in node.attributes

@@ -1,4 +1,4 @@
-"""A mean over height and width is a GlobalAveragePool, which has an integer kernel."""
+"""Turns a mean over height and width into GlobalAveragePool, which has an integer kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compressbench.export.graph import attribute, constant, inputs, insert_befor
 
 
 def mean_to_pool(graph: ir.Graph) -> None:
-    """ReduceMean over the last two axes of [B, C, H, W] -> GlobalAveragePool (and Flatten)."""
+    """ReduceMean over the last two axes of [B, C, H, W] -> GlobalAveragePool (then Flatten)."""
     for node in list(graph):
         if node.op_type != "ReduceMean" or node.inputs[0] is None:
             continue

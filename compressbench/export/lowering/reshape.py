@@ -1,4 +1,4 @@
-"""Target shapes that only repeat the batch size need not be computed while running."""
+"""Replaces target shapes of Reshape that are computed at run time by constants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressbench.export.graph import add_initializer, constant, inputs
 
 
 def static_shapes(graph: ir.Graph) -> None:
-    """Reshape(x, Concat(batch, 8, 9)) -> Reshape(x, [-1, 8, 9]) where one part is dynamic."""
+    """Reshape(x, Concat(batch, 8, 9)) -> Reshape(x, [-1, 8, 9]) if only one part is dynamic."""
     for number, node in enumerate(list(graph)):
         if node.op_type != "Reshape":
             continue
@@ -21,7 +21,7 @@ def static_shapes(graph: ir.Graph) -> None:
 
 
 def _parts(shape: ir.Value | None) -> list[int] | None:
-    """The entries of a computed shape, -1 for what depends on the input."""
+    """The entries of a computed shape, -1 for an entry that depends on the input."""
     concat = shape.producer() if shape is not None else None
     if concat is None or concat.op_type != "Concat":
         return None
@@ -35,7 +35,7 @@ def _parts(shape: ir.Value | None) -> list[int] | None:
 
 
 def _is_single(value: ir.Value | None) -> bool:
-    """Whether a value is one number as a vector: the exporter writes Reshape(number, [-1])."""
+    """Whether a value is one number in a vector; the exporter writes Reshape(number, [-1])."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type not in {"Reshape", "Unsqueeze"}:
         return False

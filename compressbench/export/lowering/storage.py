@@ -1,9 +1,11 @@
-"""How each weight is stored, and which kernels read it.
+"""Chooses the storage of each weight and the kernel that reads it.
 
-Signed integers are the steps; unsigned ones are steps + zero point. A kernel is `integer` where
-ONNX Runtime computes with int8 or uint8 on both sides, `dynamic` the same with activations
-quantized at run time, `lookup` where rows are picked and only they become floats, else `float`:
-the weight is then computed once, when the file is loaded.
+Signed storage holds the steps, unsigned storage steps + zero point. The kernel is one of
+
+- `integer`: activations and weights are int8 or uint8;
+- `dynamic`: the same, with activations quantized at run time;
+- `lookup`: rows of an embedding are gathered, and only they are converted to float;
+- `float`: the weight is converted to float once, when the file is loaded.
 """
 
 from __future__ import annotations
@@ -27,22 +29,27 @@ from compressbench.export.lowering.integer import (
 from compressbench.export.opsets import NEWEST, stored_width
 
 Kernel = Literal["integer", "dynamic", "float", "lookup"]
-FINE_ENOUGH = 15 * 15 * 127  # see `_is_coarse`: 8-bit weights and 4-bit activations just are
+FINE_ENOUGH = 15 * 15 * 127  # see `_is_coarse`: just met by 8-bit weights and 4-bit activations
 _FLOAT_INPUT = "its input is not quantized"
 _FLOAT_OUTPUT = "its output is not quantized: no integer convolution returns floats"
-_GROUPS = "no integer kernel takes a scale per group"
-_UNEVEN = "no integer convolution takes zero points that differ between channels"
-_CODEBOOK = "no integer kernel computes with values of a codebook"
-_COARSE = "its bias, in integers of the scales of weights and activations, would be too coarse"
-_ROWS = "only the rows that are looked up become floats"
-_OLD = f"{_UNEVEN}, before the runtimes of opset {NEWEST}"
+_GROUPS = "no integer kernel supports a scale per group"
+_UNEVEN = "no integer convolution supports a zero point per channel"
+_CODEBOOK = "no integer kernel supports a codebook"
+_COARSE = "its bias would be too coarse in units of activation scale * weight scale"
+_ROWS = "only the rows that are looked up are converted to float"
+_OLD = f"{_UNEVEN} in runtimes before opset {NEWEST}"
 
 
 @dataclass(frozen=True)
 class Storage:
-    """`width` bits an integer; `zero_point` in the shape of the scale, None where steps are stored
-    as they are. `reason` says why the kernel is float, or "". `newest`: only runtimes of the
-    newest opset run the kernel.
+    """How a weight is stored and which kernel reads it.
+
+    Attributes:
+        width: Bits per integer.
+        zero_point: Offset added to the steps, in the shape of the scale; None for signed storage.
+        kernel: See the module.
+        reason: Why the kernel is not an integer kernel; "" if it is.
+        newest: Whether only runtimes that support the newest opset have the kernel.
     """
 
     width: int
@@ -53,15 +60,17 @@ class Storage:
 
     @property
     def shown(self) -> str:
-        """The kernel as reports name it."""
+        """The name of the kernel in reports."""
         return "integer" if self.kernel == "dynamic" else self.kernel
 
     @property
     def kind(self) -> str:
+        """The integer type, such as `uint4`."""
         return f"{'int' if self.zero_point is None else 'uint'}{self.width}"
 
     @property
     def uneven(self) -> bool:
+        """Whether zero points differ between channels or groups."""
         return self.zero_point is not None and bool(
             (self.zero_point != self.zero_point.min()).any()
         )
@@ -70,10 +79,10 @@ class Storage:
 def plan_storage(
     graph: ir.Graph, grids: Grids, wide: Collection[str], opset: int
 ) -> dict[str, Storage]:
-    """The storage of all `grids`, by initializer, for runtimes up to `opset`.
+    """Choose the storage of all `grids`, by initializer, for runtimes that support `opset`.
 
-    `wide` are the weights of which int8 would saturate somewhere (`export.saturation`): they are
-    stored as uint8, for which x86 CPUs without VNNI take a slower, exact kernel.
+    `wide` are the weights that would saturate as int8 (see `export.saturation`). They are stored as
+    uint8, for which ONNX Runtime uses a slower, exact kernel on x86 CPUs without VNNI.
     """
     return {
         name: _plan(grid, readers(graph, name), name in wide, opset) for name, grid in grids.items()
@@ -97,7 +106,7 @@ def _plan(grid: WeightGrid, nodes: Sequence[ir.Node], wide: bool, opset: int) ->
 
 
 def _why_float(nodes: Sequence[ir.Node], rounded: bool) -> str:
-    """Why the activations around a layer rule integer kernels out, or ""."""
+    """Why the activations around a layer rule out an integer kernel; "" if they do not."""
     if rounded or (nodes and all(integer_grid(node) is not None for node in nodes)):
         return ""
     quantized = bool(nodes) and all(input_grid(node) is not None for node in nodes)
@@ -105,7 +114,7 @@ def _why_float(nodes: Sequence[ir.Node], rounded: bool) -> str:
 
 
 def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: int) -> str:
-    """Why the grid of the weight rules integer kernels out, or ""."""
+    """Why the grid of the weight rules out an integer kernel; "" if it does not."""
     if grid.codebook is not None:
         return _CODEBOOK
     if grid.scale.ndim == 2:
@@ -116,7 +125,7 @@ def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: i
     if not (made.uneven and convolutions):
         return ""
     if made.width < 8:
-        return ""  # all get the same zero point when the file is loaded
+        return ""  # the integers are converted on loading, to one zero point for all channels
     if made.kernel == "dynamic":
         return _UNEVEN
     if any(attribute(node, "group", 1) > 1 for node in convolutions):
@@ -125,12 +134,11 @@ def _why_not(grid: WeightGrid, made: Storage, nodes: Sequence[ir.Node], opset: i
 
 
 def _is_coarse(grid: WeightGrid, node: ir.Node) -> bool:
-    """Whether rounding the bias of a node to units of (activation scale * weight scale), as ONNX
-    Runtime does for any bias of an integer kernel, could be seen.
+    """Whether rounding the bias to units of activation scale * weight scale adds visible noise.
 
-    A largest product of A levels and W steps has A * W units. The error tips an output into the
-    next of its A levels in one of 2 * W cases or so, and each time by 1 / A of the range: together
-    a noise of 1 / sqrt(2 * A**2 * W) of it.
+    ONNX Runtime rounds every bias of an integer kernel to this unit. With A activation levels and W
+    weight steps, the largest product is A * W units. The rounding moves about one output in 2 * W
+    to a neighbouring level, 1 / A of the range: noise of 1 / sqrt(2 * A**2 * W) of the range.
     """
     found = integer_grid(node)
     if found is None or inputs(node, 3)[2] is None:
@@ -144,8 +152,10 @@ def _fits(steps: NDArray[Any], width: int) -> bool:
 
 
 def _zero_point(grid: WeightGrid, width: int) -> NDArray[np.int64]:
-    """Zero points under which the steps are unsigned; for a grid around zero the same for all
-    where one does, and one less where a sign has turned the lowest step into the highest.
+    """Zero points that make the steps unsigned.
+
+    A symmetric grid gets the same zero point everywhere if possible; a channel whose lowest step
+    became its highest through a negative factor needs one less.
     """
     if grid.zero_point is not None:
         return grid.zero_point
@@ -160,9 +170,9 @@ def _zero_point(grid: WeightGrid, width: int) -> NDArray[np.int64]:
 
 
 def keep_float(graph: ir.Graph, storages: Mapping[str, Storage]) -> None:
-    """Put a Sum of one term, a copy, in front of float layers whose input was quantized.
+    """Insert a Sum with one term, a copy, before float layers whose input is quantized.
 
-    ONNX Runtime 1.32 would round their float weights to 8 bits of its own otherwise.
+    Otherwise ONNX Runtime 1.32 would quantize their float weights to 8 bits on its own.
     """
     for node in list(graph):
         if node.op_type not in {"Conv", "ConvTranspose", "Gemm"} or node.inputs[1] is None:

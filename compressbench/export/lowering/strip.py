@@ -1,4 +1,4 @@
-"""The file without what nobody reads: long names, shapes, metadata, defaults, second copies."""
+"""Removes what a runtime does not need: long names, shapes, metadata, defaults, duplicates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_IMPLIED: dict[str, dict[str, Any]] = {  # what the specification assumes, but has no default for
+_IMPLIED: dict[str, dict[str, Any]] = {  # assumed by the specification, but not a schema default
     "Conv": {"pads": 0, "strides": 1, "dilations": 1},
     "ConvInteger": {"pads": 0, "strides": 1, "dilations": 1},
     "ConvTranspose": {"pads": 0, "strides": 1, "dilations": 1, "output_padding": 0},
@@ -22,7 +22,7 @@ _IMPLIED: dict[str, dict[str, Any]] = {  # what the specification assumes, but h
 
 
 def strip(model: ir.Model) -> onnx.ModelProto:
-    """The model as protobuf, with inputs and outputs under their names and all else short."""
+    """The model as protobuf; inputs and outputs keep their names, all others are shortened."""
     common.DeduplicateInitializersPass(size_limit=2**62)(model)
     _drop_defaults(model.graph, model.opset_imports[""])
     _shorten(model.graph)
@@ -51,7 +51,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, float):
-        return float(np.float32(value))  # as it is stored
+        return float(np.float32(value))  # protobuf stores float32
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
@@ -82,8 +82,9 @@ def _shorten(graph: ir.Graph) -> None:
 
 
 def _alike(value: ir.Value) -> tuple[int, int, int]:
-    """Tensors of one kind lie together, the narrowest and largest first: compressors adapt to a
-    kind, and codes of few bits between floats would cost a tenth more.
+    """Sort key that groups tensors by type, narrow types and large tensors first.
+
+    Compressors adapt to a type: low-bit codes between floats would take 10 % more bytes.
     """
     tensor = value.const_value
     assert tensor is not None

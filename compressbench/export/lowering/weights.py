@@ -1,13 +1,13 @@
-"""Weights as integers of 8, 4 or 2 bits.
+"""Stores weights as integers of 8, 4 or 2 bits.
 
-Where an integer kernel reads them, DequantizeLinear marks the integers; 4 and 2 bits become int8
-first, which a runtime does once, when it loads the file. Where a float kernel reads them,
-weight = (Cast(integers) - zero point) * scale, which is also computed once; DequantizeLinear, with
-blocks or without, would be computed at every call (a ResNet layer then takes twice the time), and
-ONNX Runtime would turn it into a MatMul that rounds the activations. Of a codebook,
-weight = Gather(values, Cast(codes)) * scale, computed once, too. Of a table whose rows are looked
-up, rows of integers are gathered, and they alone become floats: the table stays as small in memory
-as its integers of 8 bits.
+- Integer kernels: DequantizeLinear marks the integers; those of 4 and 2 bits are cast to int8,
+  which a runtime does once on loading.
+- Float kernels: weight = (Cast(integers) - zero point) * scale, also computed once on loading.
+  DequantizeLinear, blocked or not, would run at every call (doubling the time of a ResNet layer),
+  and ONNX Runtime would fuse it into a MatMul that quantizes the activations.
+- Codebooks: weight = Gather(values, Cast(codes)) * scale, computed once on loading.
+- Lookup tables: rows of integers are gathered and only they are converted to float, so the table
+  takes one byte per weight in memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TYPES = {
 
 
 def store_integers(graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage]) -> None:
-    """Replace the float initializers of all `grids`."""
+    """Replace the float initializers of all `grids` by integers and the nodes that decode them."""
     order = {node: position for position, node in enumerate(graph)}
     for name, grid in grids.items():
         uses = [usage.node for usage in graph.initializers[name].uses()]
@@ -56,7 +56,7 @@ def store_integers(graph: ir.Graph, grids: Grids, storages: Mapping[str, Storage
 def _store_weight(
     graph: ir.Graph, anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage
 ) -> None:
-    """Compute the weight from its integers in front of `anchor`, for all that read it."""
+    """Insert the nodes that decode a weight before `anchor` and redirect all its readers."""
     weight = graph.initializers[name]
     uses = [usage.node for usage in weight.uses()]
     turned = all(is_transposed_weight(node) for node in uses)
@@ -72,7 +72,7 @@ def _store_weight(
 def _dequantized(
     anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage, turned: bool
 ) -> ir.Value:
-    """DequantizeLinear of 8-bit integers, for a runtime to fuse."""
+    """DequantizeLinear of 8-bit integers, which a runtime fuses into an integer kernel."""
     graph = _graph(anchor)
     stored = _codes(graph, name, grid.steps, _along(storage.zero_point, grid), storage, turned)
     scale = add_initializer(graph, f"{name}.scale", grid.scale.astype(np.float32))
@@ -81,7 +81,7 @@ def _dequantized(
         assert storage.zero_point is not None
         zero_point = np.broadcast_to(storage.zero_point, grid.scale.shape).astype(np.uint8)
         operands.append(add_initializer(graph, f"{name}.zero_point", zero_point))
-    elif anchor.op_type != "Conv":  # ONNX Runtime fuses Conv without zero points, but no Gemm
+    elif anchor.op_type != "Conv":  # ONNX Runtime fuses a Gemm only if it has zero points
         zeros = np.zeros(grid.scale.shape, np.int8)
         operands.append(add_initializer(graph, f"{name}.zero_point", zeros))
     axis = grid.steps.ndim - 1 if turned else 0
@@ -103,7 +103,7 @@ def _as_int8(
 def _multiplied(
     anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage, turned: bool
 ) -> ir.Value:
-    """(Cast(integers) - zero point) * scale; groups are rows until the end."""
+    """(Cast(integers) - zero point) * scale; grouped weights are reshaped at the end."""
     graph, grouped = _graph(anchor), grid.scale.ndim == 2
     steps = grid.rows() if grouped else grid.steps
     scale, zero_point = (_along(v, grid) for v in (grid.scale, storage.zero_point))
@@ -132,7 +132,7 @@ def _centered(
     storage: Storage,
     turned: bool,
 ) -> ir.Value:
-    """Cast(integers) - Cast(zero point), in float32, which holds them exactly."""
+    """Cast(integers) - Cast(zero point) in float32, which is exact."""
     exact = insert_before(anchor, "Cast", [stored], _FLOAT)
     if zero_point is None:
         return exact
@@ -144,7 +144,7 @@ def _centered(
 def _looked_up(
     anchor: ir.Node, name: str, codes: ir.Value, codebook: NDArray[np.float64]
 ) -> ir.Value:
-    """The values of a codebook at the codes, float32."""
+    """The codebook's values at the codes, float32."""
     values = add_initializer(_graph(anchor), f"{name}.codebook", codebook.astype(np.float32))
     index = insert_before(anchor, "Cast", [codes], {"to": int(ir.DataType.INT32)})
     return insert_before(anchor, "Gather", [values, index])
@@ -153,7 +153,7 @@ def _looked_up(
 def _store_products(
     graph: ir.Graph, anchor: ir.Node, name: str, grid: WeightGrid, storage: Storage
 ) -> None:
-    """ConvInteger or MatMulInteger of uint8 for every node that reads the weight."""
+    """Replace every node that reads the weight by ConvInteger or MatMulInteger with uint8 codes."""
     nodes = readers(graph, name)
     turned = grid.steps.ndim == 2 and nodes[0].op_type != "Conv"
     along = _along(storage.zero_point, grid)
@@ -182,7 +182,7 @@ def _store_products(
 
 
 def _store_table(graph: ir.Graph, name: str, grid: WeightGrid, storage: Storage) -> None:
-    """(Cast(Gather(integers, ids)) - zero points) * scales, of the rows that are looked up."""
+    """(Cast(Gather(integers, ids)) - zero points) * scales, for the looked-up rows only."""
     nodes = readers(graph, name)
     steps = grid.rows() if grid.scale.ndim == 2 else grid.steps
     scale, zero_point = (_along(values, grid) for values in (grid.scale, storage.zero_point))
@@ -216,7 +216,7 @@ def _store_table(graph: ir.Graph, name: str, grid: WeightGrid, storage: Storage)
 
 
 def _rows_of(node: ir.Node, name: str, values: NDArray[Any], ids: ir.Value | None) -> ir.Value:
-    """Numbers of the rows at `ids`, or the one number that holds for all."""
+    """The entries of `values` at `ids`, or `values` itself if it is one number."""
     stored = add_initializer(_graph(node), name, values)
     return insert_before(node, "Gather", [stored, ids]) if values.ndim else stored
 
@@ -235,7 +235,7 @@ def _codes(
 
 
 def _along(values: NDArray[Any] | None, grid: WeightGrid) -> NDArray[Any] | None:
-    """Numbers in the shape of the scale, so that they broadcast over the steps (or the rows)."""
+    """Reshape values in the shape of the scale to broadcast over the steps (or the rows)."""
     if values is None or values.ndim == 0:
         return values
     if values.ndim == 2:
@@ -244,7 +244,7 @@ def _along(values: NDArray[Any] | None, grid: WeightGrid) -> NDArray[Any] | None
 
 
 def _turn(values: NDArray[Any], turned: bool) -> NDArray[Any]:
-    """[O, I] -> [I, O], [O, G, n] -> [G, n, O]: as a MatMul reads a weight."""
+    """[O, I] -> [I, O], [O, G, n] -> [G, n, O]: the layout of a MatMul weight."""
     return np.moveaxis(values, 0, -1) if turned and values.ndim else values
 
 
