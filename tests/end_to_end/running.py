@@ -70,6 +70,7 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
     from hydra.core.global_hydra import GlobalHydra
 
     place, argv, path, before = Path.cwd(), sys.argv, list(sys.path), dict(os.environ)
+    modules = set(sys.modules)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -84,6 +85,10 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
         os.environ.clear()
         os.environ.update(before)
         sys.argv, sys.path[:] = argv, path
+        for name in set(sys.modules) - modules:  # the user's own: another test has others
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).is_relative_to(folder):
+                del sys.modules[name]
         torch.set_num_threads(threads)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -137,7 +137,7 @@ def test_the_recipes_of_images_are_those_of_texts(news_run, recipe):
         (["dataset=digits"], "TextTransformer takes texts, but dataset digits has"),
         (["recipe=distill", "model@recipe.stages.distill.model=mlp"],
          r"stages\.distill\.model: Mlp takes images"),
-        (["recipe=distill", "model.student=null"], r"model\.student must say .* \{width: 8\}"),
+        (["recipe=distill", "model.student=null"], r"model\.student must list .* \{width: 8\}"),
         (["recipe=distill", "+model.student.widht=8"], r"model\.student\.widht: no such option"),
         (["recipe=distill", "model.student={heads: 1}"], r"\+model\.student\.NAME=VALUE adds one"),
         (["recipe=distill", "model.student={width: 9}"], "width must be a multiple of heads=4"),
