@@ -92,7 +92,7 @@ MISTAKES = [
     ),
     (
         ["recipe=quant_then_prune", f"criterion@{PRUNE}.criterion=sparsegpt"],
-        "this criterion moves weights",
+        "this criterion updates weights",
     ),
     (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is not a stage before .* mean train?"),
     (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),
