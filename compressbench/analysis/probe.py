@@ -35,8 +35,8 @@ def probe_batches(context: Context, images: int, batch_size: int) -> list[tuple[
     Batches of a single image are dropped, since BatchNorm needs a variance. Raises
     CheckFailedError if no batch remains.
     """
-    found = training_batches(context, images, batch_size)
-    batches = [batch for batch in found if len(batch[0]) > 1]
+    every = training_batches(context, images, batch_size)
+    batches = [batch for batch in every if len(batch[0]) > 1]
     if not batches:
         raise CheckFailedError("sensitivity: no batch of two or more training images")
     return batches

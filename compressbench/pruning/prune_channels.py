@@ -180,9 +180,9 @@ class PruneChannels:
         start = inputs["model"]
         original = deepcopy(start.model).cpu().eval()
         example = example_inputs(context.data.spec)
-        found = channel_groups(deepcopy(original), example)
-        candidates, left = self._candidates(original, found)
-        cutter = Cutter(start, original, found, example, self._timer(start, context))
+        groups = channel_groups(deepcopy(original), example)
+        candidates, left = self._candidates(original, groups)
+        cutter = Cutter(start, original, groups, example, self._timer(start, context))
         ranked = self._ranked(cutter, candidates, context)
         warnings: tuple[str, ...] = ()
         tables: dict[str, list[dict[str, Any]]] = {}
@@ -194,7 +194,7 @@ class PruneChannels:
             warnings = (warning,) if warning else ()
         else:
             cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
-        left |= reasons_of(found, cutter.failed)
+        left |= reasons_of(groups, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
         if not cut.removed:
@@ -212,13 +212,13 @@ class PruneChannels:
         return context.timed_against(start)
 
     def _candidates(
-        self, model: nn.Module, found: Sequence[ChannelGroup]
+        self, model: nn.Module, groups: Sequence[ChannelGroup]
     ) -> tuple[list[GroupPart], dict[str, str]]:
         """The group parts that can be pruned, and a reason for each layer that cannot."""
         names = skipped(self.skip, prunable_layers(model))
         left = dict.fromkeys(prunable_layers(model), "the traced output does not depend on it")
         candidates: list[GroupPart] = []
-        for group in found:
+        for group in groups:
             held = [name for name in group.layers() if name in names]
             parts, reason = ([], f"coupled with {held[0]}") if held else group_parts(group, model)
             if group.reason or reason:

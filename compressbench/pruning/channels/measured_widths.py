@@ -43,8 +43,8 @@ def by_damage(
         trials += [partial(ignoring_weights, cutter.model, w.removed) for w in widths[-1]]
     batches = probe_images(context, IMAGES, BATCH)
     measured = iter(costs(probe_of(cutter.model, context.runtime.device), batches, trials, context))
-    return [_scored(one, own, [next(measured) for _ in own])
-            for one, own in zip(ranked, widths, strict=True)]  # fmt: skip
+    return [_scored(entry, measurable, [next(measured) for _ in measurable])
+            for entry, measurable in zip(ranked, widths, strict=True)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class _Width:
     saved: float
 
 
-def _widths(one: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
+def _widths(entry: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
     """The widths of a part to measure, in descending order, as far as removal succeeds."""
-    root, widths = one.part.group.root, []
-    for blocks in measured_at(len(one.blocks)):
-        going = sorted(c for block in one.blocks[:blocks] for atom in block for c in atom)
+    root, widths = entry.part.group.root, []
+    for blocks in measured_at(len(entry.blocks)):
+        going = sorted(c for block in entry.blocks[:blocks] for atom in block for c in atom)
         small = cutter.alone(root, going)
         if small is None:
             break
@@ -70,11 +70,11 @@ def _widths(one: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) 
     return widths
 
 
-def _scored(one: Ranked, widths: Sequence[_Width], measured: Sequence[float]) -> Ranked:
+def _scored(entry: Ranked, widths: Sequence[_Width], measured: Sequence[float]) -> Ranked:
     points = [(0.0, 0.0), *zip((w.saved for w in widths), measured, strict=True)]
     steps = [b - a for a, b in pairwise([0, *(w.blocks for w in widths)])]
     scores = [s for s, step in zip(slopes(points), steps, strict=True) for _ in range(step)]
-    return replace(one, blocks=one.blocks[: len(scores)], scores=tuple(scores))
+    return replace(entry, blocks=entry.blocks[: len(scores)], scores=tuple(scores))
 
 
 def measured_at(blocks: int) -> list[int]:

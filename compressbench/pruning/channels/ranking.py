@@ -74,11 +74,11 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
     Blocks are taken as long as each brings the number of removed channels closer to the share
     `share` of all channels.
     """
-    target = share * sum(one.part.width for one in pool)
+    target = share * sum(item.part.width for item in pool)
     order = sorted(
         (score, number, position)
-        for number, one in enumerate(pool)
-        for position, score in enumerate(one.scores)
+        for number, item in enumerate(pool)
+        for position, score in enumerate(item.scores)
     )
     chosen: list[list[Atom]] = [[] for _ in pool]
     removed = 0
@@ -95,33 +95,34 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
 def by_root(chosen: Iterable[tuple[Ranked, list[Atom]]]) -> Cuts:
     """Map the root of each group to its channels to remove."""
     cuts: dict[str, list[int]] = {}
-    for one, atoms in chosen:
+    for item, atoms in chosen:
         channels = [channel for atom in atoms for channel in atom]
         if channels:
-            cuts.setdefault(one.part.group.root, []).extend(channels)
+            cuts.setdefault(item.part.group.root, []).extend(channels)
     return {root: sorted(channels) for root, channels in cuts.items()}
 
 
 def without_one(ranked: Sequence[Ranked], cuts: Cuts) -> Iterator[Cuts]:
-    """Yield variants of `cuts` with the last block of one part put back, most important first."""
-    gone = {root: set(channels) for root, channels in cuts.items()}
+    """Yield variants of `cuts` with the last block of a part put back, most important first."""
+    cut = {root: set(channels) for root, channels in cuts.items()}
     last = []
-    for number, one in enumerate(ranked):
-        root = one.part.group.root
-        taken = [b for b in one.blocks if gone.get(root, set()).issuperset(c for a in b for c in a)]
+    for number, item in enumerate(ranked):
+        root = item.part.group.root
+        taken = [b for b in item.blocks if cut.get(root, set()).issuperset(c for a in b for c in a)]
         if taken:
-            last.append((one.scores[len(taken) - 1], number, root, taken[-1]))
+            last.append((item.scores[len(taken) - 1], number, root, taken[-1]))
     for _, _, root, block in sorted(last, reverse=True):
-        left = gone[root] - {channel for atom in block for channel in atom}
+        left = cut[root] - {channel for atom in block for channel in atom}
         yield {**cuts, root: sorted(left)} if left else {r: c for r, c in cuts.items() if r != root}
 
 
 def choose_below(pool: Sequence[Ranked]) -> list[tuple[Ranked, list[Atom]]]:
     """Choose the atoms of all blocks whose worth by `below` is 0."""
-    return [
-        (one, [a for block, s in zip(one.blocks, one.scores, strict=True) if s <= 0 for a in block])
-        for one in pool
-    ]
+    chosen = []
+    for item in pool:
+        blocks = zip(item.blocks, item.scores, strict=True)
+        chosen.append((item, [atom for block, score in blocks if score <= 0 for atom in block]))
+    return chosen
 
 
 def below(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> Worth:

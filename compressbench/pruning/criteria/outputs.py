@@ -33,19 +33,19 @@ def chain(calls: list[Call], position: int) -> list[int]:
     BatchNorm and additions in between are included, as long as each output has one consumer; the
     activation is the last. `calls` come from `layer_calls`, `position` is that of the layer.
     """
-    found, additions = [position], list[int]()
-    while len(calls[found[-1] if not additions else additions[-1]].consumers) == 1:
-        following = calls[found[-1] if not additions else additions[-1]].consumers[0]
+    path, additions = [position], list[int]()
+    while len(calls[path[-1] if not additions else additions[-1]].consumers) == 1:
+        following = calls[path[-1] if not additions else additions[-1]].consumers[0]
         name = calls[following].function
         if name in _ADDED:
             additions.append(following)
         elif name in _ACTIVATIONS:
-            return [*found, *additions, following]
+            return [*path, *additions, following]
         elif name in _KEPT and not additions:
-            found.append(following)
+            path.append(following)
         else:
             break
-    return found
+    return path
 
 
 def layer_calls(
@@ -56,15 +56,15 @@ def layer_calls(
     Raises UserError for a layer whose weight is never used by a convolution or linear function.
     """
     calls, _ = trace(model, example)
-    found = {}
+    positions = {}
     for name in layers:
         weight = id(model.get_parameter(f"{name}.weight"))
-        found[name] = [
+        positions[name] = [
             n for n, c in enumerate(calls) if c.function in _LAYERS and weight in c.parameters
         ]
-        if not found[name]:
+        if not positions[name]:
             raise UserError(f"{name} is never called, so its outputs cannot be observed: skip it")
-    return calls, found
+    return calls, positions
 
 
 @torch.no_grad()
