@@ -1,1 +1,1 @@
-"""What the layers of a model see, and what each of them bears."""
+"""Measurements on the layers of a model: their inputs, and how sensitive they are to changes."""

@@ -1,4 +1,4 @@
-"""What the squared error of a layer's outputs needs to know of its inputs: sums of products."""
+"""Accumulates second moments of a layer's inputs, which give the squared error of its outputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch.nn import functional as F
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.layers import output_rows
 
-PATCH_BYTES = 32 * 2**20  # of inputs unfolded at a time
+PATCH_BYTES = 32 * 2**20  # limit on the unfolded inputs held in memory
 
 
 class Moments:
-    """What the squared error of one layer's outputs needs to know of its inputs.
+    """Second moments of one layer's inputs: enough to compute the squared error of its outputs.
 
-    With G groups, O outputs and K weights of an output: `second` [G, K, K] is the sum of
-    x' x'^T over all positions, `shift` [G, O / G, K] that of r x'^T and `missed` [G, O / G] that
-    of r^2, where r = W (x - x') is what the earlier layers' rounding has changed.
+    x are the inputs of the layer in the float model, x' those in the partly quantized model, and
+    W is the float weight, with O outputs of K weights each in G groups. Summed over all
+    positions, `second` [G, K, K] is x' x'^T, `shift` [G, O / G, K] is r x'^T and `missed`
+    [G, O / G] is r^2, where r = W (x - x') is the error caused by rounding earlier layers.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -31,7 +32,7 @@ class Moments:
         self.missed = rows.new_zeros(rows.shape[:2])
 
     def add_(self, clean: Tensor, seen: Tensor) -> None:
-        """Take in the layer's inputs x (`clean`) and x' (`seen`) for the same images."""
+        """Add the layer's inputs x (`clean`) and x' (`seen`) for the same images."""
         rows = self.rows(self.weight)
         for x, x_seen in zip(chunks(self.layer, clean), chunks(self.layer, seen), strict=True):
             change = (x - x_seen) @ rows.mT
@@ -40,35 +41,38 @@ class Moments:
             self.missed += change.square().sum(dim=1)
 
     def reduce_(self) -> None:
-        """Sum up over the ranks: from here on all of them do the same."""
+        """Sum over all ranks, so that every rank continues with the same moments."""
         self.second, self.shift, self.missed = (
             sum_over_ranks(values) for values in (self.second, self.shift, self.missed)
         )
 
     def error(self, weight: Tensor) -> Tensor:
-        """Sum over all positions of (w x' - W x)^2, for each output [O]."""
+        """Sum of (w x' - W x)^2 over all positions, for a candidate weight w; per output [O]."""
         change = self.rows(weight) - self.rows(self.weight)
         quadratic = ((change @ self.second) * change).sum(dim=2)
         return (quadratic - 2.0 * (change * self.shift).sum(dim=2) + self.missed).flatten()
 
     def rows(self, weight: Tensor) -> Tensor:
-        """[O, ..] -> [G, O / G, K]."""
+        """Reshape a weight [O, ..] to [G, O / G, K]."""
         return output_rows(self.layer, weight)
 
 
 def chunks(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
-    """What the outputs of a layer are products with, [G, positions, K], a few images at a time."""
+    """Yield the inputs of a layer's dot products [G, positions, K], a few images at a time."""
     if isinstance(layer, nn.Linear):
         yield inputs.reshape(1, -1, inputs.shape[-1])
         return
-    one = patches(layer, inputs[:1])
-    share = max(1, PATCH_BYTES // one.nbytes)
-    for start in range(0, len(inputs), share):
-        yield patches(layer, inputs[start : start + share])
+    image_bytes = patches(layer, inputs[:1]).nbytes
+    size = max(1, PATCH_BYTES // image_bytes)
+    for start in range(0, len(inputs), size):
+        yield patches(layer, inputs[start : start + size])
 
 
 def patches(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """[B, C, ..] -> [G, positions, C / G * kernel], in the order of the layer's weights."""
+    """Unfold inputs [B, C, ..] of a convolution to [G, positions, C / G * kernel].
+
+    The last axis has the order of the layer's flattened weights. TypeError for other layers.
+    """
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise TypeError(f"{type(layer).__name__} has no patches")
     windows = F.pad(inputs, _padding(layer), _PADDING_MODES[layer.padding_mode])
@@ -88,7 +92,7 @@ _PADDING_MODES = {
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
-    """Before and after each axis, the last axis first, as F.pad wants it."""
+    """Padding before and after each axis, last axis first, as F.pad takes it."""
     sides = []
     for axis in reversed(range(len(layer.kernel_size))):
         if isinstance(layer.padding, str):

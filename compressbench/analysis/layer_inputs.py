@@ -1,4 +1,4 @@
-"""The inputs of single layers while later versions of a model run beside the first one."""
+"""Collects the inputs of a layer in the float model and in its partly quantized copy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Context
 from compressbench.data.calibration import training_images
 
-PASS_BATCH = 256  # images of a forward pass; also those of one BatchNorm statistic
+PASS_BATCH = 256  # images per forward pass, over which BatchNorm also takes its statistics
 
 
 def layer_moments(
     name: str, models: tuple[nn.Module, nn.Module], context: Context, images: int
 ) -> Moments:
-    """The moments of one layer over `images` training images; `models` from `working_copies`."""
+    """Moments of the layer `name` over `images` training images.
+
+    `models` are the float model and the partly quantized one, from `working_copies`.
+    """
     reference, quantized = models
     moments = Moments(reference.get_submodule(name))
     for batch in calibration_batches(context, images):
@@ -31,12 +34,15 @@ def layer_moments(
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at the module whose input is wanted."""
+    """Stops a forward pass once the input of the requested module is known."""
 
 
 @torch.no_grad()
 def input_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The first tensor that the module `name` is handed in a forward pass, at its first call."""
+    """The first tensor argument of the first call to the module `name` in a forward pass.
+
+    Raises UserError if the forward pass never calls the module.
+    """
     seen: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -51,25 +57,30 @@ def input_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
     finally:
         handle.remove()
     raise UserError(
-        f"{name}: its weight is used, but the layer itself is never called, so that its rounding "
-        f"cannot be fitted; a rule {{layers: {name}, bits: null}} leaves it in float"
+        f"{name}: the forward pass never calls this layer, so its rounding cannot be fitted; "
+        f"keep it in float with a rule {{layers: {name}, bits: null}}"
     )
 
 
 def working_copies(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """The float model, and a copy whose layers are quantized one after the other (`probe_of`:
-    weights fitted to the old statistics of BatchNorm would be fitted to a model that never runs).
+    """A copy of the float model, and a second copy whose layers are to be quantized in turn.
+
+    The second normalizes each batch by its own statistics (`probe_of`). Stages measure BatchNorm
+    statistics again after rounding, so weights must not be fitted to the old ones.
     """
     reference = deepcopy(model).to(device).eval().requires_grad_(False)
     return reference, probe_of(reference, device)
 
 
 def calibration_batches(context: Context, images: int) -> Iterator[Tensor]:
-    """`images` training images of all ranks together, in batches that have a variance."""
+    """Yield this rank's share of `images` training images, in batches of two or more images.
+
+    BatchNorm needs a variance. Raises UserError if no batch remains.
+    """
     usable = 0
     for batch in training_images(context, images, PASS_BATCH):
         if len(batch) > 1:
             usable += 1
             yield batch
     if not usable:
-        raise UserError(f"images={images} gives a process fewer than two images")
+        raise UserError(f"images={images} leaves a process fewer than two images; raise images")

@@ -1,4 +1,4 @@
-"""A copy of a model whose layers take other weights for a while."""
+"""Copies of a model in which layers temporarily take other weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from compressbench.data.calibration import training_batches
 
 
 def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of `model` on `device`, in eval mode but for BatchNorm, which takes its statistics
-    from each batch: a stage measures them again after rounding, and then a shift or a shrinkage
-    of whole channels costs nothing.
+    """A copy of `model` on `device` in eval mode, except that BatchNorm normalizes each batch.
+
+    Stages measure BatchNorm statistics again after they change weights, which undoes a shift or
+    scaling of whole channels; normalizing each batch keeps such changes out of the measurements.
     """
     probe = deepcopy(model).eval().to(device)
     for layer in probe.modules():
@@ -29,13 +30,16 @@ def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def probe_batches(context: Context, images: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of this rank's training images with their labels; one without the two images that a
-    variance takes is left out, CheckFailedError when none remains.
+    """Batches of this rank's training images, with their labels.
+
+    Batches of a single image are dropped, since BatchNorm needs a variance. Raises
+    CheckFailedError if no batch remains.
     """
-    found = [batch for batch in training_batches(context, images, batch_size) if len(batch[0]) > 1]
-    if not found:
+    every = training_batches(context, images, batch_size)
+    batches = [batch for batch in every if len(batch[0]) > 1]
+    if not batches:
         raise CheckFailedError("sensitivity: no batch of two or more training images")
-    return found
+    return batches
 
 
 def probe_images(context: Context, images: int, batch_size: int) -> list[Tensor]:
@@ -45,20 +49,20 @@ def probe_images(context: Context, images: int, batch_size: int) -> list[Tensor]
 
 @contextmanager
 def weight_replaced(probe: nn.Module, layer: str, weight: Tensor) -> Iterator[None]:
-    """`layer` has `weight` inside the block, and its own again afterwards."""
+    """Give `layer` the values of `weight` inside the block, and restore its own afterwards."""
     parameter = probe.get_parameter(f"{layer}.weight")
-    own = parameter.detach().clone()
+    original = parameter.detach().clone()
     with torch.no_grad():
         parameter.copy_(weight)
     try:
         yield
     finally:
         with torch.no_grad():
-            parameter.copy_(own)
+            parameter.copy_(original)
 
 
 def asked_of(probe: nn.Module, batches: Sequence[Tensor]) -> dict[str, str]:
-    """What figures of a probe on these images depend on, for `Context.recall`."""
+    """Cache key, for `Context.recall`, of measurements of a probe on these images."""
     return {
         "probe": digest([str(probe), *named(probe.state_dict())]),
         "inputs": digest(named({str(number): x for number, x in enumerate(batches)})),
@@ -66,10 +70,10 @@ def asked_of(probe: nn.Module, batches: Sequence[Tensor]) -> dict[str, str]:
 
 
 def divergence(answers: Tensor, logits: Tensor) -> Tensor:
-    """Sum over images of KL(p || q) in nats, p and q from `answers` [B, K] (log-probabilities of
-    the float model) and `logits` [B, K].
+    """Sum over images of KL(p || q) in nats: p of the float model, q of the changed model.
 
-    It is the cross-entropy against the float model's own answers less their entropy: never
-    negative, zero where nothing changed, and without labels.
+    p is given as log-probabilities `answers` [B, K], q as `logits` [B, K]. This equals the
+    cross-entropy against the float model's predictions minus their entropy: it is never negative,
+    zero where nothing changed, and needs no labels.
     """
     return nn.functional.kl_div(logits.log_softmax(1), answers, reduction="sum", log_target=True)

@@ -1,4 +1,4 @@
-"""One model with other weights, many times: each trial is computed from the first that differs."""
+"""Runs a model with many sets of weights, each from the first layer whose weight differs."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ from compressbench.core.errors import CheckFailedError
 from compressbench.core.memory_format import channels_last
 from compressbench.core.types import Context
 
-KEPT = 2**30  # bytes of the outputs of layers that are kept, of one batch
-Trial = Callable[[], Mapping[str, Tensor]]  # gives layer -> the weight that it has meanwhile
+KEPT = 2**30  # limit in bytes on the layer outputs kept for one batch
+Trial = Callable[[], Mapping[str, Tensor]]  # () -> {layer: its weight in this trial}
+# (original outputs, outputs of the trial, index of the batch) -> values to sum over batches
 Look = Callable[[Tensor, Tensor, int], Sequence[Tensor | float]]
 
 
 def costs(
     probe: nn.Module, batches: Sequence[Tensor], trials: Sequence[Trial], context: Context
 ) -> list[float]:
-    """How far each trial moves the answers of `probe`: the mean KL(own || trial) an image, in
-    nats, over the images of all ranks; rounding errors below zero count as zero. Stages that ask
-    the same, for other limits and budgets, measure it once.
+    """How much each trial changes the outputs of `probe`: mean KL(original || trial) per image.
+
+    In nats, over the images of all ranks; negative rounding errors count as zero. The result is
+    cached, so stages that differ only in limits or budgets measure it once. Raises
+    CheckFailedError if an output is not finite.
     """
-    parts = {**asked_of(probe, batches), "trials": digest(_told(trials))}
-    found: list[float] = context.recall(parts, lambda: _costs(probe, batches, trials, context))
-    return found
+    parts = {**asked_of(probe, batches), "trials": digest(_digest_parts(trials))}
+    nats: list[float] = context.recall(parts, lambda: _costs(probe, batches, trials, context))
+    return nats
 
 
-def _told(trials: Iterable[Trial]) -> Iterator[str | Tensor]:
-    """Parts of a digest of all trials, of one after the other."""
+def _digest_parts(trials: Iterable[Trial]) -> Iterator[str | Tensor]:
+    """Yield the parts of a digest of all trials, holding one trial in memory at a time."""
     for trial in trials:
         yield from (*named(trial()), "|")
 
@@ -50,13 +53,13 @@ def _told(trials: Iterable[Trial]) -> Iterator[str | Tensor]:
 def _costs(
     probe: nn.Module, batches: Sequence[Tensor], trials: Sequence[Trial], context: Context
 ) -> list[float]:
-    def look(own: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
-        return divergence(own.double().log_softmax(1), logits.double()), len(logits)
+    def look(original: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
+        return divergence(original.double().log_softmax(1), logits.double()), len(logits)
 
-    found = [nats / images for nats, images in totals(probe, batches, trials, look, context)]
-    if not all(map(math.isfinite, found)):
-        raise CheckFailedError("sensitivity: answers on training images are not finite")
-    return [max(cost, 0.0) for cost in found]
+    means = [nats / images for nats, images in totals(probe, batches, trials, look, context)]
+    if not all(map(math.isfinite, means)):
+        raise CheckFailedError("sensitivity: outputs on training images are not finite")
+    return [max(cost, 0.0) for cost in means]
 
 
 @torch.no_grad()
@@ -67,31 +70,39 @@ def totals(
     look: Look,
     context: Context,
 ) -> list[list[float]]:
-    """For each trial the sums, over the batches of all ranks, of the figures that `look` takes:
-    of the outputs of `probe`, those of the trial, and the number of the batch.
+    """For each trial, the values of `look` summed over the batches of all ranks.
+
+    Args:
+        probe: The model with its original weights, from `probe_of`.
+        batches: Inputs of this rank.
+        trials: Each returns the weights that replace those of some layers.
+        look: Called with the original outputs, the trial's outputs and the index of the batch.
+        context: Reports progress.
     """
-    found: list[list[Tensor]] = [[] for _ in trials]
+    values: list[list[Tensor]] = [[] for _ in trials]
     with channels_last(probe, batches[0][:2], batches[0].device):
         for number, inputs in enumerate(batches):
             first = _recorded(probe, inputs)
             for position, trial in enumerate(trials):
                 done = number * len(trials) + position
-                context.progress(done, len(batches) * len(trials), "what changes of layers cost")
+                context.progress(done, len(batches) * len(trials), "measuring layer sensitivity")
                 figures = look(first.outputs, first.again(trial()), number)
-                found[position].append(torch.tensor([float(f) for f in figures]).double())
-            del first  # before the next batch is kept
+                values[position].append(torch.tensor([float(f) for f in figures]).double())
+            del first  # free its outputs before those of the next batch are kept
     if not trials:
         return []
-    sums = torch.stack([torch.stack(rows).sum(0) for rows in found]).to(batches[0].device)
+    sums = torch.stack([torch.stack(rows).sum(0) for rows in values]).to(batches[0].device)
     summed: list[list[float]] = sum_over_ranks(sums).tolist()
     return summed
 
 
 @dataclass
 class _Pass:
-    """One forward pass: the outputs of its layers in the order in which they ended (None: not
-    kept, or changed in place later), and for each parameter how many layers had ended when it was
-    first used.
+    """Record of one forward pass with the original weights.
+
+    `calls` has the layers in the order in which they finished, with their outputs (None if not
+    kept, or changed in place later); `first_use` maps the id of a parameter to the number of
+    layers that had finished when it was first used.
     """
 
     probe: nn.Module
@@ -108,14 +119,15 @@ class _Pass:
         self.versions.append(output._version)
 
     def forget_changed(self) -> None:
-        """What later calls have changed in place is not what the layer gave."""
+        """Drop outputs that later calls have changed in place: they cannot be replayed."""
         for number, (layer, output) in enumerate(self.calls):
             if output is not None and output._version != self.versions[number]:
                 self.calls[number] = (layer, None)
 
     def again(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The outputs with other weights of layers. What ended before the first of them was used
-        is not computed again.
+        """The outputs of the model with these weights (layer -> weight).
+
+        Layers that had finished before the first replaced weight was used are not run again.
         """
         changed = [self.probe.get_parameter(f"{layer}.weight") for layer in weights]
         same = min((self.first_use.get(id(p), 0) for p in changed), default=len(self.calls))
@@ -128,53 +140,55 @@ class _Pass:
 
 
 def _recorded(probe: nn.Module, inputs: Tensor) -> _Pass:
-    found = _Pass(probe, inputs)
+    record = _Pass(probe, inputs)
 
-    def compute(layer: nn.Module, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        output = own(*args, **kwargs)
-        found.keep(layer, output)
+    def compute(
+        layer: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        output = forward(*args, **kwargs)
+        record.keep(layer, output)
         return output
 
     layers = {m: partial(compute, m, m.forward) for m in probe.modules() if _repeats(m)}
-    with _forwards(layers), _FirstUse(found):
-        found.outputs = probe(inputs)
-    found.forget_changed()
-    return found
+    with _forwards(layers), _FirstUse(record):
+        record.outputs = probe(inputs)
+    record.forget_changed()
+    return record
 
 
 class _FirstUse(TorchFunctionMode):
-    """Notes when each parameter is used, by its own layer or by any other function."""
+    """Records when each parameter is first used, by its own layer or by any other function."""
 
-    def __init__(self, found: _Pass) -> None:
+    def __init__(self, record: _Pass) -> None:
         super().__init__()
-        self.found = found
+        self.record = record
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         for tensor in tensors_in([*args, *(kwargs or {}).values()]):
             if isinstance(tensor, nn.Parameter):
-                self.found.first_use.setdefault(id(tensor), len(self.found.calls))
+                self.record.first_use.setdefault(id(tensor), len(self.record.calls))
         return func(*args, **(kwargs or {}))
 
 
 def _repeats(layer: nn.Module) -> bool:
-    """Whether a layer gives one tensor that depends on its inputs and parameters alone."""
+    """Whether a layer returns one tensor that depends only on its inputs and parameters."""
     known = isinstance(layer, (_ConvNd, nn.Linear, _BatchNorm))
-    own = "forward" in vars(layer) or any(True for _ in layer.children())
-    return known and not own and not isinstance(layer, nn.SyncBatchNorm)
+    custom = "forward" in vars(layer) or any(True for _ in layer.children())
+    return known and not custom and not isinstance(layer, nn.SyncBatchNorm)
 
 
 @contextmanager
 def _given(calls: Iterable[tuple[nn.Module, Tensor | None]]) -> Iterator[None]:
-    """Those calls of layers give those outputs, in their order; without one, they compute."""
+    """Replay the outputs of these calls, in their order; calls with output None run the layer."""
     waiting: defaultdict[nn.Module, deque[Tensor | None]] = defaultdict(deque)
     for layer, output in calls:
         waiting[layer].append(output)
 
-    def give(layer: nn.Module, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def give(layer: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = waiting[layer].popleft() if waiting[layer] else None
-        return own(*args, **kwargs) if output is None else output
+        return forward(*args, **kwargs) if output is None else output
 
     with _forwards({layer: partial(give, layer, layer.forward) for layer in waiting}):
         yield
@@ -182,7 +196,7 @@ def _given(calls: Iterable[tuple[nn.Module, Tensor | None]]) -> Iterator[None]:
 
 @contextmanager
 def _forwards(functions: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
-    """Layers compute by other functions inside the block; their hooks are called as ever."""
+    """Replace the `forward` of layers inside the block; their hooks still run."""
     for layer, function in functions.items():
         vars(layer)["forward"] = function
     try:

@@ -1,1 +1,1 @@
-"""The pruning stages; subfolders hold how they work."""
+"""Pruning stages; the algorithms that they use are in the subpackages."""

@@ -1,4 +1,4 @@
-"""What the pruning stages share: the layers, their names, checks of options."""
+"""Selects the layers to prune and checks options, for all pruning stages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from compressbench.pruning.criteria.scores import is_criterion
 
 
 def skipped(patterns: Iterable[str], names: Iterable[str], option: str = "skip") -> set[str]:
-    """The names that match one of `patterns` (fnmatch). UserError for a pattern without match."""
-    known, found = list(names), set()
+    """The names that match one of `patterns` (fnmatch).
+
+    Raises UserError for a pattern that matches none; `option` names it in the message.
+    """
+    known, selected = list(names), set()
     for pattern in patterns:
         matches = {name for name in known if fnmatchcase(name, pattern)}
         if not matches:
@@ -25,12 +28,16 @@ def skipped(patterns: Iterable[str], names: Iterable[str], option: str = "skip")
             raise UserError(
                 f"{option}: no convolution or linear layer is named {pattern!r}{advice}"
             )
-        found |= matches
-    return found
+        selected |= matches
+    return selected
 
 
 def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None) -> dict[str, str]:
-    """Name -> reason, of the modules with weights that the options leave alone."""
+    """Map each module with weights that must not be pruned to the reason.
+
+    `skip` and `wanted` (the option `layers`; None selects all) are names or fnmatch patterns.
+    Raises UserError for a pattern that matches no convolution or linear layer.
+    """
     layers = prunable_layers(model)
     named = skipped(skip, layers)
     chosen = set(layers) if wanted is None else skipped(wanted, layers, "layers")
@@ -41,7 +48,7 @@ def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None
         if name in named:
             left[name] = "named in skip"
         elif owner in kept:
-            left[name] = "its weight is that of a layer named in skip"
+            left[name] = "shares its weight with a layer named in skip"
         elif name not in chosen:
             left[name] = "not named in layers"
     others = layers_with_weights(model).keys() - layers.keys()
@@ -49,21 +56,22 @@ def left_out(model: nn.Module, skip: Sequence[str], wanted: Sequence[str] | None
 
 
 def check_criterion(criterion: Any) -> None:
+    """Raise UserError unless `criterion` can score weights without training."""
     if isinstance(criterion, LearntCriterion):
         name = type(criterion).__name__.lower()
-        raise UserError(f"criterion {name} is learnt in training: it is for prune_gradual alone")
+        raise UserError(f"criterion {name} is learned during training; use prune_gradual")
     if not is_criterion(criterion):
         raise UserError(f"criterion must be a pruning criterion, got {criterion!r}")
 
 
 def check_names(option: str, names: Any) -> None:
-    """UserError unless `names` is a list of names or patterns."""
+    """Raise UserError unless `names` is a list of names or patterns."""
     if isinstance(names, str) or not all(isinstance(pattern, str) for pattern in names):
         raise UserError(f"{option} must be a list of layer names, got {names!r}")
 
 
 def criterion_passes(criterion: Any, train_images: int) -> tuple[int, int]:
-    """(images trained on, images only run forward) that take as long as the criterion does."""
+    """The cost of a criterion as (images trained on, images only run forward)."""
     images = getattr(criterion, "images", 0)
     used = min(images, train_images) if isinstance(images, int) else 0
     trained, forwarded = getattr(criterion, "work", (0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Unstructured pruning: single weights become zero and stay so."""
+"""Unstructured pruning: sets single weights to zero and keeps them there with masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from compressbench.training.batchnorm import reestimate_batchnorm_
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """Which weights may be zeroed together: fields alone, which `Prune` explains."""
+    """Options shared by the stages that zero weights; `Prune` documents them."""
 
     scope: WeightScope = "global"
     normalize: bool | None = None
@@ -64,27 +64,33 @@ class PruneOptions:
 class Prune(PruneOptions):
     """Zero the least important weights of convolutions and linear layers.
 
-    One target. `sparsity`: exactly round(sparsity * n) of the n weights are zero afterwards, zeros
-    that were there before included, spread by the `scope`: "global" (one ranking of all layers),
-    "layer" (the same share of each), "erk" or "lamp" (a share for each layer by its shape, or by
-    the squares of its weights: `budgets`), "sensitivity" (by what its zeros are measured to cost:
-    `measured_shares`). `threshold`: every weight of less importance goes, and with
-    `activation_threshold` also those of output channels whose mean absolute activation
-    (`MeanActivation`) is less. `pattern` "N:M": N of M inputs stay (`patterns.Inputs`).
+    Exactly one target must be given: `sparsity`, `threshold` or an N:M `pattern`. Of equally
+    important weights those of lower index are pruned first; the most important weight of a layer
+    is always kept. A criterion with an `update` method then adjusts the remaining weights.
+    BatchNorm statistics are measured again, and activation quantizers calibrated again.
 
-    Of equal weights those of lower index go first; the most important weight of a layer always
-    stays. `pattern` "RxC" takes weights in blocks, by the sum of their importance, to a sparsity
-    (of the blocks) or a threshold. In a global ranking `normalize` divides scores by their layer's
-    mean; None does where the criterion's are not comparable between layers.
+    Quantized weights keep their scales. Their grids must have 8 bits, and at most half of the
+    weights may be pruned, since no float finetuning can follow.
 
-    Only the layers that match `layers` (names or fnmatch patterns; None: all) and not `skip` are
-    pruned and count; so do those that a pattern fits: others are left, unless `layers` has their
-    very name, which is refused. A criterion with an `update` then moves the weights that stay.
-    BatchNorm statistics are measured on `batchnorm_images` training images, and activations
-    calibrated again.
-
-    Weights on integer grids keep their scales; the grids must have 8 bits, and at most half of
-    the weights may go, since no float finetune can follow.
+    Args:
+        criterion: Importance of the weights.
+        sparsity: Share in [0, 1) of weights that are zero afterwards: exactly round(sparsity * n)
+            of n weights, including those that were zero before.
+        threshold: Prune every weight of lower importance.
+        activation_threshold: With `threshold`, also prune the weights of output channels with a
+            lower mean absolute activation (`MeanActivation`).
+        scope: How `sparsity` is distributed: "global" (one ranking of all layers), "layer" (the
+            same share in each layer), "erk" (by the shape of the layer), "lamp" (by the squares
+            of its weights; for both see `layer_densities`) or "sensitivity" (by the measured cost
+            of pruning the layer, see `measured_densities`).
+        normalize: In a global ranking, divide scores by their layer's mean. None does so if
+            scores of the criterion are not comparable between layers.
+        pattern: "N:M" keeps N of M consecutive inputs (`patterns.Inputs`). "RxC" prunes blocks of
+            R outputs by C inputs, by the sum of their importance.
+        layers: Names or fnmatch patterns of the layers to prune; None for all. Layers that do not
+            fit the pattern are skipped, unless named exactly here, which is an error.
+        skip: Names or patterns of layers that are neither pruned nor counted.
+        batchnorm_images: Training images for the BatchNorm statistics, at least 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -107,17 +113,18 @@ class Prune(PruneOptions):
             check_flag("normalize", self.normalize)
             if self.sparsity is None or self.scope != "global":
                 raise UserError(
-                    f"normalize={self.normalize} is for a sparsity with scope=global: otherwise "
-                    "scores of different layers are not compared"
+                    f"normalize={self.normalize} needs sparsity and scope=global: only then are "
+                    "scores of different layers compared"
                 )
 
     def selection(self) -> Selection:
+        """The target, scope and pattern of this stage."""
         return Selection(
             self.sparsity, self.threshold, self.activation_threshold, self.scope, self.pattern
         )
 
     def check_line(self, earlier: Sequence[Stage]) -> None:
-        """Refuse before anything runs what `check_grids` would refuse after a training."""
+        """Reject recipes early that `check_grids` would reject only after training."""
         for stage in earlier:
             if WEIGHT_QUANTIZED in stage.adds:
                 check_scheme(stage, self.selection().share)
@@ -125,7 +132,7 @@ class Prune(PruneOptions):
                     raise UserError(NO_UPDATE)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        """Reject names that match no layer and patterns that do not fit, before the recipe runs."""
         self.left(model)
 
     def passes(self, train_images: int) -> tuple[int, int]:
@@ -158,7 +165,7 @@ class Prune(PruneOptions):
     def masks(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
-        """Layer -> what stays of its weight; layers with one tied weight get the same mask."""
+        """Map each layer to its mask (True is kept); layers with a tied weight share a mask."""
         owners = weight_owners(model, layers)
         owned = {name: layers[name] for name in owners.values()}
         if not owned:
@@ -180,8 +187,8 @@ class Prune(PruneOptions):
     def _normalizes(self) -> bool:
         if self.normalize is not None:
             return self.normalize
-        alike = bool(getattr(self.criterion, "comparable", True))
-        return self.sparsity is not None and self.scope == "global" and not alike
+        comparable = bool(getattr(self.criterion, "comparable", True))
+        return self.sparsity is not None and self.scope == "global" and not comparable
 
     def _update_(
         self,
@@ -190,7 +197,7 @@ class Prune(PruneOptions):
         masks: Mapping[str, Tensor],
         context: Context,
     ) -> None:
-        """Let the criterion move the weights that stay, if it does that."""
+        """Let the criterion adjust the remaining weights, if it has an `update` method."""
         update = getattr(self.criterion, "update", None)
         if update is None:
             return
@@ -201,7 +208,7 @@ class Prune(PruneOptions):
                 layers[name].get_parameter("weight").copy_(weight)
 
     def left(self, model: nn.Module) -> dict[str, str]:
-        """Name -> reason, of the modules with weights that are not pruned."""
+        """Map each module with weights that is not pruned to the reason."""
         layers = prunable_layers(model)
         left = left_out(model, self.skip, self.layers)
         shape = self.selection().shape()
@@ -217,15 +224,15 @@ class Prune(PruneOptions):
         total = sum(mask.numel() for mask in masks.values())
         zeros = sum(int((~mask).sum()) for mask in masks.values())
         return (
-            f"prune touched nothing: {self.selection().target()}, and {zeros} of {total} weights "
-            "were zero before"
+            f"prune changed nothing: {self.selection().target()}, but {zeros} of {total} weights "
+            "were already zero"
         )
 
 
 def prune_once(
     options: PruneOptions, criterion: Criterion | ModelCriterion, sparsity: float
 ) -> Prune:
-    """The stage that prunes to `sparsity` in one go, with the options of one that does not."""
+    """A one-shot `Prune` stage with the options of a gradual or iterative stage."""
     return Prune(
         criterion,
         sparsity,

@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels are removed, with everything that depends on them."""
+"""Structured pruning: removes whole channels, with everything that depends on them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,7 @@ from compressbench.core.types import (
     Outcome,
     TimeShare,
 )
-from compressbench.core.validation import (
-    check_flag,
-    check_integer,
-    check_positive,
-    check_share,
-)
+from compressbench.core.validation import check_flag, check_integer, check_positive, check_share
 from compressbench.pruning.channels.coupling import (
     ChannelGroup,
     GroupPart,
@@ -61,38 +56,42 @@ from compressbench.pruning.criteria.scores import scores_of
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, skipped
 from compressbench.training.batchnorm import reestimate_batchnorm_
 
-EXAMPLES = 4  # samples of the proofs
+EXAMPLES = 4  # samples on which a pruned model is verified
 Scope = Literal["global", "layer", "sensitivity"]
-TABLE = "limits"  # its name among the tables of the stage
-FLOOR = 0.1  # of a layer's channels, which stay by default
+TABLE = "limits"  # name of the stage's table
+FLOOR = 0.1  # share of a layer's channels that is kept by default
 
 
 @dataclass(frozen=True)
 class PruneChannels:
-    """Remove the output channels of least importance, with all that depends on them.
+    """Remove the least important output channels, with everything that depends on them.
 
-    How many: about the share `sparsity` of the channels; or all that are less important than
-    `threshold`, and with `activation_threshold` also those of less mean absolute activation; or
-    just as many as the limits ask for, all that are given together: `params`, `macs` (of one
-    sample), `onnx_bytes`, each a number, a share in (0, 1) of what it was, or "2x" for half; and
-    `latency`, a share or a factor of the time that the uncut model's file takes, measured in
-    interleaved pairs. They are found by bisection over the share, on the real smaller models and
-    files: never over a limit (a time within `tolerance`), and with a warning where the nearest is
-    undercut by more than `tolerance` of it. The table `limits` has what was tried. Channels chosen
-    by time hold for this machine, and may be others when the stage is computed again.
+    Exactly one target must be given: `sparsity`, `threshold` or limits (`params`, `macs` of one
+    sample, `onnx_bytes`, `latency`), which must all hold. A limit is a number (not for latency), a
+    share in (0, 1) of the unpruned model's value, or "2x" for half of it. Limits are met by
+    bisection on actual smaller models, listed in the table `limits`. Latency is measured in
+    interleaved pairs with the unpruned model, so its result is specific to this machine.
 
-    A channel's importance is the criterion's, or the sum over its weights, over the mean of its
-    layer (`normalize`; a threshold is compared with it as it is); the mean over the layers that
-    are coupled (added, concatenated, depthwise, ...), whose channels go together. `scope` "layer"
-    takes the share from each set of coupled layers, "global" from all channels by one ranking,
-    sets of coupled layers counting once, "sensitivity" by one ranking of blocks by what each is
-    measured to cost over what it saves (see `by_damage`). The channels that stay in a layer are a
-    multiple of `round_to`, as near to the share as that allows, and never less than `min_channels`,
-    nor than 1 - `max_layer_sparsity` of them (both None: a tenth, and `round_to`). The model's
-    outputs stay, and so do the channels of layers that match `skip` (names or fnmatch patterns),
-    with `coupled` false those that several layers share (residual additions, attention heads),
-    layers no wider than `round_to`, and layers for which it cannot be proven that the rest computes
-    the same; the coverage says why. BatchNorm statistics come from `batchnorm_images` images.
+    The importance of a channel is the criterion's score, summed over its weights if these are
+    scored, and averaged over coupled layers (additions, concatenations, depthwise convolutions),
+    whose channels are removed together and counted once. Never pruned are the model's outputs,
+    layers that match `skip`, layers no wider than `round_to`, and layers where a smaller model
+    fails the check that the rest computes the same; the coverage gives the reason.
+
+    Args:
+        sparsity: Share in [0, 1) of the channels to remove.
+        threshold: Remove all channels of lower importance, which is not normalized then.
+        activation_threshold: With `threshold`, also remove channels with a lower mean |output|.
+        tolerance: Allowed relative excess of a latency, and shortfall from limits before a warning.
+        scope: "layer" removes the share from each set of coupled layers, "global" from all
+            channels in one ranking, "sensitivity" by measured cost per saving (`by_damage`).
+        normalize: Divide importance by the mean of its layer.
+        round_to: The remaining channels of a layer are a multiple of this.
+        min_channels: Least number of channels to keep in a layer.
+        max_layer_sparsity: Largest share to remove from a layer; if this and `min_channels` are
+            None, a tenth of the channels and at least `round_to` are kept.
+        coupled: False keeps channels that several layers share (residuals, attention heads).
+        batchnorm_images: Training images for the BatchNorm statistics, at least 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -149,12 +148,12 @@ class PruneChannels:
                 f"onnx_bytes, latency), got {' and '.join(given) or 'none'}"
             )
         if self.scope == "sensitivity" and self.threshold is not None:
-            raise UserError("scope=sensitivity ranks, and goes with no threshold: set a limit")
+            raise UserError("scope=sensitivity needs sparsity or limits, got a threshold")
         if self.activation_threshold is not None and self.threshold is None:
-            raise UserError("activation_threshold goes with a threshold: set both")
+            raise UserError("activation_threshold needs threshold: set both")
 
     def limits(self) -> dict[str, int | float | str]:
-        """The limits that are given, by name."""
+        """The limits that are set, by name."""
         names = ("params", "macs", "onnx_bytes", "latency")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -167,7 +166,7 @@ class PruneChannels:
         return self.latency is not None
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a name to skip that no layer has."""
+        """Reject patterns in `skip` that match no layer, before the recipe runs."""
         skipped(self.skip, prunable_layers(model))
 
     def passes(self, train_images: int) -> tuple[int, int]:
@@ -181,9 +180,9 @@ class PruneChannels:
         start = inputs["model"]
         original = deepcopy(start.model).cpu().eval()
         example = example_inputs(context.data.spec)
-        found = channel_groups(deepcopy(original), example)
-        candidates, left = self._candidates(original, found)
-        cutter = Cutter(start, original, found, example, self._timer(start, context))
+        groups = channel_groups(deepcopy(original), example)
+        candidates, left = self._candidates(original, groups)
+        cutter = Cutter(start, original, groups, example, self._timer(start, context))
         ranked = self._ranked(cutter, candidates, context)
         warnings: tuple[str, ...] = ()
         tables: dict[str, list[dict[str, Any]]] = {}
@@ -195,7 +194,7 @@ class PruneChannels:
             warnings = (warning,) if warning else ()
         else:
             cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
-        left |= reasons_of(found, cutter.failed)
+        left |= reasons_of(groups, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
         if not cut.removed:
@@ -203,8 +202,8 @@ class PruneChannels:
         check_replay(original, cut.model, cut.edit, example)
         reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
         artifact = start.changed(cut.model, [cut.edit], self.adds)
-        artifact = replace(artifact, early={})  # which are of other shapes
-        warnings += tuple(f"channels of {n} stay: {why}" for n, why in cutter.failed.items())
+        artifact = replace(artifact, early={})  # early weights have other shapes
+        warnings += tuple(f"channels of {n} were kept: {why}" for n, why in cutter.failed.items())
         return Outcome(artifact, coverage, warnings=warnings, tables=tables)
 
     def _timer(self, start: Artifact, context: Context) -> TimeShare | None:
@@ -213,13 +212,13 @@ class PruneChannels:
         return context.timed_against(start)
 
     def _candidates(
-        self, model: nn.Module, found: Sequence[ChannelGroup]
+        self, model: nn.Module, groups: Sequence[ChannelGroup]
     ) -> tuple[list[GroupPart], dict[str, str]]:
-        """The group_parts to choose from; layer -> reason, of the others."""
+        """The group parts that can be pruned, and a reason for each layer that cannot."""
         names = skipped(self.skip, prunable_layers(model))
-        left = dict.fromkeys(prunable_layers(model), "autograd finds no way from the output to it")
+        left = dict.fromkeys(prunable_layers(model), "the traced output does not depend on it")
         candidates: list[GroupPart] = []
-        for group in found:
+        for group in groups:
             held = [name for name in group.layers() if name in names]
             parts, reason = ([], f"coupled with {held[0]}") if held else group_parts(group, model)
             if group.reason or reason:
@@ -233,7 +232,7 @@ class PruneChannels:
         return candidates, left | dict.fromkeys(names, "named in skip")
 
     def _stays(self, part: GroupPart, model: nn.Module) -> str:
-        """Why a part is no candidate, or ""."""
+        """Why a part cannot be pruned, or ""."""
         if part.width <= self.round_to:
             return f"no more than {self.round_to} channels"
         if not self.coupled and is_shared(part, model):
@@ -253,10 +252,10 @@ class PruneChannels:
         return ranked
 
     def _cuts(self, ranked: list[Ranked], share: float) -> Cuts:
-        """Root of a group -> the channels of the root to remove."""
+        """Map the root of each group to the channels of the root to remove."""
         if self.threshold is not None:
             return by_root(choose_below(ranked))
-        pools = [[one] for one in ranked] if self.scope == "layer" else [ranked]
+        pools = [[part] for part in ranked] if self.scope == "layer" else [ranked]
         return by_root(pair for pool in pools for pair in choose(pool, share))
 
     def _worth(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> Worth:
@@ -281,11 +280,11 @@ class PruneChannels:
     def _nothing(self, candidates: list[GroupPart], left: Mapping[str, str]) -> str:
         if not candidates:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
-            return f"prune_channels touched nothing: no layer can be pruned ({reasons})"
+            return f"prune_channels changed nothing: no layer can be pruned ({reasons})"
         widest = max(part.width for part in candidates)
         named = "sparsity" if self.threshold is None else "threshold"
         return (
-            f"prune_channels touched nothing: {named}={getattr(self, named)} with round_to="
+            f"prune_channels changed nothing: {named}={getattr(self, named)} with round_to="
             f"{self.round_to} and at most {widest} channels in a layer removes none"
         )
 

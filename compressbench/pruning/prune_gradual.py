@@ -1,4 +1,4 @@
-"""Pruning while a model is trained: a little more of it every few steps."""
+"""Gradual pruning: raises the sparsity step by step during training."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ from compressbench.training.teaching import objective
 
 @dataclass(frozen=True)
 class PruneGradually(objective.TaughtFitOptions, PruneOptions):
-    """Train on, while the share of zeros rises to `sparsity`.
+    """Train while the sparsity rises to `sparsity`.
 
-    At `updates` steps, evenly spread over the first share `until` of all steps, the least
-    important weights go, so that the share of zeros is
+    At `updates` steps, evenly spread over the first share `until` of all training steps, the
+    least important weights are pruned to the sparsity
 
         s(t) = sparsity + (start - sparsity) (1 - t)^3,  t from 0 to 1,
 
-    fast at first and slowly in the end (Zhu and Gupta 2017, arXiv:1710.01878). `start` is the
-    share that is zero before. What is zero stays so, but for a criterion that is learnt meanwhile
-    (`movement`), by which what this stage took may come back until then. Other criteria see the
-    weights of that moment. `scope`, `normalize`, `pattern` (blocks), `layers` and `skip` are those
-    of `Prune`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`; with a
-    distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
+    which rises fast at first and slowly at the end (Zhu and Gupta 2017, arXiv:1710.01878);
+    `start` is the sparsity before the stage. Importance is computed from the current weights.
+    Pruned weights stay zero, except with a criterion learned during training (`movement`), which
+    can restore weights pruned by this stage until the last update.
+
+    `scope` (except "sensitivity"), `normalize`, `pattern` (blocks only), `layers` and `skip` are
+    those of `Prune`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`. With a
+    distillation `loss` the recipe must name a `teacher`; otherwise the loss is cross-entropy with
     `label_smoothing`.
     """
 
@@ -64,19 +66,21 @@ class PruneGradually(objective.TaughtFitOptions, PruneOptions):
         check_integer("updates", self.updates, 1)
         check_share("until", self.until)
         if self.scope == "sensitivity":
-            raise UserError("scope=sensitivity measures anew at each update: choose another")
+            raise UserError("scope=sensitivity would be measured at each update: choose another")
         if hasattr(self.criterion, "update"):
-            raise UserError("a criterion that moves weights has no use where they are trained")
+            raise UserError(
+                "a criterion that updates weights cannot be combined with training: choose another"
+            )
 
     def prune(self, sparsity: float, learnt: Mapping[str, Tensor] | None = None) -> Prune:
-        """What happens at one update, by the scores `learnt` so far where that is the criterion."""
+        """The pruning of one update; `learnt` are the scores so far of a learned criterion."""
         criterion = self.criterion
         if isinstance(criterion, LearntCriterion):
             criterion = Given(learnt or {})
         return prune_once(self, criterion, sparsity)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        """Reject names that match no layer and patterns that do not fit, before the recipe runs."""
         self.prune(self.sparsity).left(model)
 
     check_teachers = objective.check_teachers
@@ -115,12 +119,12 @@ class PruneGradually(objective.TaughtFitOptions, PruneOptions):
         return Outcome(start.changed(model, edits, self.adds), coverage, history, notes=notes)
 
     def sparsity_at(self, t: float, start: float) -> float:
-        """The share of zeros at `t` in [0, 1] of the rise."""
+        """The sparsity at `t` in [0, 1], rising from `start`."""
         return self.sparsity + (start - self.sparsity) * (1.0 - t) ** 3
 
 
 class _Rising:
-    """Tightens the masks of a model that is trained. `reached` is one sparsity an epoch."""
+    """Training callback that prunes at the scheduled steps; `reached` has a sparsity per epoch."""
 
     def __init__(
         self, stage: PruneGradually, model: nn.Module, names: Sequence[str], context: Context
@@ -146,7 +150,7 @@ class _Rising:
             self.tighten_(model, self.stage.sparsity_at(min(1.0, step / last), self.start))
 
     def tighten_(self, model: nn.Module, sparsity: float) -> None:
-        """Zero what is least important now, up to `sparsity`."""
+        """Prune the weights that are least important now, to `sparsity`."""
         probe = deepcopy(model).cpu().eval().requires_grad_(True)
         scores = None
         if self.learnt is not None:

@@ -1,4 +1,4 @@
-"""Pruning in rounds, with training in between: from where the weights stand, or rewound."""
+"""Iterative pruning: prunes and trains in rounds, optionally rewinding the weights."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ from compressbench.training.teaching import objective
 from compressbench.training.train import Train
 
 ROUNDS = "rounds.ckpt"
-NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of the train stage before it"
+NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of an earlier train stage"
 
 
 @dataclass(frozen=True)
 class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
-    """`rounds` times: zero the least important weights, then train for `epochs`.
+    """Prune the least important weights, then train for `epochs`; repeat this `rounds` times.
 
-    After round r of R the share 1 - (1 - sparsity)^(r / R) is zero: every round takes the same
-    share of what is left (Han et al. 2015, arXiv:1506.02626). With `rewind` the weights that stay
-    go back to those of the epoch that the train stage has kept before each training: lottery
-    tickets (Frankle and Carbin 2019, arXiv:1803.03635, from epoch 0; Frankle et al. 2020,
-    arXiv:1912.05671, from a later one). `scope`, `normalize`, `pattern` (blocks), `layers`, `skip`
-    and `batchnorm_images` are those of `Prune`; the rest those of `PruneGradually`.
+    After round r of R the sparsity is 1 - (1 - sparsity)^(r / R): every round prunes the same
+    share of the remaining weights (Han et al. 2015, arXiv:1506.02626). With `rewind`, the
+    remaining weights are reset before each training to those of the epoch that the train stage
+    kept (`keep_epoch`): lottery tickets (Frankle and Carbin 2019, arXiv:1803.03635, for epoch 0;
+    Frankle et al. 2020, arXiv:1912.05671, for a later epoch). `scope`, `normalize`, `pattern`
+    (blocks only), `layers`, `skip` and `batchnorm_images` are those of `Prune`; all other options
+    are those of `PruneGradually`.
 
-    What a round has done is kept in the stage's folder: a stopped run goes on there.
+    Each finished round is saved in the stage's folder, so an interrupted run resumes there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -70,16 +71,16 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
         check_flag("rewind", self.rewind)
 
     def prune(self, sparsity: float) -> Prune:
-        """What happens in one round."""
+        """The pruning of one round, to `sparsity`."""
         once = prune_once(self, self.criterion, sparsity)
         return replace(once, batchnorm_images=self.batchnorm_images)
 
     def sparsity_after(self, done: int) -> float:
-        """The share of zeros after `done` rounds."""
+        """The sparsity after `done` rounds."""
         return float(1.0 - (1.0 - self.sparsity) ** (done / self.rounds))
 
     def check_line(self, earlier: Sequence[Stage]) -> None:
-        """Refuse rewinding before anything runs where there is nothing to go back to."""
+        """Reject rewinding if no usable early weights exist, before the recipe runs."""
         if not self.rewind:
             return
         kept = any(isinstance(s, Train) and s.keep_epoch is not None for s in earlier)
@@ -87,7 +88,7 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
             raise UserError(NO_EARLY)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a name without a layer, and a pattern that does not fit."""
+        """Reject names that match no layer and patterns that do not fit, before the recipe runs."""
         self.prune(self.sparsity).left(model)
 
     check_teachers = objective.check_teachers
@@ -125,7 +126,7 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
 
 
 def _rewound(artifact: Artifact) -> nn.Module:
-    """The model with its early weights where they are not masked."""
+    """A copy of the model with its early weights, masks applied."""
     model = deepcopy(artifact.model)
     model.load_state_dict(dict(artifact.early), strict=False)
     for layer in masked_layers(model).values():
@@ -139,7 +140,7 @@ def _save(current: Artifact, done: int, history: Mapping[str, list[float]], path
 
 
 def _resume(start: Artifact, path: Path) -> tuple[Artifact, int, dict[str, list[float]]]:
-    """Where an earlier run got to: the artifact, its rounds, its history."""
+    """The state that an interrupted run saved: artifact, finished rounds, history."""
     state = load_checkpoint(path)
     if state is None:
         return start, 0, {}

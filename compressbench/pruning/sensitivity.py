@@ -1,4 +1,4 @@
-"""What single layers bear: accuracy and loss against the sparsity of one layer at a time."""
+"""Sensitivity to pruning: accuracy and loss against the sparsity of one layer at a time."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from compressbench.pruning.weights.apply import weight_scores
 from compressbench.pruning.weights.measured_densities import TYPICAL_LAYERS
 from compressbench.pruning.weights.selection import Selection
 
-TABLE = "sensitivity"  # its name among the tables of the stage
+TABLE = "sensitivity"  # name of the stage's table
 
 
 @dataclass(frozen=True)
 class SensitivityCurves:
-    """Prune one layer at a time to each of `sparsities`, and measure; the model stays as it is.
+    """Measure accuracy and loss with one layer at a time pruned; the model itself is not changed.
 
-    The table `sensitivity` has a row for each layer and sparsity, 0 included: `accuracy` in [0, 1]
-    and `loss` (mean cross-entropy) on `images` training images, not augmented, in batches of
-    `batch_size`, each of which normalizes itself, as statistics measured again would (Li et al.
-    2017, arXiv:1608.08710, section 3.2, for filters). The least important weights of the layer go,
-    by the `criterion`.
+    Each layer is pruned to each of `sparsities` by the `criterion`. The table `sensitivity` has a
+    row for each layer and sparsity, including 0, with `accuracy` in [0, 1] and `loss` (mean
+    cross-entropy) on `images` training images, not augmented, in batches of `batch_size`.
+    BatchNorm normalizes each batch, which approximates statistics measured after pruning. Li et
+    al. 2017 (arXiv:1608.08710, section 3.2) measure the same for filters. `layers` and `skip` are
+    those of `Prune`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -61,7 +62,7 @@ class SensitivityCurves:
             check_share("sparsities", sparsity)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a name that no layer has."""
+        """Reject patterns that match no layer, before the recipe runs."""
         left_out(model, self.skip, self.layers)
 
     def passes(self, train_images: int) -> tuple[int, int]:
@@ -101,15 +102,15 @@ class SensitivityCurves:
             mask = selection.masks({name: layers[name]}, {name: scores[name]}, {name: weight == 0})
             return {name: weight * mask[name]}
 
-        def look(own: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
+        def look(original: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
             targets = batches[batch][1]
             loss = F.cross_entropy(logits.double(), targets, reduction="sum")
             return (logits.argmax(1) == targets).sum(), loss, len(targets)
 
         trials = [partial(pruned, *case) if case[1] else dict for case in cases]
-        found = totals(probe, [inputs for inputs, _ in batches], trials, look, context)
+        sums = totals(probe, [inputs for inputs, _ in batches], trials, look, context)
         return [
             {"layer": name, "weights": weights[name].numel(), "sparsity": sparsity,
              "accuracy": correct / images, "loss": loss / images}
-            for (name, sparsity), (correct, loss, images) in zip(cases, found, strict=True)
+            for (name, sparsity), (correct, loss, images) in zip(cases, sums, strict=True)
         ]  # fmt: skip

@@ -1,1 +1,1 @@
-"""The quantization stages; subfolders hold how they work."""
+"""Quantization stages; the algorithms that they use are in the subpackages."""

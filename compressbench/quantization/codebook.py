@@ -1,4 +1,4 @@
-"""Weights that share a few values, looked up in a codebook of each layer."""
+"""Weight sharing: replaces the weights of a layer by the values of a codebook."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _RULE = {"layers", "type", "bits"}
 
 @dataclass(frozen=True)
 class Codebook:
-    """Replace every weight by the nearest of the 2**bits values of its layer (Han et al. 2016,
-    arXiv:1510.00149, without their finetuning of the values).
+    """Replace every weight by the nearest of 2**bits values, which k-means finds for each layer.
 
-    The values are those of k-means, so they crowd where weights do; no integer kernel can compute
-    with them, and the activations stay float. `bits` in [2, 8]; `rules` and `widths` change them
-    for some layers, as of `Scheme`. Weights that are zero stay zero. BatchNorm statistics are then
-    measured on `batchnorm_images` training images.
+    Han et al. 2016 (arXiv:1510.00149), without finetuning of the values. They are denser where
+    weights are denser than on an integer grid, but integer kernels cannot compute with them, and
+    activations stay in float. `bits` in [2, 8]; `rules` and `widths` change it for some layers,
+    as in `Scheme`. Zero weights stay zero. BatchNorm statistics are measured again on
+    `batchnorm_images` training images.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -59,10 +59,10 @@ class Codebook:
         for number, rule in enumerate(self.rules or ()):
             other = sorted(set(rule) - _RULE)
             if other:
-                raise UserError(f"rules[{number}]: {other[0]} has no meaning for a codebook")
+                raise UserError(f"rules[{number}]: {other[0]} does not apply to a codebook")
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a rule or a width without a layer."""
+        """Reject rules and widths that match no layer, before the recipe runs."""
         self._bits(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
@@ -85,13 +85,13 @@ class Codebook:
 
 
 def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:
-    """Put the weights of the layers in `bits` on codebooks of their own; a tied weight once."""
+    """Replace the weights of the layers in `bits` by codebook values; tied weights share one."""
     books: dict[str, torch.Tensor] = {}
     for name, owner in weight_owners(model, bits).items():
         layer, width = model.get_submodule(name), bits[name]
         weight = layer.get_parameter("weight")
         if not bool(torch.isfinite(weight).all()):
-            raise CheckFailedError(f"{name}.weight holds NaN or infinity before its codebook")
+            raise CheckFailedError(f"{name}.weight holds NaN or infinity before codebook")
         if name == owner:
             books[name] = fit_codebook(weight, width)
         book = books[owner]

@@ -1,4 +1,4 @@
-"""Mixed precision: bits for each layer, the best that fits a budget of bytes."""
+"""Mixed precision: chooses the bits of each layer under a budget of bytes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from compressbench.core.validation import check_integer, is_number
 from compressbench.quantization.observers.mse import Mse
 from compressbench.quantization.rounding.nearest import Nearest
 
-TABLE = "allocation"  # its name among the tables of a stage
-_ROUNDS = 6  # of solving, rounding, exporting and weighing
-_INFEASIBLE = 2  # a status of scipy.optimize.milp
-_COST_SCALE = 1e6  # of the largest cost: the solver stops at a gap of 1e-6, whatever the unit
+TABLE = "allocation"  # name of the stage's table
+_ROUNDS = 6  # attempts of solving, rounding, exporting and comparing with the budget
+_INFEASIBLE = 2  # status code of scipy.optimize.milp
+_COST_SCALE = 1e6  # scales the largest cost, as the solver stops at an absolute gap of 1e-6
 
 Finish = Callable[[Mapping[str, Grid], WeightQuantizer], Artifact]
 
 
 @dataclass(frozen=True)
 class Allocated:
-    """The model with mixed grids, the grid of each layer, and one row a layer for the report."""
+    """The model with mixed grids, the grid of each layer, and a table row for each layer."""
 
     artifact: Artifact
     grids: dict[str, Grid]
@@ -39,19 +39,22 @@ class Allocated:
 
 @dataclass(frozen=True)
 class Allocation:
-    """min over b of sum_l sensitivity(l, b_l) subject to bytes of the ONNX file <= `budget`.
+    """Minimize sum_l sensitivity(l, b_l) over the bits b_l, with an ONNX file within `budget`.
 
-    Each layer l gets one of `widths`, integers of bits in [2, 8]; 3 bits are stored as 4, and 5
-    to 7 as 8. `budget` is in bytes, or a share in (0, 1) of the file at the widest width. The
-    optimum is exact, by integer programming, for costs that add up over the layers and the bytes
-    of weights, scales and zero points; what else a file holds is measured on exported files. The
-    file with the chosen widths is exported and weighed, too, and they are chosen again with less
-    to spend while it is over the budget. UserError names the least possible bytes, those of the
-    narrowest width in every layer, where the budget is below them.
+    The optimum is exact, by integer programming, as far as the costs of layers add up. Sizes of
+    weights, scales and zero points are computed, the rest of the file is measured on exported
+    files. If the file with the chosen bits exceeds the budget, bits are chosen again with less to
+    spend. Raises UserError, with the smallest possible size, if the budget is too low.
 
-    Sensitivities are those of rounding to nearest: with the method of the stage if it is
-    `Nearest`, on MSE ranges otherwise. Allocation under a budget by integer programming on a
-    table of sensitivities: Yao et al. 2021 (HAWQ-V3, arXiv:2011.10680, section 3.4).
+    Sensitivities are measured with rounding to nearest: with the stage's method if it is
+    `Nearest`, otherwise on MSE ranges. Choosing bits by integer programming on a table of
+    sensitivities follows Yao et al. 2021 (HAWQ-V3, arXiv:2011.10680, section 3.4).
+
+    Args:
+        sensitivity: Estimates the cost of each layer at each width.
+        budget: Bytes as an integer, or a share in (0, 1) of the file at the largest width.
+        widths: The bits to choose from, two or more in [2, 8]. 3 bits are stored as 4, and 5 to 7
+            bits as 8.
     """
 
     sensitivity: Sensitivity
@@ -79,10 +82,10 @@ class Allocation:
         finish: Finish,
         context: Context,
     ) -> Allocated:
-        """Choose the bits of the layers in `free`; the others keep their grids.
+        """Choose the bits of the layers in `free`; all other layers keep their grids.
 
-        `finish(grids, method)` makes the artifact from `model` (float, not changed) and is called
-        with rounding to nearest before it is with `method`, which may take long.
+        `finish(grids, method)` builds the artifact from `model` (float, not modified). It is
+        called with rounding to nearest before it is called with `method`, which may take long.
         """
         draft = method if isinstance(method, Nearest) else Nearest(Mse())
         owners = weight_owners(model, free)  # layers with one weight get the same bits
@@ -99,8 +102,8 @@ class Allocation:
         budget = self._budget_bytes(widest)
         if least > budget:
             raise UserError(
-                f"allocation.budget={budget:,} bytes: the ONNX file has {least:,} at the least, "
-                f"with {widths[0]} bits in every layer"
+                f"allocation.budget={budget:,} bytes is too low: the ONNX file has at least "
+                f"{least:,} bytes, with {widths[0]} bits in every layer"
             )
         sizes = _sizes({n: _weight(model, n) for n in names}, grids, widths, widest - least)
         candidates = _candidates(model, {n: grids[n] for n in names}, widths, draft, context)
@@ -116,7 +119,7 @@ class Allocation:
             spend -= excess
         raise CheckFailedError(
             f"the file is still {excess:,} bytes over its budget of {budget:,} after {_ROUNDS} "
-            "choices of widths"
+            "attempts"
         )
 
     def _budget_bytes(self, widest: int) -> int:
@@ -124,8 +127,10 @@ class Allocation:
 
 
 def cheapest(costs: NDArray[Any], sizes: NDArray[Any], spend: float) -> list[int] | None:
-    """The column of each row, of `costs` and `sizes` [L, W], with the least sum of costs whose
-    sizes sum to at most `spend`; None where there is none. Exact (branch and bound, HiGHS).
+    """Choose a column for each row of `costs` and `sizes`, both [L, W].
+
+    Minimizes the sum of costs subject to a sum of sizes of at most `spend`; exact (branch and
+    bound, HiGHS). Returns None if no choice is small enough.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import eye_array, kron
@@ -145,15 +150,15 @@ def cheapest(costs: NDArray[Any], sizes: NDArray[Any], spend: float) -> list[int
     if result.status == _INFEASIBLE:
         return None
     if not result.success:
-        raise CheckFailedError(f"integer programming of the widths: {result.message}")
+        raise CheckFailedError(f"integer programming of the widths failed: {result.message}")
     picked: list[int] = result.x.reshape(costs.shape).argmax(axis=1).tolist()
     return picked
 
 
 def layer_bytes(weight: Tensor, grid: Grid, narrowest: int = 2) -> int:
-    """Bytes of a weight on its grid in an ONNX file: integers, scales float32, zero points.
+    """Bytes of a quantized weight in an ONNX file: integers, float32 scales and zero points.
 
-    `narrowest` are the bits of the narrowest type that the runtime of the file knows.
+    `narrowest` is the width in bits of the narrowest integer type that the file may use.
     """
     stored = max(stored_bits(grid.bits), narrowest)
     scales = math.prod(grid.scale_shape(weight))
@@ -162,7 +167,7 @@ def layer_bytes(weight: Tensor, grid: Grid, narrowest: int = 2) -> int:
 
 
 def stored_bits(bits: int) -> int:
-    """The integer types of ONNX have 2, 4 and 8 bits."""
+    """The bits of the ONNX integer type that stores `bits`: 2, 4 or 8."""
     return next(width for width in (2, 4, 8) if bits <= width)
 
 
@@ -181,7 +186,7 @@ def _candidates(
     method: WeightQuantizer,
     context: Context,
 ) -> dict[str, dict[int, Tensor]]:
-    """Layer -> bits -> its weight on the grid of so many bits."""
+    """Map each layer and number of bits to the layer's weight on that grid."""
     rounded = {
         bits: method(model, {n: _at(grid, bits) for n, grid in grids.items()}, context)
         for bits in widths
@@ -192,19 +197,23 @@ def _candidates(
 def _cost_table(
     costs: Mapping[str, Mapping[int, float]], names: Sequence[str], widths: Sequence[int]
 ) -> NDArray[np.float64]:
-    """[L, W]; CheckFailedError for a sensitivity that is no number or below zero."""
+    """Costs [L, W]. Raises CheckFailedError for a sensitivity that is not finite or negative."""
     table = np.array([[costs[name][bits] for bits in widths] for name in names])
     for name, row in zip(names, table, strict=True):
         if not (np.isfinite(row) & (row >= 0)).all():
-            raise CheckFailedError(f"sensitivity of {name} is {row.tolist()}")
+            raise CheckFailedError(
+                f"sensitivity of {name} must be finite and not negative, got {row.tolist()}"
+            )
     return table
 
 
 def _sizes(
     weights: Mapping[str, Tensor], grids: Mapping[str, Grid], widths: Sequence[int], span: int
 ) -> NDArray[np.int64]:
-    """Bytes [L, W] of each layer at each width, for the narrowest type with which they explain
-    best the `span`, the measured bytes between all at the widest and all at the narrowest width.
+    """Bytes [L, W] of each layer at each width.
+
+    The narrowest integer type of the file is inferred: it is the one that best explains `span`,
+    the measured difference in bytes between the largest and the smallest width in all layers.
     """
     tables = [
         np.array(
@@ -218,8 +227,8 @@ def _sizes(
 
 def _weigh(artifact: Artifact, context: Context) -> int:
     if context.export_bytes is None:
-        raise CheckFailedError("a budget of bytes needs an exporter, and there is none here")
-    context.progress(0, 1, "weighing a file")
+        raise CheckFailedError("a budget of bytes needs an exporter, but none is available here")
+    context.progress(0, 1, "measuring the file size")
     return context.export_bytes(artifact)
 
 
@@ -230,8 +239,9 @@ def _finished(
     budget: int,
     context: Context,
 ) -> tuple[Artifact, int]:
-    """The artifact by the second method, and by how many bytes its file is over the budget; with
-    the first, the faster, it must fit before.
+    """The artifact, and by how many bytes its file exceeds the budget.
+
+    The second method is used only if the file of the first, faster method fits.
     """
     draft, method = methods
     for rounding in (method,) if draft is method else methods:
@@ -248,8 +258,9 @@ def _rows(
     owners: Mapping[str, str],
     costs: Mapping[str, Mapping[int, float]],
 ) -> tuple[dict[str, Any], ...]:
-    """One row a layer; of one whose bits were given the sensitivities are None. `option` is what
-    sets the same bits by hand: +recipe.stages.NAME.`option`.
+    """A table row for each layer; sensitivities are None if the bits were set by the user.
+
+    `option` is the override that sets the same bits by hand, after +recipe.stages.NAME.
     """
     widths = sorted({bits for by_bits in costs.values() for bits in by_bits})
     return tuple(

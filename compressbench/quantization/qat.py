@@ -1,4 +1,4 @@
-"""Quantization-aware training: fit a model while its weights and activations are rounded."""
+"""Quantization-aware training: trains a model with rounded weights and activations."""
 
 from __future__ import annotations
 
@@ -35,16 +35,22 @@ from compressbench.training.teaching import objective
 
 @dataclass(frozen=True)
 class QuantizeAware(objective.TaughtFitOptions, GridOptions):
-    """Train a float model on its grids; what it hands back is a quantized one, as of `Quantize`.
+    """Train a float model with rounded weights and activations; the result is a quantized model.
 
-    In every step the weights, unfolded, are rounded by the method `weight` and the activations by
-    the method `activation` (None leaves them in float), from ranges that the observer `ranges`
-    finds on `calibration_images` training images. BatchNorm learns along, or is part of the layers
-    before it from the beginning with `fold_batchnorm`. `bits`, `granularity`,
-    `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`; `rules` and `widths`
-    those of `Scheme`; `epochs`, `batch_size`, `optimizer` and `warmup` those of `Schedule`. With a
-    distillation `loss` the recipe names the `teacher`; without, it is cross-entropy with
-    `label_smoothing`. Masked weights stay zero.
+    Masked weights stay zero. `granularity`, `group_size`, `symmetric`, `narrow` and `power_of_two`
+    are those of `Grid`; `rules` and `widths` those of `Scheme`; `epochs`, `batch_size`,
+    `optimizer` and `warmup` those of `Schedule`. With a distillation `loss` the recipe must name
+    a `teacher`; otherwise the loss is cross-entropy with `label_smoothing`.
+
+    Args:
+        weight: Rounds the weights in every training step.
+        activation: Rounds the activations in every training step; None keeps them in float.
+        ranges: Observer of the initial activation ranges.
+        bits: Width of the weights in bits, 2 to 8.
+        fold_batchnorm: Fold BatchNorm into the preceding layers before training; otherwise it is
+            trained as part of the model, and the unfolded weights are rounded.
+        calibration_images: Training images that the observer uses.
+        calibration_batch_size: Images per batch of the observer.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -68,7 +74,7 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
             method = getattr(self, name)
             optional = name == "activation" and method is None
             if not optional and not callable(getattr(method, name, None)):
-                raise UserError(f"{name} must be a trained quantizer of {name}s, got {method!r}")
+                raise UserError(f"{name} must be a trained {name} quantizer, got {method!r}")
         if not is_observer(self.ranges):
             raise UserError(f"ranges must be an observer, got {self.ranges!r}")
 
@@ -77,10 +83,11 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         return frozenset({WEIGHT_QUANTIZED}) if self.activation is None else QUANTIZED
 
     def scheme(self) -> Scheme:
+        """The grids of the layers."""
         return scheme_of(self, self.bits)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a rule without a layer, a group size that does not fit."""
+        """Reject rules without a layer and group sizes that do not fit, before the recipe runs."""
         grids, _ = self.scheme().grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
@@ -129,9 +136,9 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:
-    """A warning about activation sites that the method leaves as they were calibrated."""
+    """A warning about activation sites that the method does not train."""
     if not numbers:
         return ()
-    found = [edit["sites"][n] for edit in edits for n in numbers]
-    names = ", ".join(f"{s['function']} {s['index']} of {s['layer'] or 'the model'}" for s in found)
-    return (f"{len(found)} activation ranges stay as calibrated: {names}",)
+    sites = [edit["sites"][n] for edit in edits for n in numbers]
+    names = ", ".join(f"{s['function']} {s['index']} of {s['layer'] or 'the model'}" for s in sites)
+    return (f"{len(sites)} activation ranges stay as calibrated: {names}",)

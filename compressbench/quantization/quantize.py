@@ -1,4 +1,4 @@
-"""Post-training quantization of weights, and of activations where an observer is given."""
+"""Post-training quantization of weights, and optionally of activations."""
 
 from __future__ import annotations
 
@@ -38,20 +38,28 @@ from compressbench.training.batchnorm import reestimate_batchnorm_
 
 @dataclass(frozen=True)
 class Quantize(GridOptions):
-    """Weights of convolutions and linear layers on integer grids, activations on unsigned ones.
+    """Quantize the weights of convolutions, linear layers and embeddings, and the activations.
 
-    The order: BatchNorm into the layers before it if `fold_batchnorm`; ranges of neighbours made
-    alike if `equalize`; weights by the method `weight`; their mean error on `calibration_images`
-    into the biases if `correct_bias`; statistics of what BatchNorm is left on `batchnorm_images`
-    training images; ranges of the activations by the observer `activation` on
-    `calibration_images` of them (None leaves activations in float, `Dynamic` takes ranges while
-    the model runs), on grids of `activation_bits` in [4, 8], around zero if
-    `activation_symmetric`. `bits`, `granularity`, `group_size`, `symmetric`, `narrow` and
-    `power_of_two` are those of `Grid`, with 7 bits for 8 if `reduce_range`: no pair of products
-    then leaves the 16 bits that x86 CPUs without VNNI add in; `rules` and `widths` change them for
-    some layers (`Scheme`). `allocation` chooses the bits of the layers whose bits neither rules nor
-    widths set, and then `bits` has no meaning. Weights that are zero stay zero. Layers that are not
-    quantized are in the coverage, with the reason.
+    The options apply in this order: `fold_batchnorm`, `equalize`, `weight`, `correct_bias`,
+    BatchNorm statistics, `activation`. Zero weights stay zero. The coverage lists layers that are
+    not quantized, with the reason. `granularity`, `group_size`, `symmetric`, `narrow` and
+    `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers
+    (`Scheme`); `activation_bits` and `activation_symmetric` are those of `GridOptions`.
+
+    Args:
+        weight: Method that rounds the weights.
+        activation: Observer of activation ranges. None keeps activations in float; `Dynamic`
+            computes the ranges at run time.
+        bits: Width of the weights in bits, 2 to 8; ignored with `allocation`.
+        reduce_range: Use 7 bits instead of 8, so that sums of two products fit into the 16-bit
+            accumulators of x86 CPUs without VNNI.
+        fold_batchnorm: Fold BatchNorm into the preceding layers first.
+        equalize: Equalize the weight ranges of consecutive layers; needs `fold_batchnorm`.
+        correct_bias: Compensate the mean error of each layer's outputs in its bias.
+        batchnorm_images: Training images for the statistics of remaining BatchNorm layers.
+        calibration_images: Training images for `correct_bias` and the observer.
+        batch_size: Images per batch of calibration.
+        allocation: Chooses the bits of all layers for which neither rules nor widths set them.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -81,7 +89,7 @@ class Quantize(GridOptions):
         if self.allocation is not None and not isinstance(self.allocation, Allocation):
             raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
         if self.allocation is not None and self.reduce_range:
-            raise UserError("reduce_range=true with an allocation: put 7 for 8 into its widths")
+            raise UserError("reduce_range=true does not work with allocation: use 7 in its widths")
         if isinstance(self.activation, Dynamic):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
@@ -104,6 +112,7 @@ class Quantize(GridOptions):
         return self.allocation is not None
 
     def scheme(self) -> Scheme:
+        """The grids of the layers."""
         return scheme_of(self, self.bits)
 
     def _grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
@@ -113,7 +122,7 @@ class Quantize(GridOptions):
         return grids, reasons
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Refuse before anything runs a rule without a layer, a group size that does not fit."""
+        """Reject rules without a layer and group sizes that do not fit, before the recipe runs."""
         grids, _ = self._grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
@@ -140,12 +149,12 @@ class Quantize(GridOptions):
             rows = coverage_of_grids(model, grids, reasons)
             return Outcome(finish(grids, self.weight), rows, warnings=warnings)
         free = self._free(model, context.data.spec)
-        made = self.allocation(model, grids, free, self.weight, finish, context)
-        rows = coverage_of_grids(model, made.grids, reasons)
-        return Outcome(made.artifact, rows, warnings=warnings, tables={TABLE: made.rows})
+        allocated = self.allocation(model, grids, free, self.weight, finish, context)
+        rows = coverage_of_grids(model, allocated.grids, reasons)
+        return Outcome(allocated.artifact, rows, warnings=warnings, tables={TABLE: allocated.rows})
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
-        """The layers whose bits are set by no rule and no width."""
+        """The layers whose bits neither rules nor widths set."""
         scheme = self.scheme()
         eight, four = (
             replace(scheme, grid=replace(scheme.grid, bits=bits)).grids(model, spec)[0]
@@ -153,7 +162,7 @@ class Quantize(GridOptions):
         )
         free = [name for name, grid in eight.items() if grid.bits != four[name].bits]
         if not free:
-            raise UserError("allocation: rules and widths set the bits of every layer")
+            raise UserError("allocation has no layer to choose for: rules and widths set all bits")
         return free
 
     def _finish(
@@ -164,7 +173,7 @@ class Quantize(GridOptions):
         grids: Mapping[str, Grid],
         method: WeightQuantizer,
     ) -> Artifact:
-        """The artifact made of the float model `prepared`, which is not changed."""
+        """Quantize a copy of the float model `prepared`, which is not modified."""
         model = deepcopy(prepared)
         edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
         if self.correct_bias:

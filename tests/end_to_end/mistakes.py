@@ -56,7 +56,7 @@ MISTAKES = [
     ),
     (
         ["recipe=quantize", f"{QUANTIZE}.granularity=group", f"{QUANTIZE}.group_size=16"],
-        r"group_size=16 does not divide the input channels of entries\.0\.0 \(1\); a rule helps",
+        r"group_size=16 does not divide the input channels of entries\.0\.0 \(1\); add a rule",
     ),
     (["recipe=quantize", f"{QUANTIZE}.granularity=group"], "group_size must be an integer"),
     (
@@ -76,7 +76,7 @@ MISTAKES = [
         ["recipe=prune_channels_2x", f"{PRUNE}.macs=half"],
         "macs must be an integer above 0, a share",
     ),
-    (["recipe=lottery_ticket", "recipe.stages.train.keep_epoch=null"], "set keep_epoch of the"),
+    (["recipe=lottery_ticket", "recipe.stages.train.keep_epoch=null"], "set keep_epoch of an"),
     (["recipe=prune_gradual", f"{PRUNE}.sparsity=1.0"], r"sparsity must be a number in \[0, 1\)"),
     (["recipe=prune_2_4", f"{PRUNE}.sparsity=0.5"], "pattern=2:4 is a target of its own"),
     ([f"{PRUNE}.pattern=4:2", f"{PRUNE}.sparsity=null"], r"0 < N < M, such as .* got '4:2'"),
@@ -84,7 +84,7 @@ MISTAKES = [
     ([f"{PRUNE}.skip=[clasifier]"], "skip: no .* 'clasifier'; the nearest name is classifier"),
     (
         [f"{PRUNE}.scope=erk", f"{PRUNE}.threshold=0.1", f"{PRUNE}.sparsity=null"],
-        "scope=erk spreads",
+        "scope=erk needs",
     ),
     (
         [f"criterion@{PRUNE}.criterion=apoz", f"{PRUNE}.criterion.images=0"],
@@ -92,7 +92,7 @@ MISTAKES = [
     ),
     (
         ["recipe=quant_then_prune", f"criterion@{PRUNE}.criterion=sparsegpt"],
-        "this criterion moves weights",
+        "this criterion updates weights",
     ),
     (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is not a stage before .* mean train?"),
     (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),

@@ -70,10 +70,10 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("shuffle", "its channels take part in something other than layers"),
-        ("attention", "its channels take part in something other than layers"),
+        ("shuffle", "its channels are used outside of layers"),
+        ("attention", "its channels are used outside of layers"),
         ("fixed shape", "the model does not run without its channels"),
-        ("group norm", "GroupNorm normalises over its channels"),
+        ("group norm", "GroupNorm normalizes over its channels"),
         ("chunk", "its channels are split"),
         ("tied", "tied to another layer's"),
     ],
@@ -153,12 +153,12 @@ class Detached(Head):
 
 
 def test_a_model_that_cannot_be_traced_is_refused():
-    with pytest.raises(CheckFailedError, match=r"cannot follow the channels.*numpy\(\)"):
+    with pytest.raises(CheckFailedError, match=r"cannot trace the channels.*numpy\(\)"):
         run(PruneChannels(L2(), 0.5), made(Untraceable, 3))
-    with pytest.raises(CheckFailedError, match="fc: autograd finds no way"):
+    with pytest.raises(CheckFailedError, match="fc: the traced output does not depend on it"):
         run(PruneChannels(L2(), 0.5), made(Detached, 16))
 
 
 def test_a_layer_that_is_not_used_says_so():
     outcome = run(PruneChannels(L2(), 0.5), made(Awkward, "group norm"))
-    assert "16 channels left: autograd finds no way" in details(outcome)["halved.0"]
+    assert "16 channels left: the traced output does not depend" in details(outcome)["halved.0"]

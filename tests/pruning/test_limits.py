@@ -260,7 +260,7 @@ def test_what_a_limit_allows():
         ({}, "exactly one target must be set.* got none"),
         ({"sparsity": 0.5, "macs": "2x"}, "got sparsity and macs"),
         ({"threshold": 0.5, "sparsity": 0.5}, "got sparsity and threshold"),
-        ({"sparsity": 0.5, "activation_threshold": 0.5}, "goes with a threshold"),
+        ({"sparsity": 0.5, "activation_threshold": 0.5}, "needs threshold: set both"),
         ({"macs": "2x", "max_layer_sparsity": 1.0}, "max_layer_sparsity must be"),
     ],
 )

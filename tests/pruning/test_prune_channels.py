@@ -103,7 +103,7 @@ def test_global_takes_more_where_channels_are_worth_less_whatever_the_scale():
         model.fc1.weight *= 1e4  # a scale means nothing: BatchNorm and the next layer undo it
     together = details(run(PruneChannels(L2(), 0.4, scope="global"), model))
     assert together["fc1"].startswith("24 → 8")
-    assert together["stem.0"] == "16 channels left: sparsity and rounding ask for no less"
+    assert together["stem.0"] == "16 channels left: sparsity and rounding remove none"
     assert details(run(PruneChannels(L2(), 0.4), model))["fc1"].startswith("24 → 16")
 
 
@@ -145,7 +145,7 @@ def test_the_least_important_head_goes_as_a_whole(kind):
     assert removed["attention.out"] == {"in": list(range(16, 24))}
     assert outcome.artifact.model.attention.heads == 3
     assert outcome.artifact.model.up.out_features == 40
-    assert "LayerNorm normalises" in details(outcome)["embed"]
+    assert "LayerNorm normalizes" in details(outcome)["embed"]
 
 
 def test_skipped_layers_keep_their_channels():

@@ -163,9 +163,9 @@ def test_no_pattern(text):
     ("options", "text"),
     [
         ({"sparsity": 0.5, "pattern": "2:4"}, "2:4 is a target of its own: sparsity and"),
-        ({"sparsity": None, "pattern": "2:4", "scope": "erk"}, "scope=erk has no use with"),
-        ({"sparsity": None, "threshold": 0.1, "scope": "lamp"}, "spreads a sparsity, got thresh"),
-        ({"sparsity": 0.5, "activation_threshold": 0.1}, "goes with a threshold"),
+        ({"sparsity": None, "pattern": "2:4", "scope": "erk"}, "scope=erk does not work with"),
+        ({"sparsity": None, "threshold": 0.1, "scope": "lamp"}, "needs sparsity, got thresh"),
+        ({"sparsity": 0.5, "activation_threshold": 0.1}, "needs threshold: set both"),
         ({"sparsity": None, "pattern": "4x1"}, "exactly one of sparsity and threshold"),
         (
             {"sparsity": 0.5, "scope": "uniform"},

@@ -129,7 +129,7 @@ def test_tied_weights_share_one_codebook(data, tmp_path):
     [
         ({"bits": 1}, "bits must be an integer in .2, 8., got 1"),
         ({"bits": 4.5}, "bits must be an integer in .2, 8., got 4.5"),
-        ({"rules": [{"layers": "fc", "granularity": "tensor"}]}, "granularity has no meaning"),
+        ({"rules": [{"layers": "fc", "granularity": "tensor"}]}, "granularity does not apply"),
         ({"batchnorm_images": 1}, "batchnorm_images must be an integer"),
     ],
 )

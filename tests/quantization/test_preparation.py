@@ -104,9 +104,9 @@ def test_without_the_options_nothing_changes_and_what_they_cannot_do_is_said():
     assert isinstance(plain.model.stem[1], nn.BatchNorm2d)
     folded = quantize(start(), fold_batchnorm=True).artifact
     outcome = quantize(Artifact(folded.model, {}, (), frozenset({TRAINED})), fold_batchnorm=True)
-    assert outcome.warnings == ("fold_batchnorm: no BatchNorm follows a layer of its own",)
+    assert outcome.warnings == ("fold_batchnorm: no BatchNorm can be folded; nothing changed",)
     (warning,) = quantize(start(), granularity="tensor").warnings
-    assert warning.startswith("granularity tensor: export folds BatchNorm into 5 layers")
+    assert warning.startswith("granularity=tensor: export folds BatchNorm into 5 layers")
 
 
 def test_options_that_cannot_work_are_refused():

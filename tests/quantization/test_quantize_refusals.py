@@ -56,7 +56,7 @@ class Wrong:
 
 
 def test_a_method_that_leaves_the_grid_or_revives_zeros_is_caught():
-    with pytest.raises(CheckFailedError, match="stem: steps beyond 4 bits"):
+    with pytest.raises(CheckFailedError, match="stem: steps exceed 4 bits"):
         Quantize(Wrong(8), bits=4).run({"model": start()}, context())
     given = start()
     given.model.depthwise.weight.data[0, 0, 0] = 0

@@ -96,7 +96,7 @@ def test_nested_widths_are_names_with_dots():
     ("rules", "message"),
     [
         ([{"layers": "stm", "bits": 8}], "layers=stm matches no layer to quantize; .* stem"),
-        ([{"type": "Conv3d", "bits": 8}], "type=Conv3d matches no layer .*; there are Conv2d"),
+        ([{"type": "Conv3d", "bits": 8}], "type=Conv3d matches no layer .*; the model has Conv2d"),
         ([{"layers": "unused", "bits": 8}], "layers=unused matches no layer"),
     ],
 )
@@ -110,12 +110,12 @@ def test_a_rule_that_matches_nothing_is_refused(rules, message):
     [
         ({"layers": "stem", "bits": 33}, r"bits must be an integer in \[2, 8\], got 33"),
         ({"layers": "stem", "bits": 4.5}, "bits must be an integer"),
-        ({"layers": "stem"}, "it sets nothing"),
+        ({"layers": "stem"}, "a rule must set bits"),
         ({"bits": 4}, "exactly one of layers and type"),
         ({"layers": "stem", "type": "Conv2d", "bits": 4}, "exactly one of layers and type"),
         ({"layers": "stem", "bit": 4}, "bit: no such option; the nearest name is bits"),
         ({"layers": 3, "bits": 4}, "layers must be a name or a list of names, got 3"),
-        ("stem", "a rule is a mapping"),
+        ("stem", "a rule must be a mapping"),
         ({"layers": "stem", "granularity": "group"}, "group_size must be an integer of at least 1"),
     ],
 )
@@ -130,7 +130,7 @@ def test_widths_and_groups_that_do_not_fit():
     with pytest.raises(UserError, match=r"widths\.a\.b must be an integer in \[2, 8\], got 1"):
         Scheme(Grid(4), widths={"a": {"b": 1}})
     with pytest.raises(
-        UserError, match=r"group_size=2 does not divide .* of stem \(3\), depthwise \(1\); a rule"
+        UserError, match=r"group_size=2 does not divide .*stem \(3\), depthwise \(1\); add a rule"
     ):
         grids(Grid(4, "group", 2))
 

@@ -172,7 +172,7 @@ def test_heads_and_feed_forward_channels_are_removed_and_the_rest_stays(tmp_path
     assert model.tokens.weight.shape == (VOCABULARY, 16)
     rows = {row.layer: row for row in outcome.coverage}
     assert rows["blocks.0.up"].detail == "32 → 16 channels"
-    assert "LayerNorm normalises over its channels" in rows["blocks.0.down"].detail
+    assert "LayerNorm normalizes over its channels" in rows["blocks.0.down"].detail
     assert rows["tokens"].touched == 0
     again = artifacts.load(_saved(outcome.artifact, tmp_path), instantiate, "")
     assert torch.equal(logits(again), logits(outcome.artifact))

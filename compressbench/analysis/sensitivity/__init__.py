@@ -1,1 +1,1 @@
-"""Estimates of what fewer bits cost a layer; one file for each conf/sensitivity/*.yaml."""
+"""Estimates of the loss caused by quantizing a layer; one file for each conf/sensitivity/*.yaml."""

@@ -1,4 +1,4 @@
-"""Sensitivity of a layer: the curvature of the loss in its weights, times their rounding error."""
+"""Sensitivity of a layer from the curvature of the loss and the rounding error of its weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from compressbench.core.validation import check_integer
 
 @dataclass(frozen=True)
 class HessianTrace:
-    """tr(H) / n * ||Q(w) - w||^2 / 2 for the n weights w of a layer, nats per image: the mean
-    eigenvalue of the Hessian times the squared rounding error (HAWQ-V2, Dong et al. 2020,
-    arXiv:1911.03852, equation 8; the half makes it the second-order estimate of the loss).
+    """Mean eigenvalue of a layer's Hessian times half its squared rounding error, nats per image.
 
-    The trace is Hutchinson's estimate over `vectors` random vectors, shared out to the batches of
-    `batch_size` of `images` training images. The loss is KL(float answers || answers), whose
-    Hessian at the float weights is that of the cross-entropy on average over labels drawn from
-    the float answers: never negative, and it takes no labels. Batches normalize themselves, as
-    for `LossIncrease`. It takes about five forward passes for each vector and batch, whatever the
-    number of layers.
+    tr(H) / n * ||Q(w) - w||^2 / 2 for the n weights w of the layer (HAWQ-V2, Dong et al. 2020,
+    arXiv:1911.03852, equation 8; the factor 1/2 makes it the second-order estimate of the loss).
+
+    The trace is Hutchinson's estimate. The loss is KL(float outputs || outputs), whose Hessian at
+    the float weights is that of the cross-entropy averaged over labels drawn from the float
+    outputs: positive semidefinite, and no labels are needed. BatchNorm normalizes each batch, as
+    for `LossIncrease`. The cost is about five forward passes per vector, whatever the number of
+    layers.
+
+    Args:
+        images: Number of training images, at least 2.
+        vectors: Number of random vectors, divided among the batches; at least 1.
+        batch_size: Images per batch, at least 2.
     """
 
     images: int = 512
@@ -43,24 +48,24 @@ class HessianTrace:
         traces = self.traces(model, list(candidates), context)
         costs: dict[str, dict[int, float]] = {}
         for layer, weights in candidates.items():
-            own = model.get_parameter(f"{layer}.weight").detach()
-            curvature = max(traces[layer], 0.0) / own.numel()
+            original = model.get_parameter(f"{layer}.weight").detach()
+            curvature = max(traces[layer], 0.0) / original.numel()
             costs[layer] = {
-                bits: curvature * float((weight.detach() - own).double().square().sum()) / 2
+                bits: curvature * float((weight.detach() - original).double().square().sum()) / 2
                 for bits, weight in weights.items()
             }
         return costs
 
     def traces(self, model: nn.Module, layers: Sequence[str], context: Context) -> dict[str, float]:
-        """Layer -> trace of its block of the Hessian of the loss per image."""
+        """Map each layer to the trace of its block of the Hessian of the loss per image."""
         probe = probe_of(model, context.runtime.device)
         batches = probe_images(context, self.images, self.batch_size)
-        asked = {**asked_of(probe, batches), "layers": list(layers), "vectors": self.vectors,
+        parts = {**asked_of(probe, batches), "layers": list(layers), "vectors": self.vectors,
                  "seed": context.seed}  # fmt: skip
-        found: dict[str, float] = context.recall(
-            asked, lambda: self._traces(probe, batches, layers, context)
+        traces: dict[str, float] = context.recall(
+            parts, lambda: self._traces(probe, batches, layers, context)
         )
-        return found
+        return traces
 
     def _traces(
         self,
@@ -74,7 +79,7 @@ class HessianTrace:
         generator = torch.Generator().manual_seed(context.seed + rank())
         total = torch.zeros(len(layers) + 1, dtype=torch.float64, device=context.runtime.device)
         for done, inputs in enumerate(batches):
-            context.progress(done, len(batches), "curvature of the loss")
+            context.progress(done, len(batches), "measuring the curvature of the loss")
             logits = probe(inputs)
             loss = divergence(logits.detach().log_softmax(1), logits)
             total[:-1] += hutchinson(loss, weights, draws, generator)
@@ -86,10 +91,11 @@ class HessianTrace:
 def hutchinson(
     loss: Tensor, weights: Sequence[Tensor], vectors: int, generator: torch.Generator
 ) -> Tensor:
-    """Estimates of the traces of the diagonal blocks of the Hessian of `loss`, float64 [L].
+    """Estimate the traces of the L diagonal blocks of the Hessian of `loss`, float64 [L].
 
-    The mean over `vectors` of v_l . (H v)_l with v of independent signs: E[v v^T] = 1, so that
-    other blocks cancel on average (Hutchinson 1990).
+    Each estimate is the mean of v_l . (H v)_l over `vectors` vectors v of independent random
+    signs. E[v v^T] is the identity, so the off-diagonal blocks cancel on average (Hutchinson
+    1990).
     """
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
     total = torch.zeros(len(weights), dtype=torch.float64, device=loss.device)

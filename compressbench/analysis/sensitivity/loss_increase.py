@@ -1,4 +1,4 @@
-"""Sensitivity of a layer: the loss that rounding it alone costs, measured."""
+"""Sensitivity of a layer: the measured increase of the loss when only this layer is rounded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from compressbench.core.validation import check_integer
 
 @dataclass(frozen=True)
 class LossIncrease:
-    """Mean KL(float answers || answers with one layer rounded), nats per image, on `images`
-    training images in batches of `batch_size`, each of which normalizes itself (`probe_of`).
+    """Mean KL(float outputs || outputs with one layer rounded), in nats per image.
 
-    It takes a forward pass for each layer and width. Sensitivity by one layer at a time is that
-    of Dong et al. 2019 (arXiv:1905.03696, section 3); the divergence as the loss that of Cai et
-    al. 2020 (arXiv:2001.00281).
+    Measured on `images` training images in batches of `batch_size` (both at least 2); BatchNorm
+    normalizes each batch (`probe_of`). The cost is one forward pass over the images for each
+    layer and bit width. Measuring one layer at a time follows Dong et al. 2019
+    (arXiv:1905.03696, section 3); the divergence as the loss follows Cai et al. 2020
+    (arXiv:2001.00281).
     """
 
     images: int = 512
@@ -40,7 +41,7 @@ class LossIncrease:
         trials: list[Trial] = [
             partial(dict, [(layer, candidates[layer][bits])]) for layer, bits in keys
         ]
-        found: dict[str, dict[int, float]] = {layer: {} for layer in candidates}
+        table: dict[str, dict[int, float]] = {layer: {} for layer in candidates}
         for (layer, bits), cost in zip(keys, costs(probe, batches, trials, context), strict=True):
-            found[layer][bits] = cost
-        return found
+            table[layer][bits] = cost
+        return table

@@ -1,1 +1,1 @@
-"""Channels that are really removed, with everything that depends on them."""
+"""Structured pruning: coupling, ranking and removal of channels."""

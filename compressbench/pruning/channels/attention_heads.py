@@ -1,4 +1,4 @@
-"""Attention heads: the channels of a layer that belong to one, and how many a module has."""
+"""Attention heads: finds their widths, and updates the number of heads after pruning."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _COUNTS = ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads")  # n
 
 
 def head_widths(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Linear layer -> channels of a head, where its output [.., h * d] is split into [.., h, d]."""
+    """Map each linear layer whose output [.., h * d] is split into [.., h, d] to d."""
     with torch.no_grad():
         calls, _ = trace(model, example)
     layers = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    found = {}
+    widths = {}
     for call in calls:
         if call.function in _SPLITS and len(call.sources) == 1:
             source = calls[call.sources[0]]
             names = [layers[p] for p in source.parameters if p in layers]
             width = _split(source, call)
             if source.function == "linear" and names and width:
-                found[names[0]] = width
-    return found
+                widths[names[0]] = width
+    return widths
 
 
 def _split(before: Call, after: Call) -> int:
-    """d, where the last axis of h * d has become two, (h, d); else 0."""
+    """Width d if `after` splits the last axis h * d of `before` into two axes (h, d), else 0."""
     if not (isinstance(before.output, Tensor) and isinstance(after.output, Tensor)):
         return 0
     old, new = before.output.shape, after.output.shape
@@ -40,7 +40,7 @@ def _split(before: Call, after: Call) -> int:
 
 
 def set_counts_(small: nn.Module, original: nn.Module, widths: Mapping[str, int]) -> None:
-    """Tell modules that count their heads how many are left: `heads`, `num_heads` and the like."""
+    """Update attributes such as `num_heads` of attention modules to the remaining heads."""
     for name, width in widths.items():
         old = original.get_submodule(name).get_parameter("weight").shape[0] // width
         new = small.get_submodule(name).get_parameter("weight").shape[0] // width

@@ -1,4 +1,4 @@
-"""Which channels of a model can only be removed together, from Torch-Pruning's dependency graph."""
+"""Finds channels that can only be removed together, using Torch-Pruning's dependency graph."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ Channels = Mapping[int, list[int]]  # channel of the root layer -> channels of a
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """All channels coupled with the output channels of the layer `root` (Fang et al. 2023,
-    arXiv:2301.12900): across residual additions, BatchNorm, depthwise convolutions, concatenation.
+    """All channels coupled with the output channels of the layer `root`.
 
-    `coupled` maps (module name, side) to the channels that go with each channel of `root`;
-    `reason` says why none of them can be removed, or is empty. `heads` has the channels of an
-    attention head for each layer whose outputs are split into heads: they go together.
+    Channels are coupled across residual additions, BatchNorm, depthwise convolutions and
+    concatenations (Fang et al. 2023, arXiv:2301.12900). `coupled` maps (module name, side) to the
+    channels that must be removed with each channel of `root`; `reason` says why none of them can
+    be removed, or is empty. `heads` maps each layer whose outputs are split into attention heads
+    to the width of a head; the channels of a head are removed together.
     """
 
     root: str
@@ -43,7 +44,7 @@ class ChannelGroup:
 
 @contextmanager
 def dependency_graph(model: nn.Module, example: Tensor) -> Iterator[Any]:
-    """Trace a model for Torch-Pruning; gradients are on meanwhile, the generator is left alone.
+    """Trace a model for Torch-Pruning, with gradients enabled; keeps the random state.
 
     The model must be a copy: it is put into eval mode, and all its parameters require gradients.
     """
@@ -64,24 +65,25 @@ def dependency_graph(model: nn.Module, example: Tensor) -> Iterator[Any]:
 
 
 def channel_groups(model: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The channel_groups of a model (a copy, see `dependency_graph`), each layer's outputs in one.
+    """The channel groups of a model; the outputs of each layer are in one group.
 
-    CheckFailedError where Torch-Pruning cannot trace it: it follows autograd, through one tensor.
+    The model must be a copy (see `dependency_graph`). Raises CheckFailedError if Torch-Pruning
+    cannot trace it; it follows autograd from a single output tensor.
     """
     names = {module: name for name, module in model.named_modules()}
     tied = tied_modules(model)
     try:
         with dependency_graph(model, example) as graph:
-            found = [
+            groups = [
                 _channel_group(graph, group, names, tied) for group in graph.get_all_groups([])
             ]
         widths = head_widths(model, example)
     except REFUSALS as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckFailedError(f"cannot follow the channels of this model: {reason}") from error
+        raise CheckFailedError(f"cannot trace the channels of this model: {reason}") from error
     return [
         replace(group, heads={n: widths[n] for n in group.layers() if n in widths})
-        for group in found
+        for group in groups
     ]
 
 
@@ -113,7 +115,7 @@ def _obstacle(node: Any, is_out: bool) -> str:
     if node.type == OPTYPE.OUTPUT or (is_out and not node.outputs):
         return "its channels are the model's outputs"
     if node.type in (OPTYPE.LN, OPTYPE.GN):
-        return f"{type(node.module).__name__} normalises over its channels"
+        return f"{type(node.module).__name__} normalizes over its channels"
     if node.type in (OPTYPE.SPLIT, OPTYPE.UNBIND):
         return "its channels are split"
     if node.type == OPTYPE.SLICE and node.module.dim == 1:
@@ -128,10 +130,11 @@ def _obstacle(node: Any, is_out: bool) -> str:
 
 @dataclass(frozen=True)
 class GroupPart:
-    """Channels of one group that belong to the same layers, and so are ranked together.
+    """Channels of one group that are outputs of the same layers, and therefore ranked together.
 
-    `atoms` are channels of the group's root that go only together (one each, but for grouped
-    convolutions); an atom is `size` channels in each of `layers`, whose outputs they are.
+    An atom is a set of channels of the group's root that can only be removed together: a single
+    channel, or several for grouped convolutions and attention heads. It corresponds to `size`
+    output channels in each of `layers`.
     """
 
     group: ChannelGroup
@@ -141,11 +144,12 @@ class GroupPart:
 
     @property
     def width(self) -> int:
+        """The number of channels in each layer."""
         return len(self.atoms) * self.size
 
 
 def group_parts(group: ChannelGroup, model: nn.Module) -> tuple[list[GroupPart], str]:
-    """Split a group by the layers that its channels come from; or the reason why it cannot be."""
+    """Split a group by the layers that compute its channels; else no parts, and the reason."""
     prunable = prunable_layers(model)
     outs = {
         name: channels
@@ -157,19 +161,21 @@ def group_parts(group: ChannelGroup, model: nn.Module) -> tuple[list[GroupPart],
         sources = tuple(name for name, channels in outs.items() if atom[0] in channels)
         sizes = {sum(len(outs[n].get(r, [])) for r in atom) for n in sources}
         if sizes != {len(atom)}:
-            return [], "a grouped convolution takes its channels together with others"
+            return [], "a grouped convolution combines its channels with others"
         by_layers[sources].append(atom)
-    found = []
+    parts = []
     for layers, atoms in by_layers.items():
         if len({len(atom) for atom in atoms}) > 1:
-            return [], "grouped convolutions of different group sizes take its channels"
-        found.append(GroupPart(group, layers, tuple(atoms), len(atoms[0])))
-    return found, ""
+            return [], "grouped convolutions of different group sizes read its channels"
+        parts.append(GroupPart(group, layers, tuple(atoms), len(atoms[0])))
+    return parts, ""
 
 
 def _atoms(group: ChannelGroup, model: nn.Module) -> list[tuple[int, ...]]:
-    """Channels of the root that must go together: the same position in every group of a grouped
-    convolution, so that all its groups stay equally wide; all channels of an attention head.
+    """The sets of root channels that must be removed together.
+
+    These are the channels at the same position in every group of a grouped convolution, so that
+    its groups keep equal widths, and all channels of an attention head.
     """
     roots = sorted({r for channels in group.coupled.values() for r in channels})
     parent = {r: r for r in roots}
@@ -204,12 +210,12 @@ def _classes(roots: Iterable[int], find: Callable[[int], int]) -> list[tuple[int
 
 
 def is_shared(part: GroupPart, model: nn.Module) -> bool:
-    """Whether several layers give the channels of `part`; depthwise ones give what they get."""
+    """Whether several layers compute the channels of `part`, not counting depthwise ones."""
     return sum(not is_depthwise(model.get_submodule(name)) for name in part.layers) > 1
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Every output channel has one input channel of its own."""
+    """Whether every output channel has its own single input channel."""
     return (
         isinstance(layer, _ConvNd)
         and layer.groups == layer.out_channels == layer.in_channels

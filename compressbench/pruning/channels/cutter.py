@@ -1,4 +1,4 @@
-"""Smaller models from one: each proven, measured, and described."""
+"""Builds smaller models by removing channels; verifies, measures and reports each of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from compressbench.pruning.channels.removal import (
 
 @dataclass(frozen=True)
 class Cut:
-    """A model without some channels, and the edit that makes it."""
+    """A model without some channels, and the edit that produces it."""
 
     model: nn.Module
     removed: Removed
@@ -44,10 +44,10 @@ class Cut:
 
 @dataclass
 class Cutter:
-    """Cuts channels from `model`, the float model of `start`; the same ones once only.
+    """Removes channels from `model`, the float model of `start`, and caches the results.
 
-    `timer` gives the time of an artifact over that of the uncut model. `failed` maps roots of
-    groups that could not be cut, which then stay, to the reason.
+    `timer` returns the latency of an artifact relative to the unpruned model. `failed` maps the
+    roots of groups whose channels could not be removed, and are kept, to the reason.
     """
 
     start: Artifact
@@ -60,7 +60,7 @@ class Cutter:
     _figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def cut(self, cuts: Cuts) -> Cut:
-        """The model without the channels of `cuts` that can be proven to go."""
+        """The model without the channels of `cuts`, except those whose removal fails."""
         wanted = {root: chosen for root, chosen in cuts.items() if root not in self.failed}
         key = json.dumps(wanted, sort_keys=True)
         if key not in self._cuts:
@@ -74,8 +74,9 @@ class Cutter:
         return self._cuts[key]
 
     def alone(self, root: str, channels: Sequence[int]) -> nn.Module | None:
-        """The model without some channels of one group, not kept; None where they cannot go,
-        which then is among the `failed`.
+        """The model without some channels of a single group, not cached.
+
+        Returns None if they cannot be removed, and adds the group to `failed`.
         """
         if root not in self.failed:
             try:
@@ -85,40 +86,40 @@ class Cutter:
         return None
 
     def _blame(self, cuts: Cuts) -> None:
-        """Find the groups that cannot be cut, each tried alone."""
+        """Add to `failed` the groups whose channels cannot be removed, trying each alone."""
         before = len(self.failed)
         for root, channels in cuts.items():
             self.alone(root, channels)
         if len(self.failed) == before:
-            raise CheckFailedError("channels that can be removed one by one cannot go together")
+            raise CheckFailedError("groups whose channels can be removed alone fail together")
 
     def figures(self, cut: Cut, names: Collection[str], context: Context) -> dict[str, float]:
-        """`params`, `macs`, and where they are among `names` `onnx_bytes` and `latency`, of a cut
-        model; each model is measured once.
+        """The figures of a pruned model: `params`, `macs`, and if in `names` also `onnx_bytes` and
+        `latency`. Each model is measured once.
         """
         key = json.dumps(cut.removed, sort_keys=True)
         if key not in self._figures:
-            found = count(cut.model, self.example)
+            values = count(cut.model, self.example)
             if "onnx_bytes" in names:
                 check_measurable("onnx_bytes", context.export_bytes)
                 if context.export_bytes is not None:
-                    found["onnx_bytes"] = float(context.export_bytes(self._artifact(cut)))
+                    values["onnx_bytes"] = float(context.export_bytes(self._artifact(cut)))
             if LATENCY in names:
-                found[LATENCY] = self.time(cut)
-            self._figures[key] = found
+                values[LATENCY] = self.time(cut)
+            self._figures[key] = values
         return self._figures[key]
 
     def time(self, cut: Cut) -> float:
-        """The time of a cut model over that of the uncut one, measured anew."""
+        """Measure the latency of a pruned model, relative to the unpruned one; not cached."""
         if not cut.removed:
             return 1.0
         check_measurable(LATENCY, self.timer)
         return self.timer(self._artifact(cut)) if self.timer is not None else 1.0
 
     def rows(self, chosen: Cut) -> list[dict[str, Any]]:
-        """A row for each model that was measured, the smallest first."""
-        mine = json.dumps(chosen.removed, sort_keys=True)
-        rows = [{**found, "chosen": key == mine} for key, found in self._figures.items()]
+        """A table row for each measured model, by ascending number of parameters."""
+        chosen_key = json.dumps(chosen.removed, sort_keys=True)
+        rows = [{**values, "chosen": key == chosen_key} for key, values in self._figures.items()]
         return sorted(rows, key=lambda row: row["params"])
 
     def _artifact(self, cut: Cut) -> Artifact:
@@ -133,13 +134,22 @@ def cut_to_limits(
     context: Context,
     fewer: Callable[[Cuts], Iterable[Cuts]],
 ) -> tuple[Cut, str | None, list[dict[str, Any]]]:
-    """The least cut that keeps all `limits`; a warning where it misses them by more than
-    `tolerance` of them; the figures of all that were tried.
+    """Find the smallest cut that meets all `limits`.
 
-    Blocks are of unequal size, so that the last one saves more than was asked for: others, of
-    which `fewer` names the cuts without one, come back as long as the limits are kept. Not under
-    a limit of time, whose noise would choose them. The time of the one that is chosen is measured
-    again, since the choice favours lucky figures.
+    Blocks differ in size, so the last one may save more than needed. Blocks are therefore put
+    back while the limits still hold, except with a latency limit, where noise would decide. The
+    latency of the chosen model is measured again, since the search favors lucky measurements.
+
+    Args:
+        cutter: Builds and measures the models.
+        cuts_at: The channels to remove for a share in [0, 1].
+        limits: The limits by name.
+        tolerance: Relative distance from the limits above which a warning is returned.
+        context: Exports files.
+        fewer: Variants of cuts, each with one block put back.
+
+    Returns:
+        The chosen cut, a warning or None, and a table row for each model that was measured.
     """
     before = cutter.figures(cutter.cut({}), limits, context)
     allowed = {name: most(value, before[name]) for name, value in limits.items()}
@@ -149,8 +159,7 @@ def cut_to_limits(
     def figures(cut: Cut) -> dict[str, float]:
         return cutter.figures(cut, limits, context)
 
-    found = least(cuts_at, lambda cuts: figures(cutter.cut(cuts)), allowed, 1.0)
-    cuts: Cuts = found.trial
+    cuts: Cuts = least(cuts_at, lambda cuts: figures(cutter.cut(cuts)), allowed, 1.0).trial
     while LATENCY not in limits:
         fitting = (c for c in fewer(cuts) if _fits(figures(cutter.cut(c)), allowed))
         less = next(fitting, None)
@@ -168,18 +177,18 @@ def _fits(figures: Mapping[str, float], allowed: Mapping[str, float]) -> bool:
     return all(figures[name] <= allowed[name] for name in allowed)
 
 
-def reasons_of(found: Sequence[ChannelGroup], failed: Mapping[str, str]) -> dict[str, str]:
-    """Layer -> why its channels stay, of the groups that could not be cut."""
+def reasons_of(groups: Sequence[ChannelGroup], failed: Mapping[str, str]) -> dict[str, str]:
+    """Map the layers of groups that could not be pruned to the reason."""
     return {
         name: failed[group.root]
-        for group in found
+        for group in groups
         if group.root in failed
         for name in group.layers()
     }
 
 
 def narrowed(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
-    """One row a module with weights; `touched` counts weights that are gone."""
+    """Coverage with a row for each module with weights; `touched` counts removed weights."""
     changes = {}
     for name, old in layers_with_weights(before).items():
         new = after.get_submodule(name)
@@ -192,7 +201,7 @@ def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:
     if narrow != wide:
         return f"{wide} → {narrow} channels"
     inputs = f"inputs {wide_in} → {narrow_in}, " if narrow_in != wide_in else ""
-    return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding ask for no less'}"
+    return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding remove none'}"
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Limits on a pruned model (parameters, products, bytes, time), kept by the least pruning."""
+"""Limits on a pruned model: parameters, MACs, bytes and latency."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from compressbench.core.edits import parameters
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.validation import is_number
 
-Limit = int | float | str  # absolute; a share in (0, 1) of what it was; "2x": half of it
+# absolute; a share in (0, 1) of the value before pruning; "2x" for half of it
+Limit = int | float | str
 Figures = Mapping[str, float]
 Trial = TypeVar("Trial")
 
-LATENCY = "latency"  # time over that of the uncut model
-_STEPS = 14  # of bisection: shares to 1 / 16,384
+LATENCY = "latency"  # relative to the unpruned model
+_STEPS = 14  # bisection steps, to a precision of 1 / 16,384
 
 
 def check_limit(name: str, value: Any) -> None:
-    """UserError unless `value` is an integer above 0, a share in (0, 1) or text such as "2x"; for
-    `latency`, of which only ratios are measured, one of the last two.
+    """Raise UserError unless `value` is an integer above 0, a share in (0, 1) or text like "2x".
+
+    Integers are not allowed for `latency`, of which only ratios are measured.
     """
     number = "" if name == LATENCY else "an integer above 0, "
     if isinstance(value, int) and not isinstance(value, bool) and value > 0 and number:
@@ -42,7 +44,7 @@ def check_limit(name: str, value: Any) -> None:
 
 
 def most(value: Limit, before: float) -> float:
-    """What a limit allows of a figure that was `before`."""
+    """The largest value that a limit allows, given the value before pruning."""
     if isinstance(value, str):
         return before / _times(value)
     return value * before if isinstance(value, float) else float(value)
@@ -55,7 +57,7 @@ def _times(text: str) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """The least share that keeps all limits, what it gave, and its figures."""
+    """Result of `least`: the trial that meets all limits, and its figures."""
 
     trial: Any
     figures: Figures
@@ -67,39 +69,41 @@ def least(
     allowed: Figures,
     highest: float,
 ) -> Found:
-    """Bisect for the smallest share in (0, `highest`] whose `figures` are all within `allowed`.
+    """Bisect for the smallest share in (0, `highest`] whose figures are all within `allowed`.
 
-    The figures must not rise with the share, or it is not the smallest. UserError names the least
-    that `highest` gives where that is over a limit.
+    `trial` maps a share to an object of which `figures` are measured; the result is the smallest
+    share only if figures do not increase with the share. Raises UserError, with the lowest value
+    that is possible, if `highest` still exceeds a limit.
     """
 
-    def fits(found: Figures) -> bool:
-        return all(found[name] <= allowed[name] for name in allowed)
+    def fits(measured: Figures) -> bool:
+        return all(measured[name] <= allowed[name] for name in allowed)
 
     high = trial(highest)
     best = Found(high, figures(high))
     if not fits(best.figures):
         name = next(n for n in allowed if best.figures[n] > allowed[n])
         raise UserError(
-            f"{name}={_text(name, allowed[name])} cannot be reached: the floors of the layers "
-            f"leave at least {_text(name, best.figures[name])} (what holds channels back: "
-            "min_channels, max_layer_sparsity, round_to, skip, coupled=false)"
+            f"{name}={_text(name, allowed[name])} cannot be reached: pruning leaves at "
+            f"least {_text(name, best.figures[name])} (channels are kept by min_channels, "
+            "max_layer_sparsity, round_to, skip or coupled=false)"
         )
     low, top = 0.0, highest
     for _ in range(_STEPS):
         middle = (low + top) / 2
-        found = trial(middle)
-        measured = figures(found)
+        tried = trial(middle)
+        measured = figures(tried)
         if fits(measured):
-            best, top = Found(found, measured), middle
+            best, top = Found(tried, measured), middle
         else:
             low = middle
     return best
 
 
 def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
-    """A warning where every limit is undercut by more than `tolerance` of it, or one is exceeded
-    by more: a time that was measured again.
+    """A warning if a limit is exceeded, or all are undercut, by more than the share `tolerance`.
+
+    Only a latency that was measured again can exceed its limit.
     """
     over = {name: figures[name] / allowed[name] - 1 for name in allowed}
     worst = max(over, key=lambda n: over[n])
@@ -114,13 +118,13 @@ def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
     name = min(shortest, key=lambda n: shortest[n])
     return (
         f"{name} is {_text(name, figures[name])}, {shortest[name]:.1%} below its limit of "
-        f"{_text(name, allowed[name])}: channels go in larger steps (round_to, coupled layers, "
-        "scope)"
+        f"{_text(name, allowed[name])}: channels are removed in larger steps (round_to, coupled "
+        "layers, scope)"
     )
 
 
 def already(figures: Figures) -> str:
-    """What to say where all `figures` are within their limits before anything goes."""
+    """Text that lists figures within their limits before pruning."""
     return ", ".join(f"{name} is {_text(name, value)} already" for name, value in figures.items())
 
 
@@ -129,22 +133,22 @@ def _text(name: str, value: float) -> str:
 
 
 def count(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """`params`, and `macs` of one sample of `example` [B, ...]."""
+    """The number of parameters `params`, and `macs` for one sample of `example` [B, ...]."""
     return {"params": float(parameters(model)), "macs": float(macs(model, example))}
 
 
 def macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of one sample in convolutions, linear layers and matrix products."""
+    """Multiply-accumulates for one sample, in convolutions, linear layers and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), _attention_as_products(), FlopCounterMode(display=False) as counter:
         model(example[:1])
-    return int(counter.get_total_flops()) // 2  # a multiplication and an addition
+    return int(counter.get_total_flops()) // 2  # FLOPs count multiplications and additions
 
 
 @contextmanager
 def _attention_as_products() -> Iterator[None]:
-    """No kernel of a CPU that computes attention in one call: the counter knows none of them."""
+    """Disable fused attention kernels of CPUs, which the FLOP counter does not support."""
     fast = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:
@@ -155,5 +159,6 @@ def _attention_as_products() -> Iterator[None]:
 
 
 def check_measurable(name: str, exporter: object) -> None:
+    """Raise CheckFailedError if there is no exporter."""
     if exporter is None:
-        raise CheckFailedError(f"{name} needs an exporter, and there is none here")
+        raise CheckFailedError(f"{name} needs an exporter, but none is available here")

@@ -1,4 +1,4 @@
-"""Which channels go: importance per channel, and the choice of the least important blocks."""
+"""Ranks channels by importance, and chooses the least important blocks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ Worth = Callable[[GroupPart, Atom], float]
 def channel_scores(
     scores: Mapping[str, Tensor], layers: Mapping[str, nn.Module], normalize: bool = True
 ) -> dict[str, Tensor]:
-    """Layer -> importance of its output channels (over their mean), float64 [out channels]."""
-    found = {name: of_channels(layers[name], score) for name, score in scores.items()}
-    return {name: over_mean(score) for name, score in found.items()} if normalize else found
+    """Importance of each layer's output channels, float64 [out channels].
+
+    `normalize` divides it by the layer's mean.
+    """
+    result = {name: of_channels(layers[name], score) for name, score in scores.items()}
+    return {name: over_mean(score) for name, score in result.items()} if normalize else result
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The atoms of a part, the least important first, in blocks to be removed one after the other.
+    """The atoms of a part, least important first, in blocks that are removed in this order.
 
-    After each block the channels left are a multiple of `round_to` (of the atom's size, too), and
-    never fewer than the floor. `scores` holds the mean importance of each block, ascending.
+    After each block the number of remaining channels is a multiple of `round_to` and of the
+    atom's size, and never less than `floor`. `scores` has the mean importance of each block,
+    ascending.
     """
 
     part: GroupPart
@@ -38,9 +42,8 @@ class Ranked:
 
     @classmethod
     def of(cls, part: GroupPart, worth: Worth, round_to: int, floor: int) -> Ranked:
-        ranked = sorted(
-            (worth(part, atom), atom) for atom in part.atoms
-        )  # of equal importance, the lower channels first
+        # of equal importance, the lower channels first
+        ranked = sorted((worth(part, atom), atom) for atom in part.atoms)
         step = math.lcm(round_to, part.size) // part.size
         kept, start = len(ranked), 0
         blocks: list[tuple[Atom, ...]] = []
@@ -52,12 +55,12 @@ class Ranked:
             block = ranked[start : start + count]
             blocks.append(tuple(atom for _, atom in block))
             mean = sum(value for value, _ in block) / count
-            means.append(max(mean, means[-1]))  # rounding must not change the order of blocks
+            means.append(max(mean, means[-1]))  # keep blocks in order in spite of rounding
             kept, start = kept - count, start + count
 
 
 def mean_worth(part: GroupPart, atom: Atom, scores: Mapping[str, Tensor]) -> float:
-    """The mean importance of an atom's channels over the layers they come from."""
+    """The mean importance of an atom's channels over the layers that compute them."""
     values: list[float] = []
     for name in part.layers:
         coupled = part.group.coupled[name, "out"]
@@ -66,14 +69,16 @@ def mean_worth(part: GroupPart, atom: Atom, scores: Mapping[str, Tensor]) -> flo
 
 
 def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom]]]:
-    """The atoms of each of `pool` to remove: the least important blocks of all, as long as each
-    brings the removed channels nearer to `share` of all channels.
+    """Choose the atoms to remove: the least important blocks of the whole pool.
+
+    Blocks are taken as long as each brings the number of removed channels closer to the share
+    `share` of all channels.
     """
-    target = share * sum(one.part.width for one in pool)
+    target = share * sum(item.part.width for item in pool)
     order = sorted(
         (score, number, position)
-        for number, one in enumerate(pool)
-        for position, score in enumerate(one.scores)
+        for number, item in enumerate(pool)
+        for position, score in enumerate(item.scores)
     )
     chosen: list[list[Atom]] = [[] for _ in pool]
     removed = 0
@@ -88,40 +93,43 @@ def choose(pool: Sequence[Ranked], share: float) -> list[tuple[Ranked, list[Atom
 
 
 def by_root(chosen: Iterable[tuple[Ranked, list[Atom]]]) -> Cuts:
-    """Root of a group -> its channels to remove."""
+    """Map the root of each group to its channels to remove."""
     cuts: dict[str, list[int]] = {}
-    for one, atoms in chosen:
+    for item, atoms in chosen:
         channels = [channel for atom in atoms for channel in atom]
         if channels:
-            cuts.setdefault(one.part.group.root, []).extend(channels)
+            cuts.setdefault(item.part.group.root, []).extend(channels)
     return {root: sorted(channels) for root, channels in cuts.items()}
 
 
 def without_one(ranked: Sequence[Ranked], cuts: Cuts) -> Iterator[Cuts]:
-    """`cuts` without the last block of one part, the most important such block first."""
-    gone = {root: set(channels) for root, channels in cuts.items()}
+    """Yield variants of `cuts` with the last block of a part put back, most important first."""
+    cut = {root: set(channels) for root, channels in cuts.items()}
     last = []
-    for number, one in enumerate(ranked):
-        root = one.part.group.root
-        taken = [b for b in one.blocks if gone.get(root, set()).issuperset(c for a in b for c in a)]
+    for number, item in enumerate(ranked):
+        root = item.part.group.root
+        taken = [b for b in item.blocks if cut.get(root, set()).issuperset(c for a in b for c in a)]
         if taken:
-            last.append((one.scores[len(taken) - 1], number, root, taken[-1]))
+            last.append((item.scores[len(taken) - 1], number, root, taken[-1]))
     for _, _, root, block in sorted(last, reverse=True):
-        left = gone[root] - {channel for atom in block for channel in atom}
+        left = cut[root] - {channel for atom in block for channel in atom}
         yield {**cuts, root: sorted(left)} if left else {r: c for r, c in cuts.items() if r != root}
 
 
 def choose_below(pool: Sequence[Ranked]) -> list[tuple[Ranked, list[Atom]]]:
-    """The atoms of the blocks that are worth nothing by `below`, as far as they fill blocks."""
-    return [
-        (one, [a for block, s in zip(one.blocks, one.scores, strict=True) if s <= 0 for a in block])
-        for one in pool
-    ]
+    """Choose the atoms of all blocks whose worth by `below` is 0."""
+    chosen = []
+    for item in pool:
+        blocks = zip(item.blocks, item.scores, strict=True)
+        chosen.append((item, [atom for block, score in blocks if score <= 0 for atom in block]))
+    return chosen
 
 
 def below(parts: Sequence[tuple[Mapping[str, Tensor], float]]) -> Worth:
-    """Worth 0 of an atom whose mean importance is less than the threshold in one of `parts`, pairs
-    of scores and threshold; above 1 of all others.
+    """A worth that is 0 for atoms below a threshold, and at least 1 for all others.
+
+    `parts` are pairs of scores and threshold; an atom is below if its mean importance is less
+    than the threshold in any of them.
     """
 
     def worth(part: GroupPart, atom: Atom) -> float:

@@ -1,4 +1,4 @@
-"""Removing channels from a model, and proving that nothing else changed."""
+"""Removes channels from a model, and verifies that nothing else changes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from compressbench.pruning.channels.coupling import (
     is_depthwise,
 )
 
-TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by far less
+TOLERANCE = 1e-3  # relative to the largest output; reordered float32 sums differ far less
 
 Cuts = Mapping[str, Sequence[int]]  # root of a group -> its channels to remove
 Removed = dict[str, dict[Side, list[int]]]
 
 
 def removed_channels(groups: Iterable[ChannelGroup], cuts: Cuts) -> Removed:
-    """Module -> side -> the channels that the cuts remove, counted before the removal."""
+    """Map module and side to the channels that the cuts remove, by their original indices."""
     removed: defaultdict[str, dict[Side, list[int]]] = defaultdict(dict)
     for group in groups:
         chosen = cuts.get(group.root, ())
@@ -45,10 +45,10 @@ def removed_channels(groups: Iterable[ChannelGroup], cuts: Cuts) -> Removed:
 def remove_channels(
     model: nn.Module, groups: Sequence[ChannelGroup], cuts: Cuts, example: Tensor
 ) -> nn.Module:
-    """A copy of `model` without the channels of `cuts`, proven to compute the same.
+    """A copy of `model` without the channels of `cuts`, verified to compute the same otherwise.
 
-    The proof: its outputs on `example` [B, ...] equal those of the model in which every layer
-    ignores the removed channels. CheckFailedError with the reason where they do not.
+    Its outputs on `example` [B, ...] must equal those of `model` when every layer ignores the
+    removed channels. Raises CheckFailedError, with the reason, if they do not.
     """
     small = deepcopy(model)
     try:
@@ -70,12 +70,12 @@ def remove_channels(
     expected = run(ignoring, example)
     bound = TOLERANCE * float(expected.abs().max())
     if outputs.shape != expected.shape or not float((outputs - expected).abs().max()) <= bound:
-        raise CheckFailedError("its channels take part in something other than layers")
+        raise CheckFailedError("its channels are used outside of layers")
     return small
 
 
 def run(model: nn.Module, example: Tensor) -> Tensor:
-    """The model's output in eval mode; models that draw random numbers draw the same ones."""
+    """The model's output in eval mode, with a fixed seed for models that use random numbers."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         output: Tensor = model.eval()(example)
@@ -83,9 +83,7 @@ def run(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def ignore_channels(model: nn.Module, removed: Removed) -> nn.Module:
-    """A copy of `model` whose convolutions and linear layers have zero weights for the removed
-    inputs.
-    """
+    """A copy of `model` whose layers have zero weights for the removed input channels."""
     copy = deepcopy(model)
     with torch.no_grad():
         for name, weight in ignoring_weights(model, removed).items():
@@ -94,19 +92,19 @@ def ignore_channels(model: nn.Module, removed: Removed) -> nn.Module:
 
 
 def ignoring_weights(model: nn.Module, removed: Removed) -> dict[str, Tensor]:
-    """Layer -> its weight with zeros for the removed inputs, of all that have some."""
-    found = {}
+    """Weights with zeros for the removed input channels, of all layers that have such inputs."""
+    weights = {}
     for name, sides in removed.items():
         layer = model.get_submodule(name)
         if "in" in sides and isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer):
-            found[name] = layer.weight.detach().clone()
+            weights[name] = layer.weight.detach().clone()
             for channel in sides["in"]:
-                _input_weights(layer, found[name], channel).zero_()
-    return found
+                _input_weights(layer, weights[name], channel).zero_()
+    return weights
 
 
 def _input_weights(layer: _ConvNd | nn.Linear, weight: Tensor, channel: int) -> Tensor:
-    """The view of a layer's `weight` that one input channel meets."""
+    """View of the part of `weight` that is multiplied with one input channel."""
     if isinstance(layer, _ConvNd) and layer.transposed:
         return weight[channel]
     groups = layer.groups if isinstance(layer, _ConvNd) else 1
@@ -123,7 +121,7 @@ def _restore_flags_(small: nn.Module, model: nn.Module) -> None:
 
 
 def _slice_masks_(model: nn.Module) -> None:
-    """Masks of an earlier stage follow their weights: what is zero stays zero."""
+    """Resize masks of an earlier stage to their weights: zeros stay masked."""
     for layer in masked_layers(model).values():
         weight = layer.get_parameter("weight").detach()
         if layer.get_buffer("weight_mask").shape != weight.shape:
@@ -131,7 +129,7 @@ def _slice_masks_(model: nn.Module) -> None:
 
 
 def resize_edit(before: nn.Module, after: nn.Module, removed: Removed) -> Edit:
-    """The edit that gives `before` the shapes and attributes of `after`, plain JSON."""
+    """The edit, in plain JSON, that gives `before` the shapes and attributes of `after`."""
     shapes = _shapes(before)
     tensors = {n: list(s) for n, s in _shapes(after).items() if s != shapes[n]}
     attributes = {}
@@ -159,7 +157,7 @@ def _is_size(value: Any) -> bool:
 
 
 def check_replay(before: nn.Module, after: nn.Module, edit: Edit, example: Tensor) -> None:
-    """CheckFailedError unless `edit` and the tensors of `after` make the same model of `before`."""
+    """Raise CheckFailedError unless `edit` and the tensors of `after` turn `before` into it."""
     replayed = deepcopy(before)
     try:
         apply_edit_(replayed, json.loads(json.dumps(edit)))
@@ -168,4 +166,4 @@ def check_replay(before: nn.Module, after: nn.Module, edit: Edit, example: Tenso
     except (AttributeError, RuntimeError) as error:
         raise CheckFailedError(f"channel removal cannot be replayed: {error}") from error
     if not same:
-        raise CheckFailedError("channel removal, replayed, gives a model with other outputs")
+        raise CheckFailedError("channel removal, replayed, gives a model with different outputs")

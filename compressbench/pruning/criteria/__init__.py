@@ -1,1 +1,1 @@
-"""Importance scores; one file for each conf/criterion/*.yaml."""
+"""Pruning criteria (importance scores); one file for each conf/criterion/*.yaml."""

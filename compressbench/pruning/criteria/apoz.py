@@ -1,4 +1,4 @@
-"""Importance of channels by how often they are not zero."""
+"""Importance of channels: how often their outputs are not zero."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from compressbench.pruning.criteria.outputs import channel_means
 
 @dataclass(frozen=True)
 class Apoz:
-    """1 - APoZ: the share of an output channel's values that are not zero, over `images` training
-    images and all positions, in [0, 1].
+    """1 - APoZ (average percentage of zeros): the share of an output channel's nonzero values.
 
-    The values are those behind the layer's BatchNorm, additions and activation; where no ReLU
-    makes zeros, every channel has 1. Each weight has the importance of its channel.
-    Hu et al. 2016 (arXiv:1607.03250, equation 1).
+    In [0, 1], over all positions of `images` training images; `batch_size` only bounds the
+    memory. Values are taken after the BatchNorm, additions and activation that follow the layer;
+    without a ReLU there are no zeros, and every channel scores 1. Each weight has the importance
+    of its channel. Hu et al. 2016 (arXiv:1607.03250, equation 1).
     """
 
-    comparable: ClassVar[bool] = False  # between layers
+    comparable: ClassVar[bool] = False  # scores of different layers cannot be compared
 
     images: int = 512
     batch_size: int = 128

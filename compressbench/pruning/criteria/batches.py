@@ -1,4 +1,4 @@
-"""Training images for a criterion, with a word on how far it is."""
+"""Yields training images for a criterion and reports progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressbench.data.calibration import training_batches
 def watched_batches(
     context: Context, images: int, batch_size: int, text: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The `training_batches`, images and labels; `text` says what they are for."""
+    """Yield `training_batches` (images, labels), reporting progress as `text`."""
     for done, batch in enumerate(training_batches(context, images, batch_size)):
         context.progress(min(done * batch_size, images), images, text)
         yield batch

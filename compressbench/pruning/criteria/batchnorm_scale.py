@@ -1,4 +1,4 @@
-"""Importance of channels by the scale of their BatchNorm."""
+"""Importance of channels: the scale of their BatchNorm."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from compressbench.pruning.criteria.outputs import chain, layer_calls
 
 @dataclass(frozen=True)
 class BatchNormScale:
-    """|gamma| of the BatchNorm that a layer's output channel goes through; the mean where a layer
-    is called before several. Each weight has the importance of its channel.
+    """|gamma| of the BatchNorm that follows a layer, for each output channel.
 
-    UserError for a layer without one. Liu et al. 2017 (arXiv:1708.06519) train with an L1 penalty
-    on gamma first; scales of a model trained without it say less.
+    Averaged if a layer is called several times, before different BatchNorms. Each weight has the
+    importance of its channel. Raises UserError for a layer that no BatchNorm follows. Liu et al.
+    2017 (arXiv:1708.06519) first train with an L1 penalty on gamma; without it the scales are
+    less informative.
     """
 
     def of_model(
@@ -28,7 +29,7 @@ class BatchNormScale:
     ) -> dict[str, Tensor]:
         example = context.data.spec.blank(2)
         calls, positions = layer_calls(model, layers, example)
-        found, without = {}, []
+        scores, without = {}, []
         for name, places in positions.items():
             norms = [
                 model.get_submodule(calls[step].layer)
@@ -40,7 +41,7 @@ class BatchNormScale:
                 n.weight.detach().abs() for n in norms if isinstance(n, _BatchNorm) and n.affine
             ]
             if scales:
-                found[name] = torch.stack(scales).mean(0)
+                scores[name] = torch.stack(scales).mean(0)
             else:
                 without.append(name)
         if without:
@@ -48,4 +49,4 @@ class BatchNormScale:
                 f"batchnorm_scale: no BatchNorm with a scale follows {', '.join(without[:5])}: "
                 "skip it, or choose another criterion"
             )
-        return found
+        return scores

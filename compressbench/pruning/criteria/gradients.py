@@ -1,4 +1,4 @@
-"""Gradients of the loss in the weights of single layers, batch by batch of training images."""
+"""Computes gradients of the loss with respect to the weights, batch by batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.pruning.criteria.batches import watched_batches
 
-# (a weight, its gradient, the images of the batch) -> what is summed up over the batches
+# (weight, its gradient, number of images in the batch) -> the term to sum over batches
 Part = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Over the batches of all ranks, float64 on the runtime's device: `parts` by layer, in the
-    shape of its weight, and how many `batches` and `images` there were, each [].
+    """Sums over the batches of all ranks, float64 on the runtime's device.
+
+    `parts` maps each layer to a tensor of its weight's shape and `weights` to the weight itself;
+    `batches` and `images` are the numbers of both, scalar tensors.
     """
 
     parts: dict[str, Tensor]
@@ -38,7 +40,7 @@ def gradient_sums(
     batch_size: int,
     part: Part,
 ) -> Sums:
-    """The sums of `part` over the `batch_gradients`, weights and gradients in float64."""
+    """Sum `part` over `batch_gradients`, with weights and gradients in float64."""
     device = context.runtime.device
     weights = {
         name: layer.get_parameter("weight").detach().double().to(device)
@@ -62,8 +64,10 @@ def batch_gradients(
     images: int,
     batch_size: int,
 ) -> Iterator[tuple[list[Tensor], int]]:
-    """(gradients of the mean cross-entropy, one a layer, in its weight's shape; images) of each
-    batch of this rank. The model is in eval mode: BatchNorm keeps its statistics.
+    """Yield, for each batch of this rank, the gradients and the number of images.
+
+    The gradients are those of the batch's mean cross-entropy, one per layer, in the shape of its
+    weight. The model runs in eval mode, so BatchNorm uses its running statistics.
     """
     probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
     weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]

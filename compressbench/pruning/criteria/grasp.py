@@ -1,4 +1,4 @@
-"""Importance by what is left of the gradient without a weight."""
+"""Importance of weights: the gradient norm that is lost without them (GraSP)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ Weights = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Grasp:
-    """w (H g), g the gradient of the mean cross-entropy over `images` training images and H its
-    Hessian, both over the weights of all pruned layers: half of what the removal of w takes from
-    ‖g‖², to first order. Below zero where the gradient grows without w; those go first.
+    """w (H g): half the decrease of ‖g‖² when w is removed, to first order.
 
-    The logits are divided by `temperature`, as in the authors' code: a trained model's gradient
-    vanishes otherwise. Labels are used, images are not augmented; `batch_size` bounds the memory
-    and changes nothing else. Wang et al. 2020 (arXiv:2002.07376, equation 8, sign turned: there,
-    high scores go), made for models that are not trained yet.
+    g and H are gradient and Hessian of the mean cross-entropy over `images` training images, with
+    respect to the weights of all pruned layers. Scores are negative where removing w increases
+    the gradient; these weights are pruned first.
+
+    Wang et al. 2020 (arXiv:2002.07376, equation 8, with the opposite sign: the paper prunes high
+    scores) propose it for models that are not trained yet.
+
+    Args:
+        images: Number of training images, with labels and without augmentation.
+        batch_size: Only bounds the memory.
+        temperature: Divides the logits, as in the authors' code: the gradient of a trained model
+            would vanish otherwise. Above 0.
     """
 
-    work: ClassVar[tuple[float, float]] = (4.0, 0.0)  # a gradient, and a gradient of a gradient
+    work: ClassVar[tuple[float, float]] = (4.0, 0.0)  # one gradient and one Hessian product
 
     images: int = 512
     batch_size: int = 128
@@ -49,7 +55,7 @@ class Grasp:
     ) -> dict[str, Tensor]:
         probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
         weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
             gradient = self._mean(probe, weights, context, _gradient)
             product = self._mean(probe, weights, context, partial(_product, gradient))
         return {
@@ -60,7 +66,7 @@ class Grasp:
     def _mean(
         self, probe: nn.Module, weights: Weights, context: Context, part: Callable[..., Weights]
     ) -> list[Tensor]:
-        """The mean over all images of `part(loss, weights)`, which is linear in the loss."""
+        """Mean over all images of `part(loss, weights)`, which must be linear in the loss."""
         totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
         images = totals[0].new_zeros(())
         batches = watched_batches(context, self.images, self.batch_size, "gradient flow")

@@ -1,4 +1,4 @@
-"""Norms of what single weights are multiplied with, over training images."""
+"""Computes norms of the inputs that each weight is multiplied with, over training images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def input_squares(
     images: int,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """Layer -> sum of x² over all positions of `images` training images of all ranks, float64, x
-    the input that a weight is multiplied with; in a shape that broadcasts to the weight's.
+    """Map each layer to the sum of x², x being the inputs that a weight is multiplied with.
 
-    UserError for a layer that is never called.
+    The sum, float64, is over all positions of `images` training images of all ranks; its shape
+    broadcasts to the weight's. Raises UserError for a layer that is never called.
     """
     probe = deepcopy(model).eval().to(context.runtime.device)
     totals: dict[str, Tensor] = {}
@@ -46,7 +46,7 @@ def input_squares(
             handle.remove()
     unseen = next((name for name in layers if name not in totals), None)
     if unseen is not None:
-        raise UserError(f"{unseen} is never called, so its inputs cannot be seen: skip it")
+        raise UserError(f"{unseen} is never called, so its inputs cannot be observed: skip it")
     return {name: sum_over_ranks(totals[name]).cpu() for name in layers}
 
 
@@ -65,14 +65,14 @@ def _adder(name: str, totals: dict[str, Tensor]) -> Callable[..., None]:
 def squares_of(layer: nn.Module, inputs: Tensor) -> Tensor:
     """Sums of x² over the positions of one batch, float64.
 
-    A convolution's weight meets the unfolded patches: padding counts as zeros, and strides leave
-    positions out. One of a transposed convolution meets every pixel of its channel.
+    In a convolution, x are unfolded patches: padding counts as zeros, and strides omit positions.
+    In a transposed convolution, each weight is multiplied with every pixel of its input channel.
     """
     weight = layer.get_parameter("weight")
     if isinstance(layer, _ConvNd) and is_transposed(layer):
         sums = inputs.double().square().sum((0, *range(2, inputs.ndim)))
-        return per_output(sums, weight)  # whose first axis has the inputs
-    together = inputs.double().square().sum(0, keepdim=True)  # unfolding only moves them
+        return per_output(sums, weight)  # first axis of this weight: input channels
+    together = inputs.double().square().sum(0, keepdim=True)  # unfolding only moves values
     total = sum(chunk.sum(1) for chunk in chunks(layer, together))
     assert isinstance(total, Tensor)
     groups, outputs = len(total), len(weight)

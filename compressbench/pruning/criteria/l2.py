@@ -1,4 +1,4 @@
-"""Importance by square."""
+"""Importance of weights: their squares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressbench.core.types import Context
 
 @dataclass(frozen=True)
 class L2:
-    """w² of each weight; a channel has the squared L2 norm of its weights.
+    """w² of each weight; the importance of a channel is the squared L2 norm of its weights.
 
     He et al. 2018 (arXiv:1808.06866) rank filters by their L2 norm.
     """

@@ -1,4 +1,4 @@
-"""Importance by absolute value."""
+"""Importance of weights: their absolute values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressbench.core.types import Context
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|w| of each weight; a channel has the L1 norm of its weights.
+    """|w| of each weight; the importance of a channel is the L1 norm of its weights.
 
     Han et al. 2015 (arXiv:1506.02626) for weights, Li et al. 2017 (arXiv:1608.08710) for channels.
     """

@@ -1,4 +1,4 @@
-"""Importance of channels by the size of their outputs."""
+"""Importance of channels: the mean absolute value of their outputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from compressbench.pruning.criteria.outputs import channel_means
 class MeanActivation:
     """Mean |a| of each output channel over `images` training images and all positions.
 
-    a is what the layer hands on: behind its BatchNorm, additions and activation. Each weight has
-    the importance of its channel. Molchanov et al. 2017 (arXiv:1611.06440, section 2.2) rank
-    feature maps by their mean activation.
+    a is taken after the BatchNorm, additions and activation that follow the layer. Each weight
+    has the importance of its channel; `batch_size` only bounds the memory. Molchanov et al. 2017
+    (arXiv:1611.06440, section 2.2) rank feature maps by their mean activation.
     """
 
-    comparable: ClassVar[bool] = False  # between layers
+    comparable: ClassVar[bool] = False  # scores of different layers cannot be compared
 
     images: int = 512
     batch_size: int = 128

@@ -1,4 +1,4 @@
-"""Importance by weights and activations together."""
+"""Combines two pruning criteria, such as one of weights and one of activations."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Combination = Literal["product", "rank"]
 
 @dataclass(frozen=True)
 class Mixed:
-    """Two criteria in one, within each layer.
+    """Combines the scores of two criteria within each layer.
 
-    `combine` "product": the product of both scores, each over its layer's mean; "rank": the mean
-    of both ranks, 0 the least important weight of the layer, 1 the most; equal scores share one.
+    `combine="product"` multiplies the two scores, each divided by its layer's mean.
+    `combine="rank"` averages the two ranks within the layer, from 0 for the least important
+    weight to 1 for the most important; equal scores share a rank.
     """
 
-    comparable: ClassVar[bool] = False  # between layers
+    comparable: ClassVar[bool] = False  # scores of different layers cannot be compared
 
     weights: Criterion | ModelCriterion
     activations: Criterion | ModelCriterion
@@ -40,7 +41,7 @@ class Mixed:
 
     @property
     def images(self) -> int:
-        """Training images that the two look at."""
+        """Training images that both criteria use together."""
         both = (self.weights, self.activations)
         return sum(int(getattr(criterion, "images", 0)) for criterion in both)
 
@@ -62,8 +63,8 @@ class Mixed:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The share of scores that are smaller, plus half of those that are equal, in (0, 1)."""
+    """Rank each score: the share of smaller scores plus half that of equal ones, in (0, 1)."""
     _, places, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0) - counts + 0.5 * counts
-    found: Tensor = (middle / max(1, scores.numel()))[places].to(scores.dtype)
-    return found
+    ranked: Tensor = (middle / max(1, scores.numel()))[places].to(scores.dtype)
+    return ranked

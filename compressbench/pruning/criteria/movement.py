@@ -1,4 +1,4 @@
-"""Importance that is learnt while a model is trained: weights that move away from zero stay."""
+"""Importance learned during training: high for weights that move away from zero."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Movement:
-    """S, which starts at 0 and becomes S - r (dL/dw) w at every step, r the learning rate: above
-    zero for weights that grew. For `prune_gradual` alone, which takes the gradient at the masked
-    weight, as if there were no mask, and w as it was when it went: so a weight can come back.
+    """Accumulates S - r (dL/dw) w over the training steps, from S = 0; r is the learning rate.
 
-    Sanh et al. 2020 (arXiv:2005.07683, section 4, hard movement pruning), with the masks of the
-    stage's schedule, and r instead of a rate of its own.
+    S is positive for weights that grew. Only for `prune_gradual`: for a masked weight, dL/dw is
+    the gradient without the mask, and w its value when it was masked, so it can be restored.
+
+    Sanh et al. 2020 (arXiv:2005.07683, section 4, hard movement pruning), with the sparsity
+    schedule of the stage, and the model's learning rate instead of a separate one for scores.
     """
 
     def step(self, score: Tensor, weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
+        """The scores after a step with learning rate `rate`; all tensors have the same shape."""
         return score - rate * gradient * weight

@@ -1,4 +1,4 @@
-"""What becomes of the output channels of layers: the calls behind them, and what those return."""
+"""Follows the outputs of layers to their activation, and averages them per channel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LAYERS = {
     "conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d",
     "conv_transpose3d",
 }  # fmt: skip
-_KEPT = {"batch_norm", "dropout"}  # on the way to the activation
-_ADDED = {"add", "radd"}  # on the way, where an activation follows
+_KEPT = {"batch_norm", "dropout"}  # may come between a layer and its activation
+_ADDED = {"add", "radd"}  # likewise, if an activation follows
 _ACTIVATIONS = {
     "relu", "relu6", "hardtanh", "clamp", "clip", "leaky_relu", "elu", "prelu", "gelu", "silu",
     "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "mish",
@@ -28,41 +28,43 @@ _ACTIVATIONS = {
 
 
 def chain(calls: list[Call], position: int) -> list[int]:
-    """The calls that the output of a layer goes through, the layer's own first: BatchNorm,
-    additions, then an activation, which ends it, as long as nothing else takes it.
+    """Positions of the calls from a layer to its activation, the layer's own call first.
+
+    BatchNorm and additions in between are included, as long as each output has one consumer; the
+    activation is the last. `calls` come from `layer_calls`, `position` is that of the layer.
     """
-    found, additions = [position], list[int]()
-    while len(calls[found[-1] if not additions else additions[-1]].consumers) == 1:
-        following = calls[found[-1] if not additions else additions[-1]].consumers[0]
+    path, additions = [position], list[int]()
+    while len(calls[path[-1] if not additions else additions[-1]].consumers) == 1:
+        following = calls[path[-1] if not additions else additions[-1]].consumers[0]
         name = calls[following].function
         if name in _ADDED:
             additions.append(following)
         elif name in _ACTIVATIONS:
-            return [*found, *additions, following]
+            return [*path, *additions, following]
         elif name in _KEPT and not additions:
-            found.append(following)
+            path.append(following)
         else:
             break
-    return found
+    return path
 
 
 def layer_calls(
     model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor
 ) -> tuple[list[Call], dict[str, list[int]]]:
-    """All calls of a forward pass, and the positions at which each layer's weight is used.
+    """Trace a forward pass: all calls, and the positions of those that use each layer's weight.
 
-    UserError for a layer whose weight is never used by a convolution or linear function.
+    Raises UserError for a layer whose weight is never used by a convolution or linear function.
     """
     calls, _ = trace(model, example)
-    found = {}
+    positions = {}
     for name in layers:
         weight = id(model.get_parameter(f"{name}.weight"))
-        found[name] = [
+        positions[name] = [
             n for n, c in enumerate(calls) if c.function in _LAYERS and weight in c.parameters
         ]
-        if not found[name]:
-            raise UserError(f"{name} is never called, so its outputs cannot be seen: skip it")
-    return calls, found
+        if not positions[name]:
+            raise UserError(f"{name} is never called, so its outputs cannot be observed: skip it")
+    return calls, positions
 
 
 @torch.no_grad()
@@ -74,10 +76,10 @@ def channel_means(
     batch_size: int,
     value: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Layer -> mean of `value` (elementwise) of each output channel, float64 [out channels], over
-    all positions of `images` training images of all ranks.
+    """Map each layer to the mean of `value(output)` per output channel, float64 [out channels].
 
-    The output is taken behind BatchNorm, additions and the activation that follow the layer.
+    `value` is elementwise; the mean is over all positions of `images` training images of all
+    ranks. Outputs are taken after the BatchNorm, additions and activation that follow the layer.
     """
     probe = deepcopy(model).eval().to(context.runtime.device)
     example = context.data.spec.blank(1).to(context.runtime.device)
@@ -106,7 +108,7 @@ def _sites(
 
 
 def _channel_sums(layer: nn.Module, values: Tensor) -> Tensor:
-    """[2, channels]: sums over all other axes, and how many values each is of."""
+    """[2, channels]: the sum over all other axes, and the number of values in it."""
     axis = 1 if isinstance(layer, _ConvNd) else values.ndim - 1
     sums = values.double().movedim(axis, 0).flatten(1).sum(1)
     return torch.stack([sums, torch.full_like(sums, values.numel() / len(sums))])

@@ -1,4 +1,4 @@
-"""Importance by chance: the control that every other criterion has to beat."""
+"""Random importance: the baseline that every other criterion has to beat."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Unit = Literal["weight", "channel"]
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform on [0, 1), drawn with the stage's seed, the same on every rank.
+    """Uniform scores in [0, 1), drawn with the stage's seed and the same on every rank.
 
-    One draw for each weight, or for each output channel (`unit` "channel"): sums over many
-    weights hardly differ, so a ranking of channels over several layers by chance needs the latter.
+    `unit` is "weight" for one draw per weight, or "channel" for one per output channel. Use
+    "channel" to rank channels across layers: sums over many weights hardly differ.
     """
 
     unit: Unit = "weight"

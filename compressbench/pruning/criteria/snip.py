@@ -1,4 +1,4 @@
-"""Importance by connection sensitivity."""
+"""Importance of weights: connection sensitivity (SNIP)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from compressbench.pruning.criteria.gradients import gradient_sums
 
 @dataclass(frozen=True)
 class Snip:
-    """|w g|, g the gradient of the mean cross-entropy over all `images` training images.
+    """|w g|, where g is the gradient of the mean cross-entropy over `images` training images.
 
-    Unlike Taylor's, gradients of single batches that point in opposite directions cancel. Labels
-    are used, images are not augmented; `batch_size` bounds the memory and changes nothing else.
-    Lee et al. 2019 (arXiv:1810.02340, equation 6, not divided by its sum).
+    Unlike in `Taylor`, gradients of different batches with opposite signs cancel. Images have
+    labels and are not augmented; `batch_size` only bounds the memory. Lee et al. 2019
+    (arXiv:1810.02340, equation 6, not divided by its sum).
     """
 
-    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one step of training an image
+    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one forward and backward pass per image
 
     images: int = 1024
     batch_size: int = 128

@@ -1,4 +1,4 @@
-"""SparseGPT: importance by what the outputs lose at best, and weights that make up for it."""
+"""SparseGPT: scores weights by the output error, and updates the remaining weights to reduce it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from compressbench.core.validation import check_flag, check_integer, check_posit
 
 @dataclass(frozen=True)
 class SparseGpt:
-    """w² / U_jj², with U^T U = H^-1 and H = sum of x x^T + d I over the inputs of a layer: the
-    squared error of the layer's outputs once the weights of later inputs have made up for w.
+    """w² / U_jj²: the squared error of a layer's outputs after later weights compensate for w.
 
-    d is `damping` times the mean of the diagonal; x come from `images` training images, in a
-    convolution unfolded patches. `update` then goes through the layers in order and removes the
-    chosen weights input by input, the ones that follow moving by -e U_jk / U_jj; the targets are
-    the outputs of the unpruned model, and x those behind the layers pruned already (with `drift`;
-    without, the targets are those of the unpruned layer on the same x). An output that ends worse
-    than without the moves is left without. The masks are chosen for all inputs of a layer at once,
-    from unchanged weights, by the scope of the stage; the paper chooses them for 128 inputs at a
-    time, half of the weights of each layer. Memory: 16 K^2 bytes for K weights of an output.
+    U^T U = H^-1, and H = sum of x x^T + d I over the inputs x of a layer (unfolded patches in a
+    convolution), where d is `damping` times the mean of the diagonal.
 
-    Frantar and Alistarh 2023 (arXiv:2301.00774).
+    After the masks are chosen, `update` visits the layers in order and removes the
+    masked weights input by input, moving the weights of later inputs by -e U_jk / U_jj. An output
+    that ends up with a larger error than without these moves keeps its remaining weights unchanged.
+
+    Masks are chosen for all inputs of a layer at once, from unchanged weights, by the scope of
+    the stage; the paper chooses them for 128 inputs at a time, half of the weights of each layer.
+    Needs 16 K^2 bytes for outputs of K weights. Frantar and Alistarh 2023 (arXiv:2301.00774).
+
+    Args:
+        images: Number of training images, at least 2.
+        damping: Above 0; raise it if the Hessian of a layer is not positive definite.
+        drift: Fit the outputs of the unpruned model, given inputs from the layers pruned so far;
+            otherwise those of the unpruned layer on these inputs.
     """
 
-    comparable: ClassVar[bool] = False  # between layers: outputs have other scales
-    work: ClassVar[tuple[float, float]] = (0.0, 100.0)  # roughly: each layer on its own, twice
+    comparable: ClassVar[bool] = False  # outputs of different layers differ in scale
+    work: ClassVar[tuple[float, float]] = (0.0, 100.0)  # estimate: two passes for each layer
 
     images: int = 256
     damping: float = 0.01
@@ -67,21 +72,21 @@ class SparseGpt:
     def update(
         self, model: nn.Module, masks: Mapping[str, Tensor], context: Context
     ) -> dict[str, Tensor]:
-        """New weights of the layers of `masks` (True is kept), zero where the masks say so."""
+        """New weights of the layers in `masks`, zero where the mask is False."""
         reference, pruned = working_copies(model, context.runtime.device)
         models = (reference if self.drift else pruned, pruned)
-        found = {}
+        updated = {}
         for number, (name, mask) in enumerate(masks.items()):
             context.progress(number, len(masks), f"updating {name}")
             moments = layer_moments(name, models, context, self.images)
             weight = self.repair(moments, mask.to(moments.weight.device))
             pruned.get_parameter(f"{name}.weight").copy_(weight)
-            found[name] = weight.cpu()
+            updated[name] = weight.cpu()
         context.progress(len(masks), len(masks), "updating weights")
-        return found
+        return updated
 
     def repair(self, moments: Moments, mask: Tensor) -> Tensor:
-        """The weight under `mask` (of its shape) whose outputs are near the targets."""
+        """The weight, zero where `mask` is False, that best reproduces the target outputs."""
         kept = moments.rows(mask)
         hessian = damped(moments.second.double(), self.damping)
         target = moments.rows(moments.weight).double()
@@ -99,4 +104,4 @@ class SparseGpt:
 def _check_kinds(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            raise UserError(f"sparsegpt knows no {type(layer).__name__}: skip {name}")
+            raise UserError(f"sparsegpt does not support {type(layer).__name__}: skip {name}")

@@ -1,4 +1,4 @@
-"""Importance by what the loss would change without a weight, to first order."""
+"""Importance of weights: the change of the loss without them, to first order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from compressbench.pruning.criteria.gradients import gradient_sums
 
 @dataclass(frozen=True)
 class Taylor:
-    """Mean over batches of (w g)², g the gradient of the batch's mean cross-entropy; a channel has
-    the sum over its weights.
+    """Mean over batches of (w g)², where g is the gradient of the batch's mean cross-entropy.
 
-    `images` training images with their labels, not augmented, in batches of `batch_size`.
-    Molchanov et al. 2019 (arXiv:1906.10771, equations 7 and 8).
+    The importance of a channel is the sum over its weights. Uses `images` training images with
+    labels, not augmented, in batches of `batch_size`, which changes the scores. Molchanov et al.
+    2019 (arXiv:1906.10771, equations 7 and 8).
     """
 
-    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one step of training an image
+    work: ClassVar[tuple[float, float]] = (1.0, 0.0)  # one forward and backward pass per image
 
     images: int = 1024
     batch_size: int = 32

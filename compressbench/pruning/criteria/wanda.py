@@ -1,4 +1,4 @@
-"""Importance by weight and input."""
+"""Importance of weights: their magnitude times the norm of their inputs (Wanda)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from compressbench.pruning.criteria.inputs import input_squares
 
 @dataclass(frozen=True)
 class Wanda:
-    """|w| ‖x‖₂, x what the weight is multiplied with, over `images` training images.
+    """|w| ‖x‖₂, where x are the inputs that w is multiplied with, over `images` training images.
 
-    In a convolution that are the unfolded patches: each kernel position of each input channel has
-    a norm of its own. `batch_size` bounds the memory. The paper compares within an output, the
-    scopes here within a layer or, over the layer's mean, all together.
+    In a convolution x are unfolded patches: each kernel position of each input channel has its
+    own norm. `batch_size` only bounds the memory. The paper compares weights of one output; the
+    scopes here compare weights of one layer, or of all layers after division by the layer's mean.
     Sun et al. 2023 (arXiv:2306.11695, equation 1).
     """
 
-    comparable: ClassVar[bool] = False  # between layers: their inputs have other scales
+    comparable: ClassVar[bool] = False  # inputs of different layers differ in scale
 
     images: int = 512
     batch_size: int = 128

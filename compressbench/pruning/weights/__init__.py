@@ -1,1 +1,1 @@
-"""Single weights: which ones go, and how many of each layer."""
+"""Unstructured pruning: selection of weights and distribution over layers."""

@@ -1,4 +1,4 @@
-"""Scoring the weights of layers and zeroing some, as all pruning stages do."""
+"""Scores weights, sets masks and reports coverage, for all unstructured pruning stages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def weight_scores(
     layers: Mapping[str, nn.Module],
     context: Context,
 ) -> dict[str, Tensor]:
-    """The criterion's importance of every weight of `layers`, float32."""
+    """The criterion's importance of every weight of `layers`, float32, in the weight's shape."""
     scores = scores_of(criterion, model, layers, context)
     return {name: of_weights(layer, scores[name]) for name, layer in layers.items()}
 
 
 def mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[Edit]:
-    """Set the masks that hold zeros; the edit names the layers that had none before.
+    """Set the masks that contain zeros; the returned edit has the layers without a mask before.
 
-    The edit that named a layer first stays where it is: a `resize` after it knows its buffer.
+    A layer appears only in its first mask edit: a later `resize` edit relies on its buffer.
     """
     fresh = []
     for name, mask in masks.items():
@@ -41,15 +41,17 @@ def mask_(layers: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> list[
 
 
 def nonzero_weights(layers: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Layer -> how many of its weights are not zero."""
+    """Map each layer to the number of its nonzero weights."""
     return {n: int(layer.get_parameter("weight").count_nonzero()) for n, layer in layers.items()}
 
 
 def zeroed(
     model: nn.Module, before: Mapping[str, int], left: Mapping[str, str]
 ) -> tuple[Coverage, ...]:
-    """Coverage of pruning: weights that were not zero `before` (`nonzero_weights` of the layers
-    that were pruned) and are now; a tied weight counts in the first of its layers.
+    """Coverage of pruning: the weights of each layer that have become zero.
+
+    `before` are the `nonzero_weights` of the pruned layers before the stage, `left` the reasons
+    of the layers that were not pruned. A tied weight counts in the first of its layers.
     """
     now = nonzero_weights({name: model.get_submodule(name) for name in before})
     changes = {}

@@ -1,4 +1,4 @@
-"""How many weights each layer may keep: shares of one sparsity, spread over the layers."""
+"""Distributes a sparsity over layers: ERK, LAMP, and rounding to whole numbers of weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 def erk(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
     """Density of each layer, proportional to the sum of its axes over their product.
 
-    A layer [out, in, kernel...] keeps min(1, eps (out + in + kernel...) / (out in kernel...)) of
-    its weights, eps such that all layers together keep 1 - `sparsity`: Erdős-Rényi-Kernel, Evci et
-    al. 2020 (arXiv:1911.11134, section 3.1).
+    A layer [out, in, kernel...] keeps the share min(1, eps (out + in + kernel...) / (out in
+    kernel...)) of its weights, with eps such that all layers together keep 1 - `sparsity`
+    (Erdős-Rényi-Kernel, Evci et al. 2020, arXiv:1911.11134, section 3.1).
     """
     sizes = {name: _product(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
@@ -32,10 +32,11 @@ def erk(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float
 def lamp(
     squares: Mapping[str, Tensor], zeros: Mapping[str, Tensor], share: float
 ) -> dict[str, int]:
-    """How many units each layer keeps when the `share` with the least LAMP scores goes.
+    """Number of units that each layer keeps when the `share` with the lowest LAMP scores is pruned.
 
-    The score of a unit with square s is s over the sum of all squares of its layer that are not
-    smaller (Lee et al. 2021, arXiv:2010.07611, equation 3). The largest of a layer has 1 and stays.
+    A unit is a weight or a block. The score of a unit with square s is s divided by the sum of
+    all squares of its layer that are not smaller (Lee et al. 2021, arXiv:2010.07611, equation 3).
+    The largest unit of a layer scores 1 and is kept; those in `zeros` are pruned first.
     """
     scores = {name: _lamp_scores(square.flatten()) for name, square in squares.items()}
     flat = torch.cat(
@@ -57,8 +58,10 @@ def _lamp_scores(squares: Tensor) -> Tensor:
 
 
 def whole(densities: Mapping[str, float], sizes: Mapping[str, int], share: float) -> dict[str, int]:
-    """Units that each layer keeps, integers: n - round(share n) in all, as far as every layer
-    keeps one at least. The largest remainders are rounded up, of equal ones the first.
+    """Round densities to whole numbers of units per layer that sum to n - round(share n).
+
+    Every layer keeps at least one unit, even if the sum is larger then. The largest remainders
+    are rounded up; of equal ones, those of earlier layers.
     """
     total = sum(sizes.values()) - round(share * sum(sizes.values()))
     exact = {name: densities[name] * sizes[name] for name in sizes}

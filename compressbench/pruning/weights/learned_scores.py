@@ -1,4 +1,4 @@
-"""Scores that build up while a model is trained, and the weights that may come back by them."""
+"""Accumulates scores during training, and keeps masked weights so that they can be restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressbench.core.types import Context
 
 @dataclass(frozen=True)
 class Given:
-    """A criterion whose scores were found before."""
+    """A criterion that returns scores computed earlier."""
 
     scores: Mapping[str, Tensor]
 
@@ -24,10 +24,10 @@ class Given:
 
 
 class LearntScores:
-    """The scores of the layers `names` of a masked model, by layer.
+    """Scores of the layers `names` of a masked model, accumulated during training.
 
-    A masked weight is zero in the model; what it was when it went stands in `waiting`, which is
-    zero elsewhere.
+    Masked weights are zero in the model; `waiting` has their values from before they were masked,
+    and zeros elsewhere.
     """
 
     def __init__(self, criterion: LearntCriterion, model: nn.Module, names: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class LearntScores:
         self.waiting = {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
     def add_(self, model: nn.Module, rate: float) -> None:
-        """Take in the gradients of `model`, and leave none to weights that are masked."""
+        """Update the scores from the gradients of `model`, then zero those of masked weights."""
         taken = []
         for name, whole in self.whole(model).items():
             layer = model.get_submodule(name)
@@ -46,23 +46,21 @@ class LearntScores:
                 score = self.scores[name].to(whole.device)
                 self.scores[name] = self.criterion.step(score, whole, gradient, rate)
                 taken.append((gradient, layer.get_buffer("weight_mask")))
-        for (
-            gradient,
-            mask,
-        ) in taken:  # afterwards: a tied weight has one gradient for all its layers
+        # only now, because a tied weight has one gradient for all its layers
+        for gradient, mask in taken:
             gradient.mul_(mask)
 
     def whole(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights of `model` with those that wait in their places."""
-        found = {}
+        """The weights of `model` with masked weights at their earlier values."""
+        weights = {}
         for name in self.names:
             weight = model.get_parameter(f"{name}.weight").detach()
-            found[name] = weight + self.waiting[name].to(weight.device)
-        return found
+            weights[name] = weight + self.waiting[name].to(weight.device)
+        return weights
 
     @torch.no_grad()
     def restore_(self, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> None:
-        """Put all weights back where they were; with new `masks`, what these take waits next."""
+        """Restore all masked weights of `model`; with new `masks`, keep the weights they mask."""
         for name, whole in self.whole(model).items():
             model.get_parameter(f"{name}.weight").copy_(whole)
             if masks is not None:

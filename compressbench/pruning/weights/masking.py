@@ -1,4 +1,4 @@
-"""Which weights stay: boolean masks from importance scores."""
+"""Computes boolean masks from importance scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 def by_share(
     scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], share: float, together: bool
 ) -> dict[str, Tensor]:
-    """Masks (True is kept) that drop round(share * n) of n weights, the least important ones.
+    """Masks (True is kept) that prune round(share * n) of n weights, the least important ones.
 
-    n counts all layers (`together`) or each layer alone. What `zeros` marks goes first, all of it,
-    so it counts towards the share; of equal weights, those of lower index go first (layers in
-    their order, weights row by row). The most important weight of a layer stays, unless zero.
+    n counts all layers (`together`) or each layer separately. All weights in `zeros` are pruned
+    first and count towards the share. Of equally important weights those of lower index are
+    pruned first (layers in order, weights in row-major order). The most important weight of a
+    layer is kept, unless it is zero.
     """
     if together:
         return _drop_least(scores, zeros, share)
@@ -27,7 +28,7 @@ def by_share(
 def by_count(
     scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], counts: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Masks that keep `counts` weights of each layer, the most important, or all but `zeros`."""
+    """Masks that keep the `counts` most important weights of each layer, but none in `zeros`."""
     parts: dict[str, Tensor] = {}
     for name, score in scores.items():
         share = 1.0 - counts[name] / max(1, score.numel())
@@ -38,9 +39,9 @@ def by_count(
 def by_threshold(
     scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor], threshold: float
 ) -> dict[str, Tensor]:
-    """Masks that drop `zeros` and every weight whose importance is below `threshold`.
+    """Masks that prune `zeros` and every weight of importance below `threshold`.
 
-    The most important weight of a layer stays, unless zero.
+    The most important weight of a layer is kept, unless it is zero.
     """
     return {
         name: (ranked == math.inf) | ((ranked >= threshold) & ~zeros[name])
@@ -49,7 +50,7 @@ def by_threshold(
 
 
 def _ranked(scores: Mapping[str, Tensor], zeros: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores with -inf for what goes in any case, +inf for what stays in any case."""
+    """Scores with -inf for weights always pruned, and +inf for those always kept."""
     ranked = {}
     for name, score in scores.items():
         values = score.masked_fill(zeros[name], -math.inf).flatten()
@@ -65,9 +66,9 @@ def _drop_least(
 ) -> dict[str, Tensor]:
     ranked = _ranked(scores, zeros)
     flat = torch.cat([values.flatten() for values in ranked.values()])
-    gone = int((flat == -math.inf).sum())
-    free = len(flat) - int((flat == math.inf).sum())
-    count = min(max(round(share * len(flat)), gone), free)
+    lowest = int((flat == -math.inf).sum())
+    highest = len(flat) - int((flat == math.inf).sum())
+    count = min(max(round(share * len(flat)), lowest), highest)
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[torch.argsort(flat, stable=True)[:count]] = False
     parts = torch.split(kept, [values.numel() for values in ranked.values()])

@@ -1,4 +1,4 @@
-"""How many weights each layer may keep, by what its zeros are measured to cost."""
+"""Distributes a sparsity over layers by the measured cost of pruning each of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from compressbench.core.types import Context
 from compressbench.pruning.channels.measured_widths import BATCH, IMAGES, slopes
 from compressbench.pruning.weights.masking import by_share
 
-SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of a layer's weights, where its curve is measured
-TYPICAL_LAYERS = 20  # for an estimate of time before there is a model
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities of a layer at which its cost is measured
+TYPICAL_LAYERS = 20  # for time estimates before the model is known
 Curve = Sequence[tuple[float, float]]  # (weights removed, cost), ascending, from (0, 0)
 
 
@@ -24,21 +24,23 @@ def curves(
     scores: Mapping[str, Tensor],
     context: Context,
 ) -> dict[str, Curve]:
-    """Layer -> what it costs to zero the least important of its weights, the others as they are:
-    how far the answers move, in nats a sample (see `costs`), on `IMAGES` training images.
+    """Measure the cost of pruning each layer alone to each of `SHARES`.
+
+    The cost is the divergence of the outputs in nats per sample (see `costs`), on `IMAGES`
+    training images. `scores` have the shape of the weights.
     """
     batches = probe_images(context, IMAGES, BATCH)
     probe = probe_of(model, context.runtime.device)
-    own = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
+    weights = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
     masks = {n: [_mask(n, scores[n], weight, share) for share in SHARES]
-             for n, weight in own.items()}  # fmt: skip
-    trials = [partial(_masked, n, own[n], mask) for n, some in masks.items() for mask in some]
+             for n, weight in weights.items()}  # fmt: skip
+    trials = [partial(_masked, n, weights[n], mask) for n in masks for mask in masks[n]]
     measured = iter(costs(probe, batches, trials, context))
-    found: dict[str, Curve] = {}
-    for name, some in masks.items():
-        points = [(0.0, 0.0), *((float((~mask).sum()), next(measured)) for mask in some)]
-        found[name] = [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0]]
-    return found
+    result: dict[str, Curve] = {}
+    for name in masks:
+        points = [(0.0, 0.0), *((float((~mask).sum()), next(measured)) for mask in masks[name])]
+        result[name] = [p for i, p in enumerate(points) if i == 0 or p[0] > points[i - 1][0]]
+    return result
 
 
 def _mask(name: str, scores: Tensor, weight: Tensor, share: float) -> Tensor:
@@ -52,9 +54,11 @@ def _masked(name: str, weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
 def cheapest(
     measured: Mapping[str, Curve], sizes: Mapping[str, int], share: float
 ) -> dict[str, float]:
-    """Density of each layer such that `share` of all weights is gone at the least sum of costs, as
-    far as costs add up: down the convex hulls of the curves, the flattest piece first. Beyond the
-    curves' ends all layers give the same part of what they have left.
+    """Density of each layer that prunes `share` of all weights at the least total cost.
+
+    Assumes that costs of layers add up, and follows the lower convex hulls of the curves, least
+    slope first. Beyond the ends of the curves, all layers lose the same share of their remaining
+    weights. `sizes` are the numbers of weights.
     """
     pieces = sorted(
         (slope, number, name, curve[number + 1][0] - curve[number][0])

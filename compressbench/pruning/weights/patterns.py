@@ -1,4 +1,4 @@
-"""Patterns that zeros come in: N of M inputs, blocks of outputs by inputs."""
+"""Sparsity patterns: N of M inputs, and blocks of outputs by inputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from compressbench.core.layers import is_transposed
 
 @dataclass(frozen=True)
 class Inputs:
-    """At most `kept` weights of each `group` inputs in a row are not zero (2:4 and the like).
+    """N:M sparsity: at most `kept` of each `group` consecutive input weights are nonzero.
 
-    In a convolution that are input channels of one group, at the same kernel position. Mishra et
-    al. 2021 (arXiv:2104.08378).
+    In a convolution, these are input channels of one group at the same kernel position. 2:4 is
+    the pattern of Mishra et al. 2021 (arXiv:2104.08378).
     """
 
     kept: int
@@ -35,7 +35,7 @@ class Inputs:
         return ""
 
     def masks(self, layer: nn.Module, scores: Tensor, zeros: Tensor) -> Tensor:
-        """True is kept: the `kept` most important of each group; of equal ones the later."""
+        """Mask that keeps the `kept` most important of each group; of equal ones the later."""
         ranked = _inputs_last(layer, scores.masked_fill(zeros, -torch.inf))
         groups = ranked.reshape(*ranked.shape[:-1], -1, self.group)
         order = torch.argsort(groups, dim=-1, stable=True)
@@ -47,12 +47,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Blocks:
-    """`outputs` x `inputs` weights, at the same kernel position, are zero or not together."""
+    """Block sparsity: `outputs` x `inputs` weights at one kernel position are pruned together."""
 
     outputs: int
     inputs: int
 
     def misfit(self, layer: nn.Module) -> str:
+        """Why a layer cannot have the pattern, or ""."""
         rows, columns = self._axes(layer)
         if rows % self.outputs:
             return f"{self.outputs} does not divide its {rows} outputs"
@@ -61,14 +62,14 @@ class Blocks:
         return ""
 
     def sums(self, layer: nn.Module, values: Tensor) -> Tensor:
-        """[.., outputs, inputs] -> the sum of each block."""
+        """Sum `values`, of the weight's shape, over each block: [kernel.., rows, columns]."""
         moved = _inputs_last(layer, values)
         rows, columns = moved.shape[-2:]
         shape = (rows // self.outputs, self.outputs, columns // self.inputs, self.inputs)
         return moved.reshape(*moved.shape[:-2], *shape).sum((-3, -1))
 
     def spread(self, layer: nn.Module, blocks: Tensor) -> Tensor:
-        """The inverse of `sums` for a mask: each weight gets what its block has."""
+        """Expand values of blocks to the weight's shape: the inverse of `sums` for a mask."""
         whole = blocks.repeat_interleave(self.outputs, -2).repeat_interleave(self.inputs, -1)
         return _inputs_back(layer, whole)
 
@@ -81,7 +82,7 @@ Pattern = Inputs | Blocks
 
 
 def parse(text: str) -> Pattern:
-    """`2:4` or `4x1`; UserError for anything else."""
+    """Parse a pattern such as `2:4` or `4x1`. Raises UserError for other texts."""
     match = re.fullmatch(r"(\d{1,4})([:x])(\d{1,4})", text) if isinstance(text, str) else None
     if match is not None:
         first, second = int(match[1]), int(match[3])
@@ -96,7 +97,7 @@ def parse(text: str) -> Pattern:
 
 
 def _inputs_last(layer: nn.Module, weight: Tensor) -> Tensor:
-    """[kernel.., outputs, inputs]"""
+    """View a weight as [kernel.., outputs, inputs]."""
     moved = weight.transpose(0, 1) if is_transposed(layer) else weight
     return moved.movedim((0, 1), (-2, -1))
 

@@ -1,4 +1,4 @@
-"""When weights on integer grids may be pruned: 8 bits, at most half of them."""
+"""Checks for pruning quantized weights: 8-bit grids, at most half of the weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from compressbench.core.edits import weight_bits
 from compressbench.core.errors import UserError
 from compressbench.core.types import Artifact, Stage
 
-GRID_BITS = 8  # coarser grids lose too much: their integers are few, and no finetune may follow
+GRID_BITS = 8  # coarser grids would lose too much accuracy, since no finetuning may follow
 GRID_SPARSITY = 0.5
-NO_UPDATE = "this criterion moves weights, and quantized ones must stay on their grid"
+NO_UPDATE = "this criterion updates weights, but quantized weights must stay on their grid"
 
 
 def check_scheme(stage: Stage, sparsity: float | None) -> None:
-    """Refuse pruning after a quantizing stage that makes other grids, or to more zeros."""
+    """Reject pruning after a stage that quantizes to other bits, or to too high a sparsity."""
     scheme = getattr(stage, "scheme", None)
-    if scheme is None:  # a codebook: zero may not be one of its values
-        raise UserError("pruning after a codebook is not possible: prune before it")
+    if scheme is None:  # a codebook, which need not contain zero
+        raise UserError("pruning after codebook is not possible: prune before it")
     other = scheme().all_bits() - {GRID_BITS}
     if other:
         raise UserError(
@@ -34,7 +34,7 @@ def check_scheme(stage: Stage, sparsity: float | None) -> None:
 
 
 def check_grids(start: Artifact, masks: Mapping[str, Tensor], moves: bool) -> None:
-    """Refuse masks that weights on integer grids do not bear; `moves`: weights change, too."""
+    """Reject masks that prune too many quantized weights; `moves`: weights are updated, too."""
     bits = weight_bits(start.edits)
     if not bits:
         return
@@ -48,7 +48,7 @@ def check_grids(start: Artifact, masks: Mapping[str, Tensor], moves: bool) -> No
         )
     total = sum(mask.numel() for mask in masks.values())
     share = sum(int((~mask).sum()) for mask in masks.values()) / total
-    if share > GRID_SPARSITY + 0.5 * len(masks) / total:  # each layer may round up
+    if share > GRID_SPARSITY + 0.5 * len(masks) / total:  # rounding may add one per layer
         raise UserError(
             f"prune after quantize may zero at most {GRID_SPARSITY} of the weights, got "
             f"{share:.3g}: no finetune can follow on a grid"

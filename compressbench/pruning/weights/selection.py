@@ -1,4 +1,4 @@
-"""Which weights stay: from a target, a scope and a pattern to masks."""
+"""Selects weights: computes masks from a target, a scope and a pattern."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCOPES = ("global", "layer", "erk", "lamp", "sensitivity")
 
 @dataclass(frozen=True)
 class Selection:
-    """The target of unstructured pruning; `Prune` says what the options mean."""
+    """Target, scope and pattern of unstructured pruning; `Prune` documents the options."""
 
     sparsity: float | None
     threshold: float | None = None
@@ -50,31 +50,32 @@ class Selection:
                     f"be null, {given}"
                 )
             if self.scope not in ("global", "layer"):
-                raise UserError(f"scope={self.scope} has no use with pattern={self.pattern}")
+                raise UserError(
+                    f"scope={self.scope} does not work with pattern={self.pattern}: set global"
+                )
         elif (self.sparsity is None) == (self.threshold is None):
             raise UserError(f"exactly one of sparsity and threshold must be set, {given}")
         if self.activation_threshold is not None and self.threshold is None:
             raise UserError(
-                f"activation_threshold={self.activation_threshold} goes with a threshold: set both"
+                f"activation_threshold={self.activation_threshold} needs threshold: set both"
             )
         if self.activation_threshold is not None and self.pattern is not None:
-            raise UserError(f"activation_threshold has no use with pattern={self.pattern}")
+            raise UserError(f"activation_threshold does not work with pattern={self.pattern}")
         if self.scope not in ("global", "layer") and self.threshold is not None:
-            raise UserError(
-                f"scope={self.scope} spreads a sparsity, got threshold={self.threshold}"
-            )
+            raise UserError(f"scope={self.scope} needs sparsity, got threshold={self.threshold}")
 
     def shape(self) -> Inputs | Blocks | None:
+        """The parsed pattern."""
         return None if self.pattern is None else parse(self.pattern)
 
     @property
     def share(self) -> float | None:
-        """The share of the weights that is zero afterwards, where it is known beforehand."""
+        """The sparsity after pruning, or None if it is not known in advance."""
         shape = self.shape()
         return shape.sparsity if isinstance(shape, Inputs) else self.sparsity
 
     def target(self) -> str:
-        """The option that says how many weights go, and its value."""
+        """The target option with its value, as text."""
         named = ("sparsity", "threshold", "pattern")
         return next(f"{n}={getattr(self, n)}" for n in named if getattr(self, n) is not None)
 
@@ -87,10 +88,15 @@ class Selection:
         normalize: bool = False,
         densities: Mapping[str, float] | None = None,
     ) -> dict[str, Tensor]:
-        """Layer -> what stays (True) of its weight. `scores`, `zeros` (those that are there
-        already) and `activity` (mean absolute outputs, for `activation_threshold`) have the
-        shape of the weights; with `normalize` a layer's scores count over their mean.
-        `densities` are what each layer keeps, for scope "sensitivity".
+        """Compute the mask (True is kept) of each layer.
+
+        Args:
+            layers: The layers to prune, by name.
+            scores: Importance, in the shape of the weights, as `zeros` and `activity`.
+            zeros: True for weights that are zero already.
+            activity: Mean absolute outputs, for `activation_threshold`.
+            normalize: Divide the scores of each layer by their mean.
+            densities: Share of weights that each layer keeps, for scope "sensitivity".
         """
         shape = self.shape()
         if isinstance(shape, Inputs):
@@ -119,7 +125,7 @@ class Selection:
         zeros: Mapping[str, Tensor],
         densities: Mapping[str, float] | None,
     ) -> dict[str, Tensor]:
-        """Masks of single weights, or of blocks where `scores` are those of blocks."""
+        """Masks of single weights, or of blocks if `scores` are those of blocks."""
         if self.sparsity is None:
             return masking.by_threshold(scores, zeros, self.threshold or 0.0)
         if self.scope in ("global", "layer"):

@@ -1,1 +1,1 @@
-"""Which layer and activation gets which grid, and putting it there."""
+"""Grids of layers and activations: selection, calibration and application."""

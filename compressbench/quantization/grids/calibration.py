@@ -1,4 +1,4 @@
-"""Ranges of the activation quantizers of a model, from training images."""
+"""Calibrates the activation quantizers of a model on training images."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from compressbench.data.calibration import training_images
 
 
 def is_observer(value: Any) -> bool:
+    """Whether `value` is a dataclass with the interface of `Observer`."""
     methods = all(callable(getattr(value, name, None)) for name in ("start", "update", "range"))
     return methods and is_dataclass(value) and not isinstance(value, type)
 
@@ -39,7 +40,21 @@ def quantize_activations_(
     images: int,
     batch_size: int,
 ) -> Edit:
-    """Hang quantizers into `model`, calibrated by `observer` on training images; their edit."""
+    """Insert activation quantizers into `model`, calibrated by `observer` on training images.
+
+    Args:
+        model: Modified in place.
+        observer: Finds the range of each activation.
+        context: Supplies the images.
+        bits: Width of the activations in bits.
+        symmetric: Use ranges symmetric around zero.
+        power_of_two: Round scales up to powers of two.
+        images: Number of training images, of all ranks together.
+        batch_size: Images per batch.
+
+    Returns:
+        The `activation_grid` edit, with which later stages calibrate again.
+    """
     kind = type(observer)
     edit: Edit = {
         "kind": "activation_grid",
@@ -50,7 +65,7 @@ def quantize_activations_(
         "calibration": {
             "images": images,
             "batch_size": batch_size,
-            # a later stage calibrates with it again
+            # later stages calibrate again with the same observer
             "observer": {
                 "_target_": f"{kind.__module__}.{kind.__qualname__}",
                 **asdict(observer),  # type: ignore[call-overload]
@@ -63,19 +78,20 @@ def quantize_activations_(
 
 
 def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
-    """Set the ranges of the quantizers in `model` as `edit["calibration"]` says.
+    """Set the ranges of the quantizers in `model` as specified by `edit["calibration"]`.
 
-    It holds `images` (all ranks together), `batch_size` and `observer` (a `_target_` config). The
-    model runs in float, in eval mode, on its present weights. CheckFailedError names the site
-    whose observer saw no data, or whose range is not finite.
+    It has `images` (all ranks together), `batch_size` and `observer` (a `_target_` config). The
+    model runs in eval mode, with its current weights and float activations. Raises
+    CheckFailedError for a site whose observer saw no data, or whose range is not finite.
     """
     if edit.get("dynamic", False):
-        return  # its ranges are those of the tensors at run time
+        return  # ranges are computed at run time
     calibration = edit["calibration"]
     observer: Observer = context.build(calibration["observer"])
     quantizers = model.get_submodule(CHILD)
     if not isinstance(quantizers, ActivationQuantizers):
-        raise CheckFailedError(f"{CHILD} of the model is not ours, but {type(quantizers).__name__}")
+        kind = type(quantizers).__name__
+        raise CheckFailedError(f"{CHILD} of the model must be ActivationQuantizers, got {kind}")
     grids = [grid for grid in quantizers if isinstance(grid, SiteQuantizer)]
     model.eval().to(context.runtime.device)
     try:
@@ -89,7 +105,7 @@ def calibrate_(model: nn.Module, edit: Edit, context: Context) -> None:
                 raise CheckFailedError(f"activation range of {name}: its observer saw no data")
             low, high = observer.range(statistics[number], edit["bits"], edit["symmetric"])
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise CheckFailedError(f"activation range of {name} is [{low}, {high}]")
+                raise CheckFailedError(f"activation range of {name} is [{low}, {high}], not finite")
             if edit["symmetric"]:
                 low, high = -max(-low, high), max(-low, high)
             grids[number].set_range_(low, high, edit["power_of_two"])
@@ -105,7 +121,7 @@ def _observe(
     images: int,
     batch_size: int,
 ) -> tuple[list[Any], list[int]]:
-    """The statistic of each site over this rank's images, and how many values it saw."""
+    """The statistic of each site over this rank's images, and the number of its values."""
     statistics = [observer.start() for _ in quantizers]
     seen = [0] * len(quantizers)
 

@@ -1,4 +1,4 @@
-"""Which layers are quantized and how: one grid for all, rules for some, widths for single ones."""
+"""Selects the grid of each layer: a default grid, rules for some layers, widths for single ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from compressbench.quantization.grids.weight_uses import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FUNCTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
-TABLES = nn.Embedding  # whose rows are looked up
+TABLES = nn.Embedding  # quantized, but not counted as first or last layer
 LOOKUP = {"embedding"}
-ENDS_BELOW_BITS = 4  # under so many, the first and the last layer get 8 bits unless a rule says
+# with fewer bits, the first and last layers get 8 bits unless rules are given
+ENDS_BELOW_BITS = 4
 ENDS = {"layers": ["first", "last"], "bits": 8}
 _GRID_OPTIONS = {f.name for f in fields(Grid)}
 _SELECTORS = {"layers", "type"}
@@ -32,13 +33,15 @@ Rule = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Scheme:
-    """The grid of each layer: `grid`, changed by every rule that matches, in order, then `widths`.
+    """Grids of the layers: the default `grid`, changed by `rules` in order, then by `widths`.
 
-    A rule selects by `layers` (a name or fnmatch pattern, or a list of them; "first" and "last"
-    in the order of the forward pass, embeddings not counted) or by `type` ("Conv2d", "Linear", ...,
-    "depthwise"), and sets options of `Grid`; `bits: null` leaves a layer in float. None stands for
-    `ENDS` where the grid has less than 4 bits, else for no rule. `widths` are bits by layer name,
-    nested at the dots.
+    A rule selects layers either by `layers`, a name or fnmatch pattern or a list of them ("first"
+    and "last" are meant in the order of the forward pass, not counting embeddings), or by `type`
+    ("Conv2d", "Linear", ..., "depthwise"). It sets options of `Grid`; `bits: null` keeps a layer
+    in float. Rules of None mean `ENDS` for a grid of less than 4 bits, otherwise no rules.
+    `widths` maps layer names, nested at the dots, to bits.
+
+    Example: `Scheme(Grid(4), rules=[{"layers": "fc", "bits": 8}])`.
     """
 
     grid: Grid
@@ -60,25 +63,27 @@ class Scheme:
             check_integer(f"widths.{name}", bits, 2, 8)
 
     def effective_rules(self) -> Sequence[Rule]:
+        """The rules, with the default for None filled in."""
         if self.rules is None:
             whole = {"granularity": "channel"} if self.grid.granularity == "group" else {}
             return ({**ENDS, **whole},) if self.grid.bits < ENDS_BELOW_BITS else ()
         return self.rules
 
     def all_bits(self) -> set[int]:
-        """Every width that some layer may get."""
-        found = [self.grid.bits, *(rule.get("bits") for rule in self.effective_rules())]
-        return {bits for bits in (*found, *self.flat_widths().values()) if bits is not None}
+        """All bits that a layer may get."""
+        widths = [self.grid.bits, *(rule.get("bits") for rule in self.effective_rules())]
+        return {bits for bits in (*widths, *self.flat_widths().values()) if bits is not None}
 
     def flat_widths(self) -> dict[str, Any]:
+        """The widths by full layer name."""
         return leaves(self.widths) if self.widths else {}
 
     def grids(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, Grid], dict[str, str]]:
-        """The grid of every layer to quantize, in forward order, and for every module with weights
-        (two axes or more) why it stays in float, or "".
+        """The grids of the layers to quantize, in forward order, and reasons for the others.
 
-        Raises UserError for a rule or a width that matches no layer, and for a group size that
-        does not divide a layer's input channels.
+        Reasons are given for every module with weights of two axes or more, "" if it is quantized.
+        Raises UserError for a rule or width that matches no layer, and for a group size that does
+        not divide a layer's input channels.
         """
         order, reasons = quantizable(model, spec)
         chosen: dict[str, Grid | None] = dict.fromkeys(order, self.grid)
@@ -92,7 +97,7 @@ class Scheme:
             chosen[name] = replace(chosen[name] or self.grid, bits=bits)
         for name, grid in chosen.items():
             if grid is None:
-                reasons[name] = "a rule leaves it in float"
+                reasons[name] = "a rule keeps it in float"
         grids = {name: grid for name, grid in chosen.items() if grid is not None}
         _check_groups(grids, model)
         return grids, reasons
@@ -100,11 +105,11 @@ class Scheme:
 
 @dataclass(frozen=True, kw_only=True)
 class GridOptions:
-    """The options of every stage that puts weights and activations on grids: fields alone.
+    """Options shared by the stages that quantize weights and activations.
 
     `granularity`, `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`;
-    `rules` and `widths` change them for some layers (`Scheme`). Activations get grids of
-    `activation_bits` in [4, 8], around zero if `activation_symmetric`.
+    `rules` and `widths` change them for some layers (`Scheme`). Activations get `activation_bits`
+    in [4, 8], and ranges symmetric around zero if `activation_symmetric`.
     """
 
     granularity: Granularity = "channel"
@@ -119,7 +124,7 @@ class GridOptions:
 
 
 def scheme_of(options: GridOptions, bits: int) -> Scheme:
-    """The scheme of a stage with these options; UserError for values that no grid can have."""
+    """The scheme for these options. Raises UserError for values that no grid can have."""
     check_integer("activation_bits", options.activation_bits, 4, 8)
     check_flag("activation_symmetric", options.activation_symmetric)
     grid = Grid(
@@ -130,7 +135,7 @@ def scheme_of(options: GridOptions, bits: int) -> Scheme:
 
 
 def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str]) -> None:
-    """UserError where a stage has no layer to quantize: why none of the model's is."""
+    """Raise UserError, with the reasons, if a stage has no layer to quantize."""
     if not grids:
         raise UserError(
             f"{stage} found no layer it can quantize: "
@@ -139,12 +144,12 @@ def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str
 
 
 def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, str]]:
-    """The layers that can be quantized, in forward order; and for every module that holds weights
-    (two axes or more) why it stays in float, or "".
+    """The layers that can be quantized, in forward order, and reasons for the others.
 
-    A layer is quantized when the model hands its very weight to a convolution or linear function
-    (an embedding: to the lookup of rows), and to nothing else: only then is the grid in the module
-    the grid that an export sees.
+    Reasons are given for every module with weights of two axes or more, "" if it can be quantized.
+    This is the case if the model passes the weight itself to a convolution or linear function (an
+    embedding: to the lookup), and to nothing else. Otherwise the exported file would contain
+    other values than those on the grid.
     """
     uses = weight_uses(model, spec.blank(2))
     reasons = {}
@@ -165,7 +170,7 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
 
 
 def grid_text(grid: Grid) -> str:
-    """A grid as people read it: "4-bit per channel"."""
+    """Describe a grid, as in "4-bit per channel"."""
     size = "" if grid.group_size is None else f" of {grid.group_size}"
     kind = "" if grid.symmetric else ", asymmetric"
     return f"{grid.bits}-bit per {grid.granularity}{size}{kind}"
@@ -177,7 +182,7 @@ def grid_options(grid: Grid) -> dict[str, Any]:
 
 
 def apply_rule(grid: Grid, rule: Rule) -> Grid | None:
-    """`grid` with the options of a rule, None where it says float."""
+    """`grid` with the options of a rule, or None if the rule keeps the layer in float."""
     options = {k: v for k, v in rule.items() if k in _GRID_OPTIONS}
     if "bits" in options and options["bits"] is None:
         return None
@@ -190,14 +195,14 @@ def apply_rule(grid: Grid, rule: Rule) -> Grid | None:
 
 def _check_rule(rule: Any) -> None:
     if not isinstance(rule, Mapping):
-        raise UserError(f"a rule is a mapping such as {{layers: fc, bits: 8}}, got {rule!r}")
+        raise UserError(f"a rule must be a mapping such as {{layers: fc, bits: 8}}, got {rule!r}")
     unknown = sorted(str(k) for k in set(rule) - _GRID_OPTIONS - _SELECTORS)
     if unknown:
         raise UserError(f"{unknown[0]}: no such option{nearest_of_many(unknown[0], _allowed())}")
     if len(set(rule) & _SELECTORS) != 1:
         raise UserError(f"exactly one of layers and type must be given, got {dict(rule)}")
     if not set(rule) & _GRID_OPTIONS:
-        raise UserError(f"it sets nothing: give it bits or another option, got {dict(rule)}")
+        raise UserError(f"a rule must set bits or another option, got {dict(rule)}")
     for key in _SELECTORS & set(rule):
         if not _names(rule[key]) or not all(isinstance(n, str) for n in _names(rule[key])):
             raise UserError(f"{key} must be a name or a list of names, got {rule[key]!r}")
@@ -212,20 +217,20 @@ def _names(value: Any) -> list[Any]:
 
 
 def _matches(rule: Rule, where: str, order: Sequence[str], model: nn.Module) -> Iterator[str]:
-    """The layers that a rule selects; UserError for a selector that selects none."""
+    """Yield the layers that a rule selects. Raises UserError for a selector without a match."""
     key = next(iter(_SELECTORS & set(rule)))
     for selector in _names(rule[key]):
-        found = (
+        selected = (
             [n for n in order if selector in _types(model.get_submodule(n))]
             if key == "type"
             else _named(selector, order, model)
         )
-        if not found:
+        if not selected:
             kinds = sorted({t for n in order for t in _types(model.get_submodule(n))})
-            advice = f"; there are {', '.join(kinds)}" if key == "type" else ""
+            advice = f"; the model has {', '.join(kinds)}" if key == "type" else ""
             advice = advice or nearest_of_many(selector, order)
             raise UserError(f"{where}.{key}={selector} matches no layer to quantize{advice}")
-        yield from found
+        yield from selected
 
 
 def _named(selector: str, order: Sequence[str], model: nn.Module) -> list[str]:
@@ -242,12 +247,12 @@ def _types(layer: nn.Module) -> set[str]:
 
 
 def _check_groups(grids: Mapping[str, Grid], model: nn.Module) -> None:
-    """Name every layer that a group size does not fit, and the rule that helps."""
+    """Raise UserError for layers whose group size does not fit, and suggest a rule."""
     channels = {n: model.get_parameter(f"{n}.weight").shape[1] for n in grids}
     bad = [n for n, g in grids.items() if g.group_size and channels[n] % g.group_size]
     if bad:
         size, listed = grids[bad[0]].group_size, ", ".join(f"{n} ({channels[n]})" for n in bad)
         raise UserError(
-            f"group_size={size} does not divide the input channels of {listed}; a rule helps: "
+            f"group_size={size} does not divide the input channels of {listed}; add a rule "
             f"{{layers: [{', '.join(bad)}], granularity: channel}}"
         )

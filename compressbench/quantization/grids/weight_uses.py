@@ -1,4 +1,4 @@
-"""Which functions a model hands its parameters to."""
+"""Finds the functions that use the parameters of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Uses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if tensors_in([output]):  # asking for a shape is no use
+        if tensors_in([output]):  # querying a shape does not count
             for tensor in tensors_in([*args, *(kwargs or {}).values()]):
                 if isinstance(tensor, nn.Parameter):
                     self.functions[id(tensor)].add(function_name(func))
@@ -30,7 +30,7 @@ class _Uses(TorchFunctionMode):
 
 
 def weight_uses(model: nn.Module, example: Tensor) -> Mapping[int, set[str]]:
-    """The id of each parameter -> names of the functions that take it, in one forward pass."""
+    """Map the id of each parameter to the names of functions that use it in a forward pass."""
     uses = _Uses()
     with torch.no_grad(), uses:
         model(example)

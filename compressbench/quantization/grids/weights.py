@@ -1,4 +1,4 @@
-"""Quantized weights into a model, checked; and what became of each of its layers."""
+"""Quantizes the weights of a model, checks the result, and reports coverage."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from compressbench.quantization.rounding.nearest import Nearest
 def quantize_weights_(
     model: nn.Module, grids: Mapping[str, Grid], method: WeightQuantizer, context: Context
 ) -> Edit:
-    """Put the weights of the layers in `grids` on their grids; a tied weight once.
+    """Quantize the weights of the layers in `grids` in place; tied weights once. Returns the edit.
 
-    Embeddings come first, rounded to nearest on the scales of the method: of a row that is looked
-    up as it is, no weight can make up for another, so that is what every method comes to.
+    Embeddings come first. They are rounded to nearest on the scales of the method: their rows are
+    outputs, in which no weight can compensate for the error of another.
     """
     tables = {n: g for n, g in grids.items() if isinstance(model.get_submodule(n), TABLES)}
     rounding = Nearest(getattr(method, "ranges", MinMax()))
@@ -60,16 +60,18 @@ def set_weights_(
 
 
 def _check_result(name: str, weight: torch.Tensor, result: GridWeight, grid: Grid) -> None:
-    """Fail closed on a method that leaves its grid or revives weights that were zero."""
+    """Raise CheckFailedError for values outside the grid and for zero weights made nonzero."""
     if result.steps.shape != weight.shape:
-        raise CheckFailedError(f"{name}: {tuple(result.steps.shape)} steps for its weight")
+        wanted, got = tuple(weight.shape), tuple(result.steps.shape)
+        raise CheckFailedError(f"{name}: expected steps of shape {wanted}, got {got}")
     if result.scale.shape != grid.scale_shape(weight):
-        raise CheckFailedError(f"{name}: {tuple(result.scale.shape)} scales for its weight")
+        wanted, got = tuple(grid.scale_shape(weight)), tuple(result.scale.shape)
+        raise CheckFailedError(f"{name}: expected scales of shape {wanted}, got {got}")
     low, high = step_limits(grid, result.zero_point)
     if low.ndim:
         low, high = expand(low, weight), expand(high, weight)
     if bool(((result.steps < low) | (result.steps > high)).any()):
-        raise CheckFailedError(f"{name}: steps beyond {grid.bits} bits")
+        raise CheckFailedError(f"{name}: steps exceed {grid.bits} bits")
     if bool(result.steps[weight == 0].any()):
         raise CheckFailedError(f"{name}: a weight that was zero is not zero any more")
 
@@ -77,13 +79,13 @@ def _check_result(name: str, weight: torch.Tensor, result: GridWeight, grid: Gri
 def coverage_of_grids(
     model: nn.Module, grids: Mapping[str, Grid], reasons: Mapping[str, str]
 ) -> tuple[Coverage, ...]:
-    """One row for each module with weights: on which grid, or why not."""
+    """Coverage with a row for each module with weights: its grid, or the reason for none."""
     return quantized(model, {name: grid_text(grid) for name, grid in grids.items()}, reasons)
 
 
 def quantized(
     model: nn.Module, texts: Mapping[str, str], reasons: Mapping[str, str]
 ) -> tuple[Coverage, ...]:
-    """Coverage of quantization: the layers in `texts`, which say how; `reasons` why not others."""
+    """Coverage of quantization: `texts` describe quantized layers, `reasons` all others."""
     changes = {name: (weights(model.get_submodule(name)), text) for name, text in texts.items()}
     return coverage(model, changes, reasons, "left float")

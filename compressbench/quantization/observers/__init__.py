@@ -1,1 +1,1 @@
-"""Ranges of activations and weights; one file for each such conf/quantizer/*.yaml."""
+"""Observers of value ranges; one file for each observer in conf/quantizer/*.yaml."""

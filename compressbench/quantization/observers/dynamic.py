@@ -1,4 +1,4 @@
-"""Activation ranges taken while the model runs."""
+"""Dynamic quantization: activation ranges computed at run time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from compressbench.core.types import Edit
 
 @dataclass(frozen=True)
 class Dynamic:
-    """8 bits from the smallest to the largest value of each tensor, zero included; no calibration.
+    """8-bit activations with the range [min, max] of each tensor, including zero; no calibration.
 
-    Only what a quantized convolution or linear layer reads is rounded, so additions and pooling
-    stay in float. One range holds for a whole batch, as in ONNX DynamicQuantizeLinear.
+    Only the inputs of quantized convolutions and linear layers are rounded, so additions and
+    pooling stay in float. The range is that of the whole batch, as in ONNX DynamicQuantizeLinear.
     """
 
     def edit(self, model: nn.Module, example: Tensor, layers: Iterable[str]) -> Edit:

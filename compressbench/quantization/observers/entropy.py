@@ -1,4 +1,4 @@
-"""The range that loses the least information, by Kullback-Leibler divergence."""
+"""Range with the smallest Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor
 
 from compressbench.quantization.observers.histogram import SIDE, Histogram, add, empty, over_ranks
 
-_BINS = SIDE // 2  # of |x|, over a limit of at most 2 * max|x|
-_EMPTY = 1e-4  # counts of a level without any, so that a cut before a gap has a divergence, too
+_BINS = SIDE // 2  # bins of |x|, up to a limit of at most 2 * max|x|
+_EMPTY = 1e-4  # count given to empty levels, to keep the divergence finite
 
 
 @dataclass(frozen=True)
 class Entropy:
-    """[-T, T], cut to [min, max], with the T of the least KL(P || Q) over a histogram of |x|.
+    """[-T, T], clipped to [min, max], with T minimizing KL(P || Q) over a histogram of |x|.
 
-    The histogram has 1,024 to 2,048 bins up to max|x|, of the values of all ranks; T is an edge of
-    one of them (`threshold`). Values of one sign get 2**bits levels. Those of signed values are
-    folded together, half of the levels for each sign, also where the grid is asymmetric: the
-    smaller side is then cut at -T like the larger one. The first bin counts as much as the second:
-    exact zeros, half of all values after a ReLU, are on every grid.
+    P is the histogram clipped at T, and Q its quantized version (see `threshold`). The histogram
+    has 1,024 to 2,048 bins up to max|x| over the values of all ranks, and T is an edge of a bin.
+    Values of one sign get 2**bits levels. Values of both signs are folded onto |x| with half of
+    the levels, even for asymmetric grids, so both sides are clipped at the same T. The count of
+    the first bin is replaced by that of the second: exact zeros, often half of the values after a
+    ReLU, are exact on every grid.
 
     Migacz 2017, "8-bit Inference with TensorRT" (GPU Technology Conference).
     """
@@ -36,8 +37,8 @@ class Entropy:
         return _range(over_ranks(statistic), bits)
 
     def row_ranges(self, values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-        found = [_range(add(empty(), row), bits) for row in values]
-        low, high = torch.tensor(found, device=values.device).T
+        ranges = [_range(add(empty(), row), bits) for row in values]
+        low, high = torch.tensor(ranges, device=values.device).T
         return low, high
 
 
@@ -55,13 +56,14 @@ def _range(seen: Histogram, bits: int) -> tuple[float, float]:
 
 
 def threshold(counts: Tensor, levels: int) -> int:
-    """How many of the bins `counts` [N] to keep: i in [levels, N] with the least KL(P || Q).
+    """Number of bins of `counts` [N] to keep: the i in [levels, N] with the smallest KL(P || Q).
 
-    P is the first i bins, the last of them with all counts above it; Q the same without those,
-    bin j merged into level floor(j * levels / i), each level spread evenly over its bins that P
-    fills; both divided by their sums. A level that is empty in Q only, before a gap, counts as
-    1e-4 of a value. Half of all counts are kept at least: cutting values far from zero down to
-    one bin would lose nothing by this measure. N where there are no more bins than levels.
+    P has the first i bins, with all counts above added to the last of them. Q has the first i
+    bins without these counts; bin j is merged into level floor(j * levels / i), and the counts of
+    a level are spread evenly over its bins that are nonempty in P. Both are divided by their
+    sums. A level that is empty in Q but not in P counts as 1e-4. At least half of all counts are
+    kept, since clipping values far from zero to a single bin would have no divergence. Returns N
+    if there are no more bins than levels.
     """
     if len(counts) <= levels:
         return len(counts)
@@ -77,13 +79,13 @@ def threshold(counts: Tensor, levels: int) -> int:
     filled[:, -1] += ((last == 0) & (outside > 0)).double()
     spread = merged.clamp(min=_EMPTY) / filled.clamp(min=1)
     merged[:, -1] += outside
-    own = _running(torch.xlogy(exact, exact))[kept]
-    own += torch.xlogy(last + outside, last + outside) - torch.xlogy(last, last)
+    entropy = _running(torch.xlogy(exact, exact))[kept]
+    entropy += torch.xlogy(last + outside, last + outside) - torch.xlogy(last, last)
     cross = torch.xlogy(merged, spread).sum(dim=1)
-    divergence = (own - cross) / total - torch.log(total) + torch.log(total - outside)
+    divergence = (entropy - cross) / total - torch.log(total) + torch.log(total - outside)
     return int(kept[divergence.argmin()])
 
 
 def _running(values: Tensor) -> Tensor:
-    """[N + 1]: the sum of the first n values."""
+    """Cumulative sums [N + 1], starting with 0."""
     return torch.cat((values.new_zeros(1), values.cumsum(0)))

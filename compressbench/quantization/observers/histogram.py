@@ -1,4 +1,4 @@
-"""A histogram of signed values that grows, and that ranks can add up."""
+"""Histogram of signed values that grows with its values and can be summed over ranks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from compressbench.core.distributed import max_over_ranks, sum_over_ranks
 
-SIDE = 4096  # bins on each side of zero
-_SMALLEST_EXPONENT = -100  # of the limit: values below 2**-100 share one bin
+SIDE = 4096  # number of bins on each side of zero
+_SMALLEST_EXPONENT = -100  # smallest limit 2**-100: smaller values share one bin
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """`counts` int64 [2 * SIDE] of equal bins over [-2**exponent, 2**exponent), and the extremes.
+    """Counts of equal bins over [-2**exponent, 2**exponent), int64 [2 * SIDE], and the extremes.
 
-    Since limits are powers of two, a wider histogram is made by adding up whole bins: nothing is
-    interpolated, and the result depends neither on the order of batches nor on their ranks.
+    Since limits are powers of two, a histogram is widened by merging whole bins. Nothing is
+    interpolated, so the result does not depend on the order of batches or their ranks.
     """
 
     counts: Tensor
@@ -28,7 +28,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of a bin."""
         return 2.0**self.exponent / SIDE
 
     @property
@@ -40,14 +40,15 @@ class Histogram:
 
     @property
     def usable(self) -> bool:
-        """Whether it holds values, all of them finite."""
+        """Whether there are values, all of them finite."""
         return all(math.isfinite(end) for end in self.ends) and bool(self.counts.any())
 
     def centres(self) -> Tensor:
-        """The middle of each bin, float64 [2 * SIDE]."""
+        """The center of each bin, float64 [2 * SIDE]."""
         return (torch.arange(-SIDE, SIDE, device=self.counts.device).double() + 0.5) * self.width
 
     def widened(self, exponent: int) -> Histogram:
+        """The same counts over the limit 2**exponent, which must not be smaller than now."""
         if exponent == self.exponent:
             return self
         bins = torch.arange(-SIDE, SIDE, device=self.counts.device)
@@ -57,13 +58,13 @@ class Histogram:
 
 
 def empty() -> Histogram:
-    """The histogram of no values."""
+    """A histogram without values."""
     counts = torch.zeros(2 * SIDE, dtype=torch.int64)
     return Histogram(counts, _SMALLEST_EXPONENT, torch.full((2,), -math.inf))
 
 
 def add(histogram: Histogram, values: Tensor) -> Histogram:
-    """`histogram` with `values`, any shape, any float dtype; not finite ones only in its ends."""
+    """Add `values` of any shape and float dtype; if not all are finite, only `bounds` change."""
     flat = values.detach().float().flatten()
     low, high = flat.aminmax()
     bounds = torch.maximum(histogram.bounds.to(flat.device), torch.stack((-low, high)))
@@ -80,7 +81,7 @@ def add(histogram: Histogram, values: Tensor) -> Histogram:
 
 
 def over_ranks(histogram: Histogram) -> Histogram:
-    """The histogram of all ranks' values."""
+    """The histogram of the values of all ranks."""
     bounds = max_over_ranks(
         histogram.bounds.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     )

@@ -1,4 +1,4 @@
-"""The range of an activation from the smallest to the largest value seen."""
+"""Range from the smallest to the largest value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from compressbench.core.distributed import max_over_ranks
 
 @dataclass(frozen=True)
 class MinMax:
-    """[min, max] over all calibration values, of all ranks; NaN counts as infinity."""
+    """[min, max] over the calibration values of all ranks; NaN counts as infinity."""
 
     def start(self) -> Tensor:
-        """(-min, max), so that both are maxima."""
+        """Initial statistic (-min, max), of which both are maxima."""
         return torch.full((2,), -math.inf)
 
     def update(self, statistic: Tensor, values: Tensor) -> Tensor:

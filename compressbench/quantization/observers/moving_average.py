@@ -1,4 +1,4 @@
-"""The moving average of the extremes of each batch."""
+"""Range from moving averages of the extremes of each batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from compressbench.core.validation import is_number
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """[low, high], each end e -> (1 - momentum) * e + momentum * (that of the batch).
+    """Moving averages of the batch minimum and maximum, with weight `momentum` for each batch.
 
-    It begins with the first batch; `momentum` in (0, 1], as that of BatchNorm. Rare extremes count
-    less than in min-max; the order of the batches matters, and so does which rank saw them: the
-    result is the mean of the ranks' averages. Of weights there is one batch, so it is min-max.
+    Each end e becomes (1 - momentum) * e + momentum * (the batch's end), starting with those of
+    the first batch; `momentum` in (0, 1] is that of BatchNorm. Outliers count less than with
+    `MinMax`. The result depends on the order of the batches, and is averaged over ranks. For
+    weights it is the same as `MinMax`.
 
     Jacob et al. 2018 (arXiv:1712.05877, section 3.1).
     """
@@ -31,7 +32,7 @@ class MovingAverage:
             raise UserError(f"momentum must be a number in (0, 1], got {self.momentum!r}")
 
     def start(self) -> Tensor:
-        """(low, high), empty."""
+        """Initial statistic (low, high) without values."""
         return torch.tensor([math.inf, -math.inf])
 
     def update(self, statistic: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The range with the smallest mean squared error of quantization."""
+"""Range with the smallest mean squared quantization error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from compressbench.core.validation import check_integer
 from compressbench.quantization.observers.histogram import Histogram, add, empty, over_ranks
 
 Ranges = tuple[Tensor, Tensor]  # low [R] <= 0 <= high [R], one range for each row
-Error = Callable[[Tensor, Tensor], Tensor]  # a range -> the squared error of each row [R]
+Error = Callable[[Tensor, Tensor], Tensor]  # (low, high) -> the squared error of each row [R]
 
-_FINER = 10  # a refinement tries so many ranges on each side of the best, so much closer together
+_FINER = 10  # factor by which a refinement narrows the spacing of ranges around the best
 _REFINEMENTS = 2
-_SWEEPS = 2  # over the low and the high end in turn
+_SWEEPS = 2  # alternations between the low and the high end
 
 
 @dataclass(frozen=True)
 class Mse:
-    """argmin over [low, high] of sum (Q(x) - x)**2, Q rounding to the grid of that range.
+    """argmin over [low, high] of sum (Q(x) - x)**2, where Q rounds to the grid of the range.
 
-    `candidates` ranges are tried, from min-max down to zero, and the best is refined. A symmetric
-    range shrinks at both ends alike, another one also at either end alone. Weights are searched
-    exactly, on steps [-n, n], n = 2**(bits - 1) - 1, where symmetric; activations over a histogram
-    of all ranks' values, whose bins are 2 * max|x| / 4096 wide at most.
+    Tries `candidates` ranges (2 or more) from [min, max] down to zero, and refines the best. A
+    symmetric range shrinks at both ends together, an asymmetric one also at each end alone.
+    Errors of weights are exact; those of symmetric grids are computed for steps [-n, n] with
+    n = 2**(bits - 1) - 1. Errors of activations are computed from a histogram of the values of
+    all ranks, with bins of width at most 2 * max|x| / 4096.
 
     Nagel et al. 2021 (arXiv:2106.08295, section 3.1); Choukroun et al. 2019 (arXiv:1902.06822).
     """
@@ -72,7 +73,7 @@ class Mse:
 def _search(
     error: Error, smallest: Tensor, largest: Tensor, symmetric: bool, candidates: int
 ) -> Ranges:
-    """The best range of each row; an end on the far side of zero stays where it is."""
+    """The best range of each row; if asymmetric, an end on the far side of zero is not moved."""
     low, high = smallest.clamp(max=0), largest.clamp(min=0)
     if symmetric:
         high = torch.maximum(-low, high)
@@ -91,7 +92,7 @@ def _search(
 
 
 def _refined(error: Error, best: Ranges, widest: Ranges, step: float, symmetric: bool) -> Ranges:
-    """The best of the ranges around `best`, ends moved by multiples of `step` of the widest."""
+    """Refine `best` by moving its ends by multiples of `step` times the widest range."""
     moves = [step * n for n in range(1 - _FINER, _FINER) if n]
     ends = [(True, True)] if symmetric else [(True, True), (True, False), (False, True)]
     for lower, upper in ends:
@@ -107,19 +108,19 @@ def _refined(error: Error, best: Ranges, widest: Ranges, step: float, symmetric:
 
 
 def _best(error: Error, known: Ranges, trials: Iterable[Ranges]) -> Ranges:
-    """Of each row the range with the least error; `known` where no trial is better."""
+    """For each row, the range with the smallest error among `known` and `trials`."""
     low, high = known
     least = error(low, high)
     for trial_low, trial_high in trials:
-        found = error(trial_low, trial_high)
-        better = found < least
-        least = torch.where(better, found, least)
+        current = error(trial_low, trial_high)
+        better = current < least
+        least = torch.where(better, current, least)
         low, high = torch.where(better, trial_low, low), torch.where(better, trial_high, high)
     return low, high
 
 
 def _step_error(values: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Of `values` [R, N] on the symmetric grids of step high / n."""
+    """Squared errors [R] of `values` [R, N] on symmetric grids with steps of high / n."""
     largest = (1 << (bits - 1)) - 1
     scale = _scale(high / largest)
     steps = torch.round(values / scale).clamp_(-largest, largest)
@@ -129,7 +130,7 @@ def _step_error(values: Tensor, high: Tensor, bits: int) -> Tensor:
 def _code_error(
     values: Tensor, low: Tensor, high: Tensor, bits: int, counts: Tensor | None = None
 ) -> Tensor:
-    """Of `values` [R, N], each `counts` times, on grids with a zero point and 2**bits codes."""
+    """Squared errors [R] of `values` [R, N] on asymmetric grids, each value `counts` times."""
     levels = (1 << bits) - 1
     scale = _scale((high - low) / levels)
     zero_point = torch.round(-low[:, None] / scale).clamp_(0, levels)
@@ -139,6 +140,6 @@ def _code_error(
 
 
 def _scale(scale: Tensor) -> Tensor:
-    """[R, 1]; 1 where it would be zero, as for rows of zeros."""
+    """Scales [R, 1], with 1 in place of zero, as for rows of zeros."""
     tiny = torch.finfo(torch.float32).tiny
     return torch.where(scale < tiny, torch.ones_like(scale), scale)[:, None]

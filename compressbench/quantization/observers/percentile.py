@@ -1,4 +1,4 @@
-"""The range that holds a given share of the values seen."""
+"""Range that contains a given share of the values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compressbench.quantization.observers.histogram import SIDE, Histogram, add,
 
 @dataclass(frozen=True)
 class Percentile:
-    """The range that holds `percentile` percent of all calibration values, of all ranks.
+    """The range that contains `percentile` percent of the calibration values of all ranks.
 
-    Of signed values, half of the rest is cut on either side; of non-negative ones (after a ReLU)
-    all of it at the top. `percentile` in (0, 100]; each end is exact to one bin, 2 * max|x| / 4096
-    at most, and 100 is the exact minimum and maximum. Ranges of weights are exact.
+    `percentile` in (0, 100]. Signed values are clipped equally often on both sides, non-negative
+    values (after a ReLU) only at the top. The ends are exact for weights; for activations they
+    are accurate to one bin of width at most 2 * max|x| / 4096, and exact for 100.
     """
 
     percentile: float = 99.99
@@ -57,11 +57,11 @@ class Percentile:
 
 
 def _place(count: int, share: float) -> int:
-    """How many of `count` values make `share` percent of them, at least one."""
+    """Number of values that are `share` percent of `count`, rounded up, at least one."""
     return max(1, math.ceil(count * share / 100))
 
 
 def _top(counts: Tensor, share: float, width: float) -> float:
-    """The upper edge of the first bin up to which `share` percent of the values lie."""
+    """Upper edge of the bin at which `share` percent of the values are reached."""
     reached = torch.cumsum(counts, 0) >= _place(int(counts.sum()), share)
     return (int(reached.int().argmax()) + 1 - SIDE) * width

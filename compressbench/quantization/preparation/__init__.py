@@ -1,1 +1,1 @@
-"""What is done to a float model before its weights are rounded."""
+"""Preparation of float models for quantization: folding, equalization and bias correction."""

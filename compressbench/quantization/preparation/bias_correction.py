@@ -1,4 +1,4 @@
-"""Empirical bias correction: what quantized weights shift in the mean goes into the bias."""
+"""Bias correction: compensates the mean output shift of quantized layers in their biases."""
 
 from __future__ import annotations
 
@@ -28,18 +28,27 @@ def correct_bias_(
 ) -> Edit | None:
     """Add E[float pre-activation] - E[quantized pre-activation], per output channel, to biases.
 
-    `model` has its weights on their grids, `reference` is the same model before that; both are in
-    eval mode on the CPU. The means are over `images` training images (all ranks together). On each
-    batch both models run once; every layer of `model` gets its shift before the next one sees its
-    output, and the bias gets the mean of the batches' shifts: exact for one batch, up to the spread
-    of the shifts between batches for several, in one pass and the memory of one batch.
+    Both models run once on each batch, and each layer's shift is applied before later layers see
+    its output. The bias gets the mean of the shifts over the batches: exact for a single batch,
+    approximate for several, and computed in one pass.
 
-    `layers` are the quantized layers. One with a BatchNorm of its own behind it gets no bias: the
-    statistics, measured again afterwards, absorb the shift. Nor does one that is called more than
-    once or shares its parameters. Returns the edit {"kind": "bias", "layers": [...]} for those that
-    had no bias, None if all had. CheckFailedError when a shift is not finite.
+    Layers are left out if a BatchNorm follows (its statistics, measured again later, absorb the
+    shift), if they are called more than once, and if they share parameters. Nagel et al. 2019
+    (arXiv:1906.04721, section 4.2 and appendix D).
 
-    Nagel et al. 2019 (arXiv:1906.04721, section 4.2 and appendix D).
+    Args:
+        model: The model with quantized weights, in eval mode on the CPU; modified in place.
+        reference: The same model before quantization, in eval mode on the CPU.
+        layers: The quantized layers.
+        context: Supplies the images.
+        images: Number of training images, of all ranks together.
+        batch_size: Images per batch.
+
+    Returns:
+        The edit {"kind": "bias", "layers": [...]} of the layers that had no bias, None if all had.
+
+    Raises:
+        CheckFailedError: A shift is not finite.
     """
     calls, _, places = single_calls(model, context.data.spec.blank(2))
     measured = [n for n in places if n in set(layers) and _has_channels(model, n, calls[places[n]])]
@@ -58,7 +67,7 @@ def correct_bias_(
 
 
 def _has_channels(model: nn.Module, name: str, call: Any) -> bool:
-    """Not so for an image without its batch axis."""
+    """Whether the output has a channel axis: not for convolutions without a batch axis."""
     layer = model.get_submodule(name)
     return isinstance(layer, nn.Linear) or call.output.ndim == layer.get_parameter("weight").ndim
 
@@ -71,7 +80,7 @@ def _shifts(
     images: int,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """Layer -> mean over the batches of all ranks of what its bias lacks, float64 [O]."""
+    """Map each layer to the shift to add to its bias, float64 [O]: the mean over all batches."""
     sizes = [len(model.get_parameter(f"{name}.weight")) for name in layers]
     total = torch.zeros(sum(sizes) + 1, dtype=torch.float64)
     for each in (model, reference):
@@ -79,8 +88,8 @@ def _shifts(
     try:
         with torch.no_grad():
             for inputs in training_images(context, images, batch_size):
-                found = _align(model, _means(reference, layers, inputs), inputs)
-                parts = [found[name].double().cpu() for name in layers]
+                shifts = _align(model, _means(reference, layers, inputs), inputs)
+                parts = [shifts[name].double().cpu() for name in layers]
                 total += len(inputs) * torch.cat([*parts, torch.ones(1, dtype=torch.float64)])
         total = sum_over_ranks(total.to(context.runtime.device)).cpu()
     finally:
@@ -91,7 +100,7 @@ def _shifts(
 
 
 def _means(model: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str, Tensor]:
-    """Layer -> mean of its outputs, per channel."""
+    """Map each layer to the mean of its outputs per channel."""
     means: dict[str, Tensor] = {}
 
     def note(name: str, output: Tensor) -> None:
@@ -102,7 +111,7 @@ def _means(model: nn.Module, layers: Iterable[str], inputs: Tensor) -> dict[str,
 
 
 def _align(model: nn.Module, targets: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
-    """Layer -> the shift that gives its outputs the mean in `targets`, earlier ones shifted."""
+    """Map each layer to the shift of its outputs to the mean in `targets`, applied in order."""
     shifts: dict[str, Tensor] = {}
 
     def shift(name: str, output: Tensor) -> Tensor:
@@ -116,7 +125,7 @@ def _align(model: nn.Module, targets: dict[str, Tensor], inputs: Tensor) -> dict
 
 
 def _run(model: nn.Module, layers: Iterable[str], inputs: Tensor, change: Change) -> None:
-    """Run `model`; `change(name, output)` sees each output of `layers` and may replace it."""
+    """Run `model`; `change(name, output)` is called for `layers` and may replace the output."""
     handles = [
         model.get_submodule(name).register_forward_hook(
             lambda module, args, output, name=name: change(name, output)

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: ranges of output channels made alike, the function unchanged."""
+"""Cross-layer equalization: rescales consecutive layers without changing the function."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from compressbench.core.calls import Call
 from compressbench.core.layers import per_output
 from compressbench.quantization.preparation.folding import single_calls, unchanged_outputs
 
-# f(s x) = s f(x) for s > 0, channel by channel; where the first two axes stay as they are
+# functions with f(s x) = s f(x) for s > 0 in each channel, if the first two axes stay the same
 _POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
 _HOMOGENEOUS = {"relu", "leaky_relu", "dropout", "flatten", "view", "reshape"} | {
     f"{pool}{axes}d" for pool in _POOLS for axes in (1, 2, 3)
 }
-_CONVERGED = 1e-4  # of s - 1, the largest of a sweep
+_CONVERGED = 1e-4  # largest |s - 1| of the last sweep
 _SWEEPS = 500
 
 
 @dataclass
 class _Weights:
-    """A layer's weight [O, I, ..] and bias [O] in float64 while sweeps rescale them."""
+    """A layer's weight [O, I, ..] and bias [O] in float64, rescaled by the sweeps."""
 
     weight: Tensor
     bias: Tensor | None
     groups: int
 
     def input_view(self) -> Tensor:
-        """A view [groups, O / groups, inputs of a group, kernel]."""
+        """View of the weight as [groups, O / groups, inputs per group, kernel]."""
         return self.weight.view(self.groups, -1, self.weight.shape[1], self.weight[0, 0].numel())
 
 
 def equalize_(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Rescale pairs of layers so that the channel between them has one range on both sides.
+    """Rescale pairs of layers so that each channel between them has equal weight ranges in both.
 
-    For a pair A -> B and channel i, with r = max|w| over the weights of output channel i of A and
-    of input channel i of B, s_i = sqrt(r_i^A r_i^B) / r_i^B; row i of A and its bias are divided by
-    s_i, column i of B multiplied; swept over all pairs until no s differs from 1. A channel that is
-    zero on either side keeps s = 1. Helps grids of one scale per tensor.
+    For a pair A -> B and channel i, let r_i^A and r_i^B be max|w| over the weights of output
+    channel i of A and input channel i of B, and s_i = sqrt(r_i^A r_i^B) / r_i^B. Row i of A and
+    its bias are divided by s_i, column i of B is multiplied by s_i. Sweeps over all pairs are
+    repeated until all s are close to 1. Channels that are zero on either side keep s = 1. This
+    helps grids with one scale per tensor.
 
-    A pair: B alone reads A's output, through nothing but positive homogeneous functions (ReLU,
-    pooling). ReLU6 is none and stays: replacing it with ReLU would change the function. Grouped and
-    depthwise layers may be either. `model` is in eval mode, its BatchNorm folded (one between two
-    layers separates them). Returns the pairs, in forward order. CheckFailedError when the outputs
-    change. Nagel et al. 2019 (arXiv:1906.04721, section 4.1).
+    (A, B) is a pair if only B reads the output of A, through positively homogeneous functions
+    such as ReLU and pooling. ReLU6 separates layers, since replacing it by ReLU would change the
+    function. Grouped and depthwise layers may be in pairs.
+
+    `model` must be in eval mode with BatchNorm folded. Returns the pairs in forward order. Raises
+    CheckFailedError if the outputs change. Nagel et al. 2019 (arXiv:1906.04721, section 4.1).
     """
     pairs = find_pairs(model, example)
     if not pairs:
@@ -69,22 +71,22 @@ def find_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
         for name, position in places.items()
         if calls[position].output.ndim == model.get_parameter(f"{name}.weight").ndim
     }
-    found = []
+    pairs = []
     for position, name in per_channel.items():
         reader = _reader(calls, position, last)
         if reader in per_channel and per_channel[reader] != name:
-            found.append((name, per_channel[reader]))
-    return found
+            pairs.append((name, per_channel[reader]))
+    return pairs
 
 
 def channel_scales(outputs: Tensor, inputs: Tensor) -> Tensor:
-    """s_i = sqrt(r_i^A r_i^B) / r_i^B for the ranges r^A `outputs` and r^B `inputs`, [C]."""
+    """The scales sqrt(r_i^A r_i^B) / r_i^B for the ranges r^A `outputs` and r^B `inputs`, [C]."""
     zero = (outputs == 0) | (inputs == 0)
     return torch.where(zero, 1.0, torch.sqrt(outputs / torch.where(zero, 1.0, inputs)))
 
 
 def _reader(calls: list[Call], position: int, last: int) -> int:
-    """The call that alone reads this one's output, past homogeneous functions; -1: none."""
+    """Position of the only call that reads an output, after homogeneous functions; or -1."""
     shape = calls[position].output.shape[:2]
     while position != last and len(calls[position].consumers) == 1:
         position = calls[position].consumers[0]
@@ -97,9 +99,9 @@ def _reader(calls: list[Call], position: int, last: int) -> int:
 
 
 def _read(layer: nn.Module) -> _Weights:
-    own = {name: p.detach().double() for name, p in layer.named_parameters(recurse=False)}
+    tensors = {name: p.detach().double() for name, p in layer.named_parameters(recurse=False)}
     groups = getattr(layer, "groups", 1)
-    return _Weights(own["weight"].contiguous(), own.get("bias"), groups)
+    return _Weights(tensors["weight"].contiguous(), tensors.get("bias"), groups)
 
 
 def _write_(layer: nn.Module, values: _Weights) -> None:
@@ -110,7 +112,7 @@ def _write_(layer: nn.Module, values: _Weights) -> None:
 
 
 def _balance_(a: _Weights, b: _Weights) -> float:
-    """Equalize one pair; the largest |s - 1|."""
+    """Equalize one pair; returns the largest |s - 1|."""
     inputs = b.input_view()
     scales = channel_scales(a.weight.abs().flatten(1).amax(1), inputs.abs().amax((1, 3)).flatten())
     a.weight /= per_output(scales, a.weight)

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the layer before it, so that the weights to quantize are those that run."""
+"""Folds BatchNorm into the preceding layer, so that the weights of the file are quantized."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from compressbench.core.types import Edit
 from compressbench.quantization.grids.scheme import FUNCTIONS, LAYERS
 from compressbench.quantization.grids.weight_uses import weight_uses
 
-_TOLERANCE = 1e-3  # of the largest output; float32 rounding stays far below, a mistake does not
+_TOLERANCE = 1e-3  # relative to the largest output, far above float32 rounding errors
 
 
 def fold_batchnorm_(model: nn.Module, example: Tensor) -> Edit | None:
-    """Fold every BatchNorm that alone reads the output of one layer into that layer.
+    """Fold every BatchNorm that is the only reader of a layer's output into that layer.
 
-    With factor = gamma / sqrt(variance + eps), per output channel: weight *= factor and
-    bias = beta + factor * (bias - mean), in float64. A layer without a bias gets one; an
-    nn.Identity takes the place of the BatchNorm. Layers: 1-, 2- and 3-dimensional convolutions and
-    linear layers, called once, whose weight is used by nothing else. A BatchNorm stays where the
-    model also reads its attributes, or where it uses the statistics of the batch.
+    With factor = gamma / sqrt(variance + eps) per output channel, the weight is multiplied by
+    factor and the bias becomes beta + factor * (bias - mean), computed in float64. Layers without
+    a bias get one, and the BatchNorm is replaced by nn.Identity. This applies to convolutions and
+    linear layers that are called once and whose weight has no other use. A BatchNorm is kept if
+    the model reads its attributes, or if it uses batch statistics.
 
-    `model` is in eval mode, on the device of `example` (a batch of two or more). Returns the edit
-    {"kind": "fold", "pairs": [[layer, norm], ...]} in forward order, None when nothing was folded.
-    CheckFailedError when the outputs change. Jacob et al. 2017 (arXiv:1712.05877, section 3.2).
+    `model` must be in eval mode, on the device of `example` (a batch of two or more). Returns the
+    edit {"kind": "fold", "pairs": [[layer, norm], ...]} in forward order, or None if nothing was
+    folded. Raises CheckFailedError if the outputs change. Jacob et al. 2017 (arXiv:1712.05877,
+    section 3.2).
     """
-    found = own_norms(model, example).items()
-    pairs = [[layer, norm] for layer, norm in found if _replaceable(model, norm, example)]
+    norms_of = own_norms(model, example).items()
+    pairs = [[layer, norm] for layer, norm in norms_of if _replaceable(model, norm, example)]
     if not pairs:
         return None
     edit: Edit = {"kind": "fold", "pairs": pairs}
@@ -50,10 +51,10 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> Edit | None:
 
 
 def own_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """Layer -> the BatchNorm that follows it, of all that can be folded, in forward order."""
+    """Map each layer to the BatchNorm that can be folded into it, in forward order."""
     calls, last, places = single_calls(model, example)
     norm_calls = Counter(c.layer for c in calls if c.function == "batch_norm")
-    found = {}
+    norms = {}
     for name, position in places.items():
         norm = norm_after(calls, position)
         per_channel = calls[position].output.ndim == model.get_parameter(f"{name}.weight").ndim
@@ -61,12 +62,12 @@ def own_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
             continue
         module = model.get_submodule(norm)
         if isinstance(module, _BatchNorm) and _has_statistics(module):
-            found[name] = norm
-    return found
+            norms[name] = norm
+    return norms
 
 
 def norm_after(calls: list[Call], position: int) -> str | None:
-    """The module of the batch_norm that is the only reader of a call's output."""
+    """The BatchNorm module that is the only reader of a call's output, or None."""
     consumers = calls[position].consumers
     if len(consumers) != 1 or calls[consumers[0]].function != "batch_norm":
         return None
@@ -74,11 +75,11 @@ def norm_after(calls: list[Call], position: int) -> str | None:
 
 
 def single_calls(model: nn.Module, example: Tensor) -> tuple[list[Call], int, dict[str, int]]:
-    """The calls of a forward pass, the position of the model's output, and layer -> position.
+    """The calls of a forward pass, the position of the model's output, and those of layers.
 
-    The layers, in forward order, are those that may be rescaled or shifted on their own: called
-    once, weight and bias used there and nowhere else. A layer without a bias must be of torch's
-    own class, since another one may not read the bias that it is given.
+    Positions are given, in forward order, for layers that may be rescaled or shifted separately:
+    called once, with a weight and bias that nothing else uses. A layer without a bias must be of
+    torch's own class, since a subclass might ignore an added bias.
     """
     calls, last = trace(model, example)
     uses = weight_uses(model, example)
@@ -94,9 +95,9 @@ def single_calls(model: nn.Module, example: Tensor) -> tuple[list[Call], int, di
         if call.function not in FUNCTIONS or not call.layer or counts[call.layer] != 1:
             continue
         layer = model.get_submodule(call.layer)
-        own = dict(layer.named_parameters(recurse=False))
-        stock = type(layer) in LAYERS or (isinstance(layer, LAYERS) and "bias" in own)
-        if stock and "weight" in own and all(alone(p) for p in own.values()):
+        parameters = dict(layer.named_parameters(recurse=False))
+        stock = type(layer) in LAYERS or (isinstance(layer, LAYERS) and "bias" in parameters)
+        if stock and "weight" in parameters and all(alone(p) for p in parameters.values()):
             places[call.layer] = position
     return calls, last, places
 
@@ -104,10 +105,10 @@ def single_calls(model: nn.Module, example: Tensor) -> tuple[list[Call], int, di
 def check_scales_survive(
     model: nn.Module, grids: Mapping[str, Grid], example: Tensor
 ) -> tuple[str, ...]:
-    """What export will do to the scales of `grids` where it folds a BatchNorm of `model` into them.
+    """Check the effect of export, which folds BatchNorm into the scales of quantized weights.
 
-    UserError for scales that must stay powers of two; a warning for one scale per tensor, which
-    becomes one per output channel in the file.
+    Raises UserError for scales that must stay powers of two. Returns a warning for grids with one
+    scale per tensor, which become one per output channel in the file.
     """
     norms = own_norms(model, example)
     for name, grid in grids.items():
@@ -121,14 +122,14 @@ def check_scales_survive(
     if not spread:
         return ()
     return (
-        f"granularity tensor: export folds BatchNorm into {len(spread)} layers, whose files hold a "
-        "scale per output channel; fold_batchnorm=true keeps one per tensor",
+        f"granularity=tensor: export folds BatchNorm into {len(spread)} layers, which then get a "
+        "scale per output channel in the file; fold_batchnorm=true keeps one per tensor",
     )
 
 
 @contextmanager
 def unchanged_outputs(model: nn.Module, example: Tensor, what: str) -> Iterator[None]:
-    """Raise CheckFailedError when the model gives other outputs afterwards, on random inputs."""
+    """Raise CheckFailedError if the block changes the model's outputs on random inputs."""
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
     inputs = noise.to(example) if example.is_floating_point() else example  # ids are bounded
     with torch.no_grad():
@@ -145,7 +146,7 @@ def _has_statistics(norm: _BatchNorm) -> bool:
 
 
 def _replaceable(model: nn.Module, name: str, example: Tensor) -> bool:
-    """Whether the model runs with an identity in place of a norm: reads nothing else, calls it."""
+    """Whether the model runs, and calls it once, with an identity in place of the norm."""
     norm, identity = model.get_submodule(name), nn.Identity()
     calls: list[str] = []
     identity.register_forward_hook(lambda *_: calls.append(name))

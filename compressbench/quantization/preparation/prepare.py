@@ -1,4 +1,4 @@
-"""What may be done to a float model before its weights are quantized, in the order that works."""
+"""Prepares a float model for quantization: folds BatchNorm, then equalizes weight ranges."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from compressbench.quantization.preparation.folding import check_scales_survive,
 
 
 def check_preparation(fold_batchnorm: bool, equalize: bool, correct_bias: bool) -> None:
-    """UserError for options that are no flags, and for equalization of a model that is unfolded."""
+    """Raise UserError for options that are not booleans, and for equalization without folding."""
     check_flag("fold_batchnorm", fold_batchnorm)
     check_flag("equalize", equalize)
     check_flag("correct_bias", correct_bias)
     if equalize and not fold_batchnorm:
-        raise UserError("equalize=true needs fold_batchnorm=true: BatchNorm stands between layers")
+        raise UserError("equalize=true needs fold_batchnorm=true: BatchNorm separates layers")
 
 
 def prepare_(
     model: nn.Module, grids: Mapping[str, Grid], example: Tensor, fold: bool, equalize: bool
 ) -> tuple[list[Edit], tuple[str, ...]]:
-    """Fold BatchNorm, then equalize, each if asked for; the edits, and what to warn of.
+    """Fold BatchNorm if `fold`, then equalize if `equalize`; returns the edits and warnings.
 
-    UserError where export would change scales of `grids` that must stay (`check_scales_survive`).
+    `example` is a batch of two or more. Raises UserError if export would change scales of `grids`
+    that must be powers of two (`check_scales_survive`).
     """
     edits: list[Edit] = []
     warnings: list[str] = []
     if fold:
         edit = fold_batchnorm_(model, example)
         if edit is None:
-            warnings.append("fold_batchnorm: no BatchNorm follows a layer of its own")
+            warnings.append("fold_batchnorm: no BatchNorm can be folded; nothing changed")
         else:
             edits.append(edit)
     if equalize and not equalize_(model, example):

@@ -1,1 +1,1 @@
-"""Rounding of weights; one file for each such conf/quantizer/*.yaml."""
+"""Rounding methods for weights; one file for each method in conf/quantizer/*.yaml."""

@@ -1,4 +1,4 @@
-"""AdaRound: round each weight up or down so that the outputs of its layer stay what they were."""
+"""AdaRound: learns to round each weight up or down, to preserve the outputs of its layer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from compressbench.quantization.rounding.reconstruction import Fit, fit_layer
 
 @dataclass(frozen=True)
 class AdaRound:
-    """argmin over V of E |W x - W'(V) x'|^2 + penalty, W' = s * clip(floor(W / s) + h(V)).
+    """argmin over V of E |W x - W'(V) x'|^2 + penalty, with W' = s * clip(floor(W / s) + h(V)).
 
-    x and x' are inputs of the layer in the float model and in the one whose earlier layers are
-    quantized already, on `images` training images. Each of the `iterations` sees the error over
-    all of them: it only needs sums of x' x'^T and W (x - x') x'^T, 4 K^2 bytes for K weights of
-    an output, however many images there are. The scales come from the observer `ranges`. The
-    penalty is `Fit`'s. An output that ends worse than rounded to nearest is rounded to nearest.
+    x and x' are the inputs of the layer in the float model and in the model whose earlier layers
+    are already quantized. Every iteration uses the error over all images, which depends on sums
+    of x' x'^T and W (x - x') x'^T only: 4 K^2 bytes for K weights per output, for any number of
+    images. Outputs with a larger error than with rounding to nearest are rounded to nearest.
 
-    Nagel et al. 2020 (arXiv:2004.10568), equations 21 to 25; errors there are not relative, and
-    its learning rate is smaller, for 10,000 iterations on batches.
+    Nagel et al. 2020 (arXiv:2004.10568), equations 21 to 25. The paper does not use relative
+    errors, and has a smaller learning rate for 10,000 iterations on batches.
+
+    Args:
+        ranges: Observer that determines the scales s.
+        images: Number of training images, at least 2.
+        iterations: Steps of Adam for each layer.
+        learning_rate: Learning rate of V.
+        regularization: Weight of the penalty (see `Fit`).
+        warmup: Share of the iterations without penalty, in [0, 1).
     """
 
     ranges: Observer
@@ -43,6 +50,7 @@ class AdaRound:
         self.fit()
 
     def fit(self) -> Fit:
+        """The options of the optimization."""
         return Fit(self.iterations, self.learning_rate, self.regularization, self.warmup)
 
     def __call__(

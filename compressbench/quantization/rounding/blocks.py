@@ -1,4 +1,4 @@
-"""Which layers are fitted together: the blocks of a model."""
+"""Finds the blocks of a model, whose layers are fitted together."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_LAYERS = 8  # of a block; a module with more is a stage of the model, or a plain chain
+MOST_LAYERS = 8  # layers per block; larger modules are whole stages or plain chains
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A module to reconstruct, and the layers in it whose weights are quantized."""
+    """A module to reconstruct, and its layers whose weights are quantized."""
 
     name: str
     layers: tuple[str, ...]
 
     @property
     def is_block(self) -> bool:
+        """Whether the module is a block rather than a single layer."""
         return self.layers != (self.name,)
 
     def weight_of(self, layer: str) -> str:
-        """The name of a layer's weight, as seen from the module."""
+        """The name of a layer's weight relative to the module."""
         return f"{layer}.weight".removeprefix(f"{self.name}.")
 
 
 def find_units(model: nn.Module, layers: Sequence[str], example: Tensor) -> list[Unit]:
-    """Cover `layers`, which are in forward order, with blocks, and the rest with single layers.
+    """Divide `layers`, given in forward order, into blocks and single layers.
 
-    A block is a module, not the model itself, that holds 2 to 8 of the layers and no smaller
-    block, and that the forward pass calls once, with one tensor, for one tensor.
+    A block is a module inside the model with 2 to 8 of the layers and no smaller block in it,
+    which the forward pass calls once, with a single tensor as input and output.
     """
     simple = _simple_modules(model, example)
     held = {name: [n for n in layers if n.startswith(f"{name}.")] for name in simple}
@@ -45,15 +46,15 @@ def find_units(model: nn.Module, layers: Sequence[str], example: Tensor) -> list
 
 
 def _simple_modules(model: nn.Module, example: Tensor) -> list[str]:
-    """The modules inside `model` called once in a forward pass, with one tensor for one tensor."""
+    """The modules inside `model` that are called once, with a single tensor as input and output."""
     calls: defaultdict[str, list[bool]] = defaultdict(list)
     handles = []
     for name, module in model.named_modules():
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             given = [*args, *kwargs.values()]
-            one = len(given) == 1 and isinstance(given[0], Tensor) and not kwargs
-            calls[name].append(one and isinstance(output, Tensor))
+            single = len(given) == 1 and isinstance(given[0], Tensor) and not kwargs
+            calls[name].append(single and isinstance(output, Tensor))
 
         handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:

@@ -1,4 +1,4 @@
-"""BRECQ: learned rounding of all layers of a block together, so that the block's output stays."""
+"""BRECQ: learns the rounding of all layers of a block together, to preserve its outputs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,32 @@ from compressbench.core.validation import check_integer, is_number
 from compressbench.quantization.rounding.blocks import Unit, find_units
 from compressbench.quantization.rounding.reconstruction import Fit, SoftSteps, fit_, fit_layer
 
-CACHE_BYTES = 2 * 2**30  # inputs and outputs of a block, on each process, and one batch more
+CACHE_BYTES = 2 * 2**30  # limit on cached inputs and outputs of a block, per process
 
 
 @dataclass(frozen=True)
 class Brecq:
     """argmin over V of E |B(x; W) - B(x'; W'(V))|^2 + penalty, for each residual block B.
 
-    W' = s * clip(floor(W / s) + h(V)) of all layers in B, fitted together on batches of
-    `batch_size`; x and x' are B's inputs in the float model and in the one whose earlier blocks
-    are quantized already, on `images` training images (fewer where 2 GiB do not hold them).
-    BatchNorm inside B normalises by the batch, since its statistics are re-estimated afterwards.
-    A layer outside of all blocks (`find_units`) is fitted alone, as in AdaRound. The scales start
-    from the observer `ranges`; they are learned where `scale_learning_rate` is above 0, powers of
-    two never. The penalty is `Fit`'s. A block that ends worse than rounded to nearest is rounded
-    to nearest. On several processes gradients are averaged, so that all take the same steps.
+    W' = s * clip(floor(W / s) + h(V)) for all layers in B together. x and x' are the inputs of B
+    in the float model and in the model whose earlier blocks are already quantized. BatchNorm in B
+    normalizes each batch, since its statistics are measured again later. Layers outside of blocks
+    (`find_units`) are fitted alone, as in `AdaRound`. Blocks with a larger error than with
+    rounding to nearest are rounded to nearest. Gradients are averaged over processes.
 
-    Li et al. 2021 (arXiv:2102.05426), without its Fisher weights: all outputs count the same.
+    Li et al. 2021 (arXiv:2102.05426), without Fisher weights: all outputs have equal weight.
+
+    Args:
+        ranges: Observer that determines the initial scales s.
+        images: Number of training images, at least 2; fewer are used if their inputs and outputs
+            exceed 2 GiB.
+        iterations: Steps of Adam for each block.
+        batch_size: Images per step, at least 2.
+        learning_rate: Learning rate of V.
+        scale_learning_rate: Learning rate of the scales in [0, 1]. 0 keeps them fixed, as do
+            power-of-two scales.
+        regularization: Weight of the penalty (see `Fit`).
+        warmup: Share of the iterations without penalty, in [0, 1).
     """
 
     ranges: Observer
@@ -63,6 +72,7 @@ class Brecq:
         self.fit()
 
     def fit(self) -> Fit:
+        """The options of the optimization."""
         return Fit(self.iterations, self.learning_rate, self.regularization, self.warmup)
 
     def __call__(
@@ -72,20 +82,20 @@ class Brecq:
         example = next(calibration_batches(context, self.images))[:2]
         units = find_units(models[0], list(grids), example)
         generator = torch.Generator().manual_seed(context.seed)
-        found: dict[str, GridWeight] = {}
+        rounded: dict[str, GridWeight] = {}
         for number, unit in enumerate(units):
             context.progress(number, len(units), f"rounding {unit.name}")
-            mine = {name: grids[name] for name in unit.layers}
+            unit_grids = {name: grids[name] for name in unit.layers}
             results = (
-                self._fit_block(Block.of(unit, models, context, self.images), mine, generator)
+                self._fit_block(Block.of(unit, models, context, self.images), unit_grids, generator)
                 if unit.is_block
-                else self._fit_layer(unit.name, models, mine[unit.name], context)
+                else self._fit_layer(unit.name, models, unit_grids[unit.name], context)
             )
             for name, result in results.items():
                 models[1].get_parameter(f"{name}.weight").copy_(result.weight)
-            found |= results
+            rounded |= results
         context.progress(len(units), len(units), "rounding")
-        return {name: on_cpu(found[name]) for name in grids}
+        return {name: on_cpu(rounded[name]) for name in grids}
 
     def _fit_layer(
         self, name: str, models: tuple[nn.Module, nn.Module], grid: Grid, context: Context
@@ -117,7 +127,7 @@ class Brecq:
 
 @dataclass(frozen=True)
 class Block:
-    """A block whose weights are not quantized yet, its inputs x' and its outputs for x."""
+    """A block before quantization, its inputs x' and its target outputs for x."""
 
     unit: Unit
     module: nn.Module
@@ -129,6 +139,7 @@ class Block:
     def of(
         cls, unit: Unit, models: tuple[nn.Module, nn.Module], context: Context, images: int
     ) -> Block:
+        """Collect inputs and targets of `unit` from the float and the quantized model."""
         reference, quantized = models
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
@@ -142,7 +153,7 @@ class Block:
         return cls(unit, module, torch.cat(inputs), torch.cat(targets))
 
     def error(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """The mean squared error of the outputs with these weights, for some of the images."""
+        """The mean squared error of the outputs with these weights, for the images in `rows`."""
         rows = rows.to(self.inputs.device)
         named = {self.unit.weight_of(name): weight for name, weight in weights.items()}
         outputs: Tensor = functional_call(self.module, named, (self.inputs[rows],))
@@ -150,7 +161,7 @@ class Block:
 
     @torch.no_grad()
     def total_error(self, results: Mapping[str, GridWeight]) -> float:
-        """The mean squared error for all images of all processes."""
+        """The mean squared error over all images of all processes."""
         weights = {name: result.weight for name, result in results.items()}
         parts = torch.split(torch.arange(len(self.inputs)), PASS_BATCH)
         errors = [self.error(weights, rows) for rows in parts]

@@ -1,4 +1,4 @@
-"""A codebook of shared values for the weights of a layer, by k-means."""
+"""Fits a codebook of shared values to the weights of a layer, by k-means."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import torch
 from torch import Tensor
 
 LLOYD_STEPS = 300
-CELLS = 1024  # the start is exact up to so many different weights
+CELLS = 1024  # initialization is exact up to this number of distinct weights
 _BINS = 4096
 
 
 def fit_codebook(weight: Tensor, bits: int) -> Tensor:
-    """The 2**bits values, ascending float32, that k-means finds for the weights of one tensor.
+    """Find 2**bits values for the weights of a tensor by k-means; ascending, float32.
 
-    Of Han et al. 2016 (arXiv:1510.00149, section 3). On a line the best clusters are intervals,
-    and dynamic programming finds them (Wang and Song 2011, doi:10.32614/RJ-2011-015): here over
-    at most `CELLS` cells of neighbouring weights, and Lloyd's algorithm then moves their borders.
-    Where weights are zero, one value is zero and stays so. Fewer different weights than values
-    leave the last value repeated.
+    The method is that of Han et al. 2016 (arXiv:1510.00149, section 3). Optimal clusters in one
+    dimension are intervals, which dynamic programming finds (Wang and Song 2011,
+    doi:10.32614/RJ-2011-015), here over at most `CELLS` cells of neighboring weights; Lloyd's
+    algorithm then refines the borders. If there are zero weights, one value is exactly zero. If
+    there are fewer distinct weights than values, the last value is repeated.
     """
     values = weight.detach().double().flatten().sort().values
     return _lloyd(values, _best_intervals(values, 1 << bits)).float()
 
 
 def codes_of(weight: Tensor, book: Tensor) -> Tensor:
-    """int64 position, in the ascending `book`, of the value nearest to each weight."""
+    """Index int64, in the ascending `book`, of the value nearest to each weight."""
     return torch.bucketize(weight.detach().double(), (book[1:].double() + book[:-1].double()) / 2)
 
 
 def _best_intervals(values: Tensor, count: int) -> Tensor:
-    """The means of the `count` intervals of ascending `values` with the least squared error."""
+    """Means of the `count` intervals of ascending `values` with the least squared error."""
     ends = _cell_ends(values)
     first = torch.cat([ends.new_zeros(1), ends[:-1]])
     sums, squares = (_partial(values**power) for power in (1, 2))
-    total = sums[ends][None, :] - sums[first][:, None]  # [first cell, last cell] of an interval
+    total = sums[ends][None, :] - sums[first][:, None]  # by first and last cell of an interval
     size = (ends[None, :] - first[:, None]).clamp(min=1)
     cost = squares[ends][None, :] - squares[first][:, None] - total**2 / size
     cost = cost.masked_fill(first[:, None] >= ends[None, :], torch.inf)
@@ -53,10 +53,10 @@ def _best_intervals(values: Tensor, count: int) -> Tensor:
 
 
 def _cell_ends(values: Tensor) -> Tensor:
-    """Where cells of equal weights, or of near ones, end in ascending `values`.
+    """End positions of cells of equal weights, or of similar weights, in ascending `values`.
 
-    Near ones: cells as dense as the cube root of the weights' density, which is optimal where
-    there are many (Panter and Dite 1951).
+    Cells of similar weights have a density proportional to the cube root of the weights' density,
+    which is optimal for large numbers of cells (Panter and Dite 1951).
     """
     counts = torch.unique_consecutive(values, return_counts=True)[1]
     ends: Tensor = counts.cumsum(0)
@@ -73,12 +73,12 @@ def _cell_ends(values: Tensor) -> Tensor:
 
 
 def _partial(values: Tensor) -> Tensor:
-    """[n + 1] sums of the first values."""
+    """Cumulative sums [n + 1], starting with 0."""
     return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
 def _lloyd(values: Tensor, book: Tensor) -> Tensor:
-    """Move each value of `book` to the mean of the weights nearest to it until none moves."""
+    """Move each value of `book` to the mean of its nearest weights, until none changes."""
     sums = _partial(values)
     fixed = torch.zeros(len(book), dtype=torch.bool)
     if bool((values == 0).any()):

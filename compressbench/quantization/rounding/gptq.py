@@ -1,4 +1,4 @@
-"""GPTQ: round one input after the other, and let the weights that follow make up for the error."""
+"""GPTQ: rounds weights column by column, and compensates for errors in later columns."""
 
 from __future__ import annotations
 
@@ -33,21 +33,27 @@ ORDERS = ("activation", "natural")
 
 @dataclass(frozen=True)
 class Gptq:
-    """argmin over W' on the grid of |W x - W' x'|^2, greedily: one column of W after the other.
+    """Greedy argmin over W' on the grid of |W x - W' x'|^2, rounding W column by column.
 
-    Once column j is rounded, with error e, the columns k > j move by -e U_jk / U_jj, where
-    U^T U = (sum of x' x'^T + d I)^-1: of all moves they undo most of e. d is `damping` times the
-    mean of the diagonal. x' are the layer's inputs in the model whose earlier layers are quantized
-    already, on `images` training images; x are the same or, with `drift`, those of the float
-    model, so that a layer makes up for the earlier ones, too (Li et al. 2025, arXiv:2504.02692).
-    `order` "activation" begins with the inputs of largest mean square, "natural" with the first.
-    Then every weight is rounded anew, given the others, in `sweeps` over all columns.
-
-    The scales come from the observer `ranges`. Weights that are zero stay zero: what would have
-    moved them is an error like any other. A channel that ends worse than rounded to nearest is
-    rounded to nearest. Memory: 16 K^2 bytes for K weights of an output, whatever `images` is.
+    After column j is rounded with error e, the columns k > j move by -e U_jk / U_jj, where
+    U^T U = (sum of x' x'^T + d I)^-1 and d is `damping` times the mean of the diagonal: this
+    compensates best for e. x' are the inputs of the layer in the model whose earlier layers are
+    already quantized. Zero weights stay zero, and their moves are compensated like rounding
+    errors. Output channels with a larger error than with rounding to nearest are rounded to
+    nearest. Needs 16 K^2 bytes for K weights per output, for any number of images.
 
     Frantar et al. 2022 (arXiv:2210.17323); Frantar and Alistarh 2022 (arXiv:2208.11580).
+
+    Args:
+        ranges: Observer that determines the scales.
+        images: Number of training images, at least 2.
+        damping: Above 0; raise it if the Hessian of a layer is not positive definite.
+        order: "activation" starts with the inputs of the largest mean square, "natural" keeps the
+            order of the inputs.
+        drift: Use inputs x of the float model, so that a layer also compensates for errors of
+            earlier layers (Li et al. 2025, arXiv:2504.02692); otherwise x = x'.
+        sweeps: Number of times that all weights are then rounded again, column by column, with
+            all other weights fixed.
     """
 
     ranges: Observer
@@ -74,7 +80,7 @@ class Gptq:
         return rounded_in_order(models, grids, self.round, context, self.images)
 
     def round(self, moments: Moments, grid: Grid) -> GridWeight:
-        """The weight on `grid` whose outputs are nearest to the targets of `moments`."""
+        """Quantize one layer, minimizing the output error given by `moments`."""
         weight = moments.weight
         scale, zero_point = choose_scale(weight, grid, self.ranges)
         nearest = round_to_grid(weight, scale, grid, zero_point)
@@ -88,14 +94,14 @@ class Gptq:
         steps = torch.round(compensated(target, hessian, rounding.update_column) / rounding.scale)
         for _ in range(self.sweeps):
             sweep_(steps, target, hessian, rounding)
-        found = columns(steps, back).reshape(weight.shape).to(torch.int16)
-        result = replace(nearest, steps=found)
+        rounded = columns(steps, back).reshape(weight.shape).to(torch.int16)
+        result = replace(nearest, steps=rounded)
         better = moments.error(result.weight) < moments.error(nearest.weight)
         kept = per_output(better, weight)
-        return replace(nearest, steps=torch.where(kept, found, nearest.steps))
+        return replace(nearest, steps=torch.where(kept, rounded, nearest.steps))
 
     def _order(self, hessian: Tensor) -> Tensor:
-        """[G, K]: the columns of each group as they are taken."""
+        """The order [G, K] in which the columns of each group are rounded."""
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         if self.order == "activation":
             return diagonal.argsort(dim=1, descending=True, stable=True)
@@ -104,7 +110,7 @@ class Gptq:
 
 @dataclass(frozen=True)
 class Rounding:
-    """The grid of every weight of a layer, and which stay zero: all [G, O / G, K]."""
+    """The grid of every weight of a layer, and which weights stay zero; all [G, O / G, K]."""
 
     scale: Tensor
     low: Tensor
@@ -126,23 +132,23 @@ class Rounding:
         return Rounding(*(columns(v, order) for v in (self.scale, self.low, self.high, self.zero)))
 
     def __call__(self, values: Tensor, column: int) -> Tensor:
-        """The steps float32 [G, O / G] nearest to `values` of one column."""
+        """The steps, float32 [G, O / G], nearest to `values` of one column."""
         steps = torch.round(values.float() / self.scale[..., column])
         steps = steps.clamp(self.low[..., column], self.high[..., column])
         return steps.masked_fill(self.zero[..., column], 0.0)
 
     def update_column(self, values: Tensor, column: int) -> Tensor:
-        """The values float64 on the grid nearest to `values` of one column."""
+        """The values on the grid, float64, nearest to `values` of one column."""
         return self(values, column).double() * self.scale[..., column]
 
 
 def sweep_(steps: Tensor, target: Tensor, hessian: Tensor, rounding: Rounding) -> None:
-    """Give every weight in turn its best step, the others as they are; the error only falls."""
+    """Set each column in turn to its best steps with all others fixed; never raises the error."""
     slope = (steps * rounding.scale - target) @ hessian
     for column in range(steps.shape[2]):
         scale = rounding.scale[..., column]
         now = steps[..., column] * scale
         best = now - slope[..., column] / hessian[:, None, column, column]
-        found = rounding(best, column).double()
-        slope += (found * scale - now)[..., None] * hessian[:, None, column]
-        steps[..., column] = found
+        rounded = rounding(best, column).double()
+        slope += (rounded * scale - now)[..., None] * hessian[:, None, column]
+        steps[..., column] = rounded

@@ -1,4 +1,4 @@
-"""Rounding one layer after the other, each on what the layers before it have become."""
+"""Rounds layers in order, each on inputs from the layers already rounded."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def rounded_in_order(
     context: Context,
     images: int,
 ) -> dict[str, GridWeight]:
-    """Layer -> its weight by `rounding`, from the moments of its inputs in both `models` over
-    `images` training images. The second model takes each result before the next layer is seen.
+    """Round the weight of each layer by `rounding(moments, grid)`, in the order of `grids`.
+
+    The moments are over `images` training images; `models` come from `working_copies`, and the
+    second takes each result before the next layer is rounded.
     """
-    found = {}
+    rounded = {}
     for number, (name, grid) in enumerate(grids.items()):
         context.progress(number, len(grids), f"rounding {name}")
         result = rounding(layer_moments(name, models, context, images), grid)
         with torch.no_grad():
             models[1].get_parameter(f"{name}.weight").copy_(result.weight)
-        found[name] = on_cpu(result)
+        rounded[name] = on_cpu(result)
     context.progress(len(grids), len(grids), "rounding")
-    return found
+    return rounded

@@ -1,4 +1,4 @@
-"""Round every weight to the nearest number of its grid."""
+"""Rounds every weight to the nearest value of its grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressbench.core.types import Context
 
 @dataclass(frozen=True)
 class Nearest:
-    """w -> s * clip(round(w / s)), the scale s from the range that the observer `ranges` finds.
+    """Replace w by s * clip(round(w / s)), with the scale s from the observer `ranges`.
 
     The baseline of post-training quantization (Nagel et al. 2021, arXiv:2106.08295, section 2.2).
     """
@@ -24,9 +24,9 @@ class Nearest:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        found = {}
+        rounded = {}
         for name, grid in grids.items():
             weight = model.get_parameter(f"{name}.weight")
             scale, zero_point = choose_scale(weight, grid, self.ranges)
-            found[name] = round_to_grid(weight, scale, grid, zero_point)
-        return found
+            rounded[name] = round_to_grid(weight, scale, grid, zero_point)
+        return rounded

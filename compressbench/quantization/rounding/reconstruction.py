@@ -1,7 +1,4 @@
-"""Learned rounding: steps between floor and ceil, fitted so that outputs stay what they were.
-
-Shared by the methods that fit one layer at a time and those that fit a block.
-"""
+"""Learns to round weights up or down, for methods that fit layers or blocks."""
 
 from __future__ import annotations
 
@@ -26,31 +23,32 @@ from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.validation import check_integer, check_positive, check_share
 
-ZETA, GAMMA = 1.1, -0.1  # the stretch of the sigmoid: h reaches 0 and 1 at finite V
+ZETA, GAMMA = 1.1, -0.1  # stretch of the sigmoid, so that h reaches 0 and 1 at finite V
 FIRST_BETA, LAST_BETA = 20.0, 2.0
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
-    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), Nagel et al. 2020, equation 23."""
+    """Compute h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1): Nagel et al. 2020, eq. 23."""
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
 
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
-    """The V with h(V) = h, for h in [0, 1]; finite at both ends."""
+    """The V with h(V) = h for h in [0, 1]; finite at 0 and 1."""
     return torch.logit((h - GAMMA) / (ZETA - GAMMA))
 
 
 def rounding_penalty(h: Tensor, beta: float) -> Tensor:
-    """1 - |2 h - 1|**beta for each h: zero where h is 0 or 1, Nagel et al. 2020, equation 24."""
+    """1 - |2 h - 1|**beta for each h, zero if h is 0 or 1: Nagel et al. 2020, equation 24."""
     return 1.0 - (2.0 * h - 1.0).abs() ** beta
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How rounding is fitted: Adam on relative error + `regularization` * mean penalty.
+    """Options of the optimization: Adam on relative error + `regularization` * mean penalty.
 
-    The penalty starts after the share `warmup` of the iterations; from there beta falls linearly
-    from 20 to 2, which lets most weights move freely at first and decides all of them at last.
+    The penalty (`rounding_penalty`) starts after the share `warmup` of the iterations. Its beta
+    then falls linearly from 20 to 2: most weights move freely at first, and all are driven to 0
+    or 1 at the end.
     """
 
     iterations: int
@@ -65,7 +63,7 @@ class Fit:
         check_share("warmup", self.warmup)
 
     def beta(self, step: int) -> float | None:
-        """The exponent of the penalty at one step, None while there is none."""
+        """The exponent of the penalty at a step, or None during warmup."""
         done = step / self.iterations
         if done < self.warmup:
             return None
@@ -74,10 +72,10 @@ class Fit:
 
 
 class SoftSteps:
-    """A weight [O, I, ..] whose steps are floor(weight / scale) + h(V), clipped to its grid.
+    """A weight [O, I, ..] with steps floor(weight / scale) + h(V), clipped to its grid.
 
-    `gain` multiplies each scale, the same way up and down (exp of a learned number); floor and
-    ceil stay those of the first scale. Weights that are zero stay step 0.
+    exp(`log_gain`) multiplies each scale; floor and ceil remain those of the initial scale. Zero
+    weights keep step 0.
     """
 
     def __init__(
@@ -100,12 +98,12 @@ class SoftSteps:
         return expand(self._scale(), self.floor) * self._clipped(rectified_sigmoid(self.v))
 
     def penalty(self, beta: float) -> Tensor:
-        """The sum over the weights that have a choice."""
+        """Sum of the penalty over weights that can be rounded up or down."""
         return (rounding_penalty(rectified_sigmoid(self.v), beta) * self.free).sum()
 
     @torch.no_grad()
     def rounded(self) -> GridWeight:
-        """Every step at the nearer end: ceil where h(V) is at least 1/2."""
+        """The rounded weight: ceil if h(V) is at least 1/2, else floor."""
         steps = self._clipped((self.v >= 0).float())  # h(0) = 1/2
         return GridWeight(self._scale(), steps.to(torch.int16), self.zero_point)
 
@@ -123,10 +121,10 @@ def fit_(
     fit: Fit,
     scale_learning_rate: float = 0.0,
 ) -> None:
-    """Minimise `error()`, a scalar near 1 for rounding to nearest, over the rounding of `parts`.
+    """Minimize `error()`, a scalar near 1 for rounding to nearest, over the rounding of `parts`.
 
-    The gradients are averaged over the ranks, so that all of them take the same steps. A
-    `scale_learning_rate` above 0 learns the scales, too, other than powers of two.
+    Gradients are averaged over ranks, so all ranks take the same steps. With a
+    `scale_learning_rate` above 0, scales are also learned, except powers of two.
     """
     steps = [part.v for part in parts]
     groups: list[dict[str, Any]] = [{"params": steps, "lr": fit.learning_rate}]
@@ -150,10 +148,10 @@ def fit_(
 def fit_layer(
     moments: Moments, grid: Grid, ranges: Observer, fit: Fit, scale_learning_rate: float = 0.0
 ) -> GridWeight:
-    """The weight of one layer whose outputs are nearest to the targets of `moments`.
+    """Learn the rounding of one layer, minimizing the output error given by `moments`.
 
-    Outputs have their errors relative to those of rounding to nearest, and one that ends worse
-    is rounded to nearest.
+    Errors of outputs are relative to those of rounding to nearest; outputs that end up with a
+    larger error are rounded to nearest.
     """
     weight = moments.weight
     scale, zero_point = choose_scale(weight, grid, ranges)
@@ -163,7 +161,7 @@ def fit_layer(
     soft = SoftSteps(weight, grid, scale, zero_point)
     fit_([soft], lambda: (moments.error(soft.weight()) / unit).mean(), fit, scale_learning_rate)
     fitted = soft.rounded()
-    if scale_learning_rate > 0:  # a scale may be shared by several outputs: all or none
+    if scale_learning_rate > 0:  # outputs may share a scale: take all or none
         return fitted if bool(moments.error(fitted.weight).sum() < usual.sum()) else nearest
     better = moments.error(fitted.weight) < usual
     kept = per_output(better, weight)

@@ -1,1 +1,1 @@
-"""Grids that are trained; one file for each conf/trained_quantizer/*.yaml."""
+"""Quantizers for training; one file for each conf/trained_quantizer/*.yaml."""

@@ -1,4 +1,4 @@
-"""Learned step sizes of weights and activations."""
+"""Learned step size quantization (LSQ) of weights and activations."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from compressbench.quantization.trained.protocols import (
 
 @dataclass(frozen=True)
 class Lsq:
-    """Every step size s of v̂ = s clip(round(v / s), l, h) is trained, with the gradient
+    """Train the step sizes s of v̂ = s clip(round(v / s), l, h).
 
-    dv̂/ds = round(v / s) - v / s where l < v / s < h, else l or h,
+    The gradient is
 
-    times 1 / sqrt(N h), N values to a step (Esser et al. 2020, arXiv:1902.08153, eq. 3 and
-    section 2.2). Weights start at min(2 mean|w| / sqrt(h), the step that clips nothing), the mean
-    over weights that are not zero; activations where they were calibrated. Zero points stay.
-    Power-of-two grids round s up and learn it as if they did not (Jain et al. 2020,
-    arXiv:1903.08066).
+        dv̂/ds = round(v / s) - v / s if l < v / s < h, else l or h,
+
+    times 1 / sqrt(N h) for N values per step (Esser et al. 2020, arXiv:1902.08153, eq. 3 and
+    section 2.2). Steps of weights start at min(2 mean|w| / sqrt(h), the smallest step without
+    clipping), with the mean over nonzero weights; steps of activations start as calibrated. Zero
+    points are fixed. Power-of-two grids round s up, and pass the gradient through this rounding
+    (Jain et al. 2020, arXiv:1903.08066).
     """
 
     def weight(self, weight: Tensor, grid: Grid) -> LsqWeight:
@@ -41,7 +43,7 @@ class Lsq:
 
 
 def start(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
-    """The steps and zero points that a weight begins with, in the grid's `scale_shape`."""
+    """The initial steps and zero points of a weight, in the grid's `scale_shape`."""
     values = rows(weight, grid)
     widest, zero_point = scale_of(*values.aminmax(dim=1), grid)
     mean = values.abs().sum(1) / (values != 0).sum(1).clamp(min=1)
@@ -54,23 +56,23 @@ def start(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
 def step_slope(
     ratio: Tensor, low: Tensor | float, high: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """round(v / s) clipped, dv̂/ds of eq. 3, and where v is inside, for `ratio` v / s."""
+    """For `ratio` = v / s: the clipped round(v / s), dv̂/ds of eq. 3, and where v is not clipped."""
     inside = (ratio > low) & (ratio < high)
     steps = torch.round(ratio).clamp(low, high)  # type: ignore[arg-type]
     return steps, steps - ratio * inside, inside
 
 
 def positive(step: Tensor, power_of_two: bool = False) -> Tensor:
-    """The scale that a learned number stands for: a step of the optimizer may cross zero."""
+    """A positive scale for a learned step, which the optimizer may move across zero."""
     scale = step.abs().clamp(min=torch.finfo(torch.float32).tiny)
     if not power_of_two:
         return scale
     above = torch.exp2(torch.ceil(torch.log2(scale.detach())))
-    return scale + (above - scale.detach())  # exact: the two differ by less than a factor of two
+    return scale + (above - scale.detach())  # exact, since they differ by less than a factor of 2
 
 
 class LsqWeight(nn.Module):
-    """`step` float32 and `zero_point` uint8 (None: symmetric) in the grid's `scale_shape`."""
+    """Trains `step` float32; `zero_point` uint8 (None: symmetric). Both have the `scale_shape`."""
 
     zero_point: Tensor | None
 
@@ -99,7 +101,7 @@ class LsqWeight(nn.Module):
 
 
 class LsqSite(nn.Module):
-    """`step` float32 [] is trained, `zero_point` uint8 [] stays."""
+    """Trains `step` float32 []; `zero_point` uint8 [] is fixed."""
 
     zero_point: Tensor
 
@@ -120,7 +122,7 @@ class LsqSite(nn.Module):
             _, slope, inside = step_slope(values / scale, self.low, self.high)
             return Rounding(round_site(values, scale, self.zero_point, self.bits), inside, slope)
 
-        features = values.numel() / len(values)  # of one sample: the loss is a mean over them
+        features = values.numel() / len(values)  # per sample: the loss is a mean over samples
         factor = 1 / math.sqrt(features * max(-self.low, self.high))
         result = pass_through(values.float(), self.scale(), rounding, factor)
         return result.to(values.dtype)

@@ -1,4 +1,4 @@
-"""A model that computes with rounded weights and activations while its own stay in float."""
+"""Wraps a float model so that it computes with rounded weights and activations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ from compressbench.quantization.trained.protocols import (
 
 
 class FakeQuantizedModel(nn.Module):
-    """`model` with the weights of the layers in `grids` rounded at every call, and with trained
-    quantizers in the place of its calibrated ones, until `settle_`. `power_of_two` is about the
-    scales of activations; those of weights are as their grids say.
+    """Wraps `model` to round the weights of the layers in `grids` in every call, until `settle_`.
 
-    The weights are handed to the model from outside: what is computed on them makes no calls
-    inside, where activation sites are counted.
+    Calibrated activation quantizers are replaced by trained ones. `power_of_two` applies to the
+    scales of activations; the scales of weights follow their grids. Weights are rounded outside
+    of the model and passed to it, since calls inside it would be counted as activation sites.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class FakeQuantizedModel(nn.Module):
         super().__init__()
         self.model, self.grids = model, dict(grids)
         self.owners = weight_owners(model, grids)
-        self.names = list(dict.fromkeys(self.owners.values()))  # a tied weight once
+        self.names = list(dict.fromkeys(self.owners.values()))  # tied weights once
         self.weights = nn.ModuleList(
             cast(nn.Module, weight.weight(model.get_parameter(f"{n}.weight"), grids[n]))
             for n in self.names
@@ -58,8 +57,8 @@ class FakeQuantizedModel(nn.Module):
             self._replace_sites_(activation, power_of_two)
 
     def _sites(self) -> ActivationQuantizers | None:
-        found = getattr(self.model, CHILD, None)
-        return found if isinstance(found, ActivationQuantizers) else None
+        child = getattr(self.model, CHILD, None)
+        return child if isinstance(child, ActivationQuantizers) else None
 
     def _replace_sites_(self, activation: ActivationTraining, power_of_two: bool) -> None:
         quantizers = self._sites()
@@ -68,8 +67,8 @@ class FakeQuantizedModel(nn.Module):
         for number, site in enumerate(quantizers):
             assert isinstance(site, SiteQuantizer)
             self.calibrated.append(site)
-            made = activation.activation(site.scale, site.zero_point, site.bits, power_of_two)
-            quantizers[number] = cast(nn.Module, made)
+            trained = activation.activation(site.scale, site.zero_point, site.bits, power_of_two)
+            quantizers[number] = cast(nn.Module, trained)
 
     def forward(self, inputs: Tensor) -> Any:
         weights = {
@@ -79,24 +78,26 @@ class FakeQuantizedModel(nn.Module):
         return functional_call(self.model, weights, (inputs,))
 
     def groups(self) -> list[dict[str, Any]]:
-        """What an optimizer trains: the model's parameters as the optimizer's own options say, and
-        one group for each weight decay that trained quantizers name, 0 unless they do.
+        """Parameter groups for an optimizer.
+
+        The first has the parameters of the model, with the optimizer's options. Those of trained
+        quantizers are grouped by their attribute `decay`, the weight decay, which is 0 by default.
         """
         learned: dict[float, list[nn.Parameter]] = {}
         sites = self._sites() if self.calibrated else None
         for module in (*self.weights, *(sites or ())):
             decay = float(getattr(module, "decay", 0.0))
             learned.setdefault(decay, []).extend(module.parameters())
-        known = {id(p) for found in learned.values() for p in found}
-        own = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
+        known = {id(p) for parameters in learned.values() for p in parameters}
+        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
         grids = [{"params": p, "weight_decay": decay} for decay, p in learned.items() if p]
-        return [{"params": own}, *grids]
+        return [{"params": rest}, *grids]
 
     def settle_(self) -> Edit:
-        """Put the model's own weights on their grids and hand the learned ranges to its calibrated
-        quantizers, which take their places again; returns the edit of the weights.
+        """Quantize the weights of the model itself, and restore its calibrated quantizers.
 
-        The model then computes what this module did.
+        These get the learned ranges, so the model then computes the same as this module. Returns
+        the edit of the weights. Raises CheckFailedError if a weight is not finite.
         """
         modules = dict(zip(self.names, self.weights, strict=True))
         results = {}
@@ -117,7 +118,7 @@ class FakeQuantizedModel(nn.Module):
         }
 
     def fixed_sites(self) -> list[int]:
-        """The activation sites that learn nothing where others do."""
+        """The activation sites without trained parameters; none if no site has any."""
         sites = list(self._sites() or ()) if self.calibrated else []
         fixed = [number for number, site in enumerate(sites) if not list(site.parameters())]
         return fixed if len(fixed) < len(sites) else []

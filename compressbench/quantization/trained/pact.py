@@ -1,4 +1,4 @@
-"""Learned clipping of activations that are not negative."""
+"""Learned clipping of non-negative activations (PACT)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from compressbench.quantization.trained.protocols import (
 
 @dataclass(frozen=True)
 class Pact:
-    """y = clip(x, 0, alpha) on a grid of its own, alpha trained with dy/dalpha = [x >= alpha].
+    """Train alpha of y = clip(x, 0, alpha), rounded to a grid, with dy/dalpha = [x >= alpha].
 
-    alpha starts at the top of the calibrated range and decays by the penalty decay / 2 * alpha²
-    (`decay` of at least 0; Choi et al. 2018, arXiv:1805.06085, eq. 3). A site with negative values
-    keeps its calibrated range, and so do all where scales are powers of two.
+    alpha starts at the top of the calibrated range, and has the penalty decay / 2 * alpha²
+    (`decay` of at least 0; Choi et al. 2018, arXiv:1805.06085, eq. 3). Activations with negative
+    values, and all activations with power-of-two scales, keep their calibrated range.
     """
 
     decay: float = 0.0005
@@ -41,7 +41,7 @@ class Pact:
 
 
 class PactSite(nn.Module):
-    """`alpha` float32 [] is trained; the zero point is 0."""
+    """Trains `alpha` float32 []; the zero point is 0."""
 
     zero_point: Tensor
 

@@ -1,4 +1,4 @@
-"""Rounding that lets a gradient through, and the protocol of the methods that train on a grid."""
+"""Protocols of trained quantizers, and rounding with a straight-through gradient."""
 
 from __future__ import annotations
 
@@ -13,56 +13,59 @@ from compressbench.core.grid import Grid, GridWeight, expand, step_limits
 
 
 class TrainedWeight(Protocol):
-    """The grid of one layer's weight during a fit; an nn.Module."""
+    """The quantizer of one layer's weight during training; an nn.Module."""
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """`weight` on its grid, with a gradient for it and for what is learned."""
+        """Round `weight` to its grid, differentiable in the weight and the learned parameters."""
         ...
 
     def grid_weight(self, weight: Tensor) -> GridWeight:
-        """The same numbers as steps and scales."""
+        """The same rounded weight as steps and scales."""
         ...
 
 
 class TrainedSite(Protocol):
-    """The grid of one activation during a fit; an nn.Module. Its zero point does not change."""
+    """The quantizer of one activation during training; an nn.Module. Its zero point is fixed."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`values` as `activations.fake_quantize` rounds them, with a gradient."""
+        """Round `values` as at inference (`fake_quantize`), with a gradient."""
         ...
 
     def scale(self) -> Tensor:
-        """float32 []."""
+        """The scale, float32 []."""
         ...
 
 
 class WeightTraining(Protocol):
-    """How weights learn in spite of rounding; zero stays exactly zero.
+    """Method of training rounded weights; zero weights must stay exactly zero.
 
-    The parameters of the module are trained along, without weight decay unless it has a `decay`.
+    Parameters of the returned module are trained, without weight decay unless it has a `decay`.
     """
 
     def weight(self, weight: Tensor, grid: Grid) -> TrainedWeight:
-        """The module for a weight [O, I, ..], whose present values say where to start."""
+        """The module for a weight [O, I, ..], initialized from its current values."""
         ...
 
 
 class ActivationTraining(Protocol):
-    """How a model learns in spite of rounded activations; parameters as in `WeightTraining`."""
+    """Method of training with rounded activations; parameters as in `WeightTraining`."""
 
     def activation(
         self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool
     ) -> TrainedSite:
-        """The module for a site that was calibrated to `scale` float32 [], `zero_point` uint8 []
-        and codes from 0 to 2**bits - 1. If `power_of_two`, its scale is one and must stay one.
+        """The module for an activation calibrated to `scale` float32 [] and `zero_point` uint8 [].
+
+        Codes range from 0 to 2**bits - 1. If `power_of_two`, the scale must stay a power of two.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What one rounding gives, each in the shape of the values v: `rounded` v̂, `inside` bool,
-    where the gradient of v passes, and `slope`, dv̂/dp for a learned p (None: nothing is learned).
+    """Result of a rounding; all tensors have the shape of the values v.
+
+    `rounded` are the values v̂, `inside` (bool) is where the gradient of v passes, and `slope` is
+    dv̂/dp for a learned p, or None if nothing is learned.
     """
 
     rounded: Tensor
@@ -99,30 +102,31 @@ def pass_through(
     rounding: Callable[[Tensor, Any], Rounding],
     factor: float = 1.0,
 ) -> Tensor:
-    """`rounding(values, learned)` going forward. Going back, values get the gradient where they
-    are `inside`, and `learned`, which broadcasts over them, `factor` times the sum of its `slope`.
+    """Compute `rounding(values, learned)` with the straight-through estimator as gradient.
 
-    That is the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432).
+    In the backward pass, values get the gradient where they are `inside`; `learned`, which
+    broadcasts over the values, gets `factor` times the sum of the gradient times `slope` (Bengio
+    et al. 2013, arXiv:1308.3432).
     """
     result: Tensor = _PassThrough.apply(values, learned, rounding, factor)  # type: ignore[no-untyped-call]
     return result
 
 
 def limits_of(weight: Tensor, zero_point: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest step of a grid, so that they broadcast over `weight`."""
+    """The smallest and the largest step of a grid, in shapes that broadcast over `weight`."""
     low, high = (limit.to(weight.device) for limit in step_limits(grid, zero_point))
     return (low, high) if zero_point is None else (expand(low, weight), expand(high, weight))
 
 
 def round_site(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """What `activations.fake_quantize` gives for the same arguments."""
+    """Round activations exactly as `fake_quantize` does for the same arguments."""
     return torch.fake_quantize_per_tensor_affine(
         values, scale, zero_point.to(torch.int32), 0, 2**bits - 1
     )
 
 
 class FixedSite(nn.Module):
-    """A site whose calibrated grid stays: the gradient passes where no value is clipped."""
+    """An activation with a fixed, calibrated grid; the gradient passes where nothing is clipped."""
 
     step: Tensor
     zero_point: Tensor
@@ -147,5 +151,5 @@ class FixedSite(nn.Module):
 
 
 def site_limits(zero_point: Tensor, bits: int) -> tuple[int, int]:
-    """The smallest and the largest step of a site's grid."""
+    """The smallest and the largest step of an activation's grid."""
     return -int(zero_point), 2**bits - 1 - int(zero_point)

@@ -20,11 +20,11 @@ from compressbench.quantization.trained.protocols import (
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """Rounding counts as the identity going back, clipping as a clip; nothing else is learned.
+    """Treat rounding as the identity in the backward pass, and clipping as clipping.
 
-    The scales of weights follow from their values at every step, by the observer `ranges`;
-    those of activations stay as they were calibrated (Bengio et al. 2013, arXiv:1308.3432;
-    Jacob et al. 2018, arXiv:1712.05877).
+    No quantizer parameters are learned. Scales of weights are computed from their values at every
+    step, by the observer `ranges`; scales of activations stay as calibrated (Bengio et al. 2013,
+    arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
     """
 
     ranges: Observer
@@ -43,7 +43,7 @@ class StraightThrough:
 
 
 class StraightThroughWeight(nn.Module):
-    """Scales from the present weight; the gradient passes where rounding does not clip."""
+    """Scales come from the current weight; the gradient passes where nothing is clipped."""
 
     def __init__(self, grid: Grid, ranges: Observer) -> None:
         super().__init__()

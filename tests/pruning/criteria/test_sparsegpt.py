@@ -76,5 +76,5 @@ def test_sparsegpt_makes_up_for_earlier_layers():
 
 def test_sparsegpt_says_which_layers_it_does_not_know():
     model = net()
-    with pytest.raises(UserError, match="knows no ConvTranspose2d: skip up"):
+    with pytest.raises(UserError, match="does not support ConvTranspose2d: skip up"):
         SparseGpt(IMAGES).of_model(model, layers(model, "up"), context())

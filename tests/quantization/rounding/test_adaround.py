@@ -239,7 +239,7 @@ class Bypassed(nn.Module):
 
 
 def test_a_layer_that_is_never_called_is_refused_with_what_to_do():
-    with pytest.raises(UserError, match=r"inner: .*never called.*layers: inner, bits: null"):
+    with pytest.raises(UserError, match=r"inner: .*never calls.*layers: inner, bits: null"):
         AdaRound(MinMax(), 8, 1)(Bypassed(), {"inner": Grid(4)}, context())
 
 
