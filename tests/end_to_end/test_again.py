@@ -77,7 +77,8 @@ def test_other_weights_of_one_architecture_need_no_tracing(
 ):
     first = digits_run("baseline")
     monkeypatch.setattr("compressbench.export.translate.to_graph", refuse)
-    arguments = ["recipe=prune", *first.arguments[1:], "recipe.stages.finetune.epochs=0.5"]
+    arguments = ["recipe=prune", *first.arguments[1:], "recipe.stages.finetune.epochs=0.5",
+                 "recipe.stages.prune.sparsity=0.35"]  # as no other test has pruned  # fmt: skip
     second = finished_run(arguments, tmp_path, digits_store)
     assert second.hits == {"train": True, "prune": False, "finetune": False}
     assert second.stage("finetune")["figures"]["val/agreement"] == 1.0
