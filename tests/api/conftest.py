@@ -27,6 +27,10 @@ class Net(nn.Module):
         return self.head(pooled.flatten(1))
 
 
+NET, DATA = Net(), (torch.zeros(60, 1, 8, 8), torch.arange(60) % 10)
+PIXELS = (torch.arange(60 * 64, dtype=torch.uint8).view(60, 1, 8, 8), DATA[1])
+
+
 def compress(model, data, recipe="quantize", **arguments):
     """`compressbench.compress`, silent, on one thread, without tracking."""
     overrides = {**SHORT, **arguments.pop("overrides", {})}

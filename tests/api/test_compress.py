@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import compressbench
 from compressbench.results.run_report import comparison_rows
-from tests.api.conftest import Net, compress
+from tests.api.conftest import DATA, Net, compress
 from tests.end_to_end.running import finished_run
 
 
@@ -224,10 +224,6 @@ def test_an_interrupt_comes_out_as_one(digits, tmp_path):
         compress(Interrupting(), digits["train"], "baseline", folder=tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "killed"
-
-
-NET, DATA = Net(), (torch.zeros(60, 1, 8, 8), torch.arange(60) % 10)
-PIXELS = (torch.arange(60 * 64, dtype=torch.uint8).view(60, 1, 8, 8), DATA[1])
 
 
 def test_a_wrapped_module_is_taken_out(shipped, trained_net, digits):

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from compressbench.core.errors import UserError
-from tests.api.conftest import Net, compress
-
-
-def hits(result):
-    return {stage["name"]: stage["hit"] for stage in result.report["stages"]}
-
-
-def onnx_accuracy(result, images, labels):
-    session = onnxruntime.InferenceSession(result.path)
-    logits = session.run(None, {"input": images.numpy()})[0]
-    return float((logits.argmax(1) == labels.numpy()).mean())
-
+from tests.api.conftest import DATA, NET, PIXELS, Net, compress
 
 MISTAKES = {
     "model=smal_cnn: no such option; did you mean small_cnn?": ("smal_cnn", "digits"),
