@@ -20,7 +20,6 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-import compressbench
 from compressbench.core.errors import UserError
 from compressbench.models.resnet import ResNet
 from compressbench.results.sweep_file import write_sweep
@@ -178,7 +177,6 @@ def test_python_is_python(page, block):
     compile(block, page, "exec")
 
 
-@pytest.mark.skipif(not hasattr(compressbench, "compress"), reason="no Python API yet")
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda page: page.name)
 def test_the_first_python_block_runs(tmp_path, page):
     script = tmp_path / "quickstart.py"
