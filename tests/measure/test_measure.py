@@ -169,6 +169,22 @@ def test_logits_that_are_off_are_refused_where_no_class_differs():
             agreement.check_agreement(1.1 * model, model, quantized, unrounded)
 
 
+def test_a_quantized_file_with_another_bias_is_refused_though_no_class_differs(exported, data):
+    """The error is beyond what rounding explains, and all logits have it alike."""
+    artifact, path = exported(True)
+    bias = artifact.model.fc.bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias.add_(0.5)
+    try:
+        with pytest.raises(CheckFailedError, match=r"off by 0\.5 on the median"):
+            measure.measure_model(artifact, path, path, data)
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+    measure.measure_model(artifact, path, path, data)
+
+
 def test_activations_are_rounded_again_afterwards(exported, data):
     model = exported(True)[0].model
     inputs = data.prepare(data.split("validation").inputs)

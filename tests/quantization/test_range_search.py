@@ -44,15 +44,16 @@ def observed(observer, values, bits: int, symmetric: bool = False) -> tuple[floa
 @given(SEEDS, st.integers(2, 8))
 @settings(max_examples=20, deadline=None)
 def test_mse_of_symmetric_weights_is_the_best_of_a_dense_search(seed, bits):
-    rows = sample(seed, (3, 400))  # of fewer values the error jumps with every range tried
+    rows = sample(seed, (8, 400))
     low, high = Mse().row_ranges(rows, bits, True)
     assert torch.equal(low, -high)
-    largest = 2 ** (bits - 1) - 1
+    largest, total, best = 2 ** (bits - 1) - 1, 0.0, 0.0
     for row, found in zip(rows.double().numpy(), high.tolist(), strict=True):
         candidates = np.append(np.linspace(0.005, 1, 1500) * np.abs(row).max(), found)
         steps = np.clip(np.round(row / candidates[:, None] * largest), -largest, largest)
         errors = ((steps * candidates[:, None] / largest - row) ** 2).sum(1)
-        assert errors[-1] <= 1.03 * errors.min()
+        total, best = total + errors[-1], best + errors.min()
+    assert total <= 1.01 * best  # of one short row the error jumps with every range tried
 
 
 @given(SEEDS, st.integers(2, 5), st.sampled_from([0.0, 1.5, -0.4]))
