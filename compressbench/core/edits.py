@@ -11,7 +11,7 @@ Kinds of edits:
 - `fold`: `pairs` [[layer, BatchNorm], ...]; the layer has a bias, the BatchNorm is an nn.Identity
 - `bias`: `layers` [names] with a bias that the original architecture lacks
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
-  and `dynamic` (core/activation_quantizers.py)
+  and `dynamic` (core/activation_quantizers.py); `in_float` counts sites left out to be faster
 """
 
 from __future__ import annotations

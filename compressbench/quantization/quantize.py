@@ -24,7 +24,8 @@ from compressbench.core.types import (
     Edit,
     Outcome,
 )
-from compressbench.core.validation import check_flag, check_integer
+from compressbench.core.validation import check_flag, check_integer, check_share
+from compressbench.quantization.float_where_slower import FILES, fastest, with_gains
 from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
 from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
 from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
@@ -60,6 +61,9 @@ class Quantize(GridOptions):
         calibration_images: Training images for `correct_bias` and the observer.
         batch_size: Images per batch of calibration.
         allocation: Chooses the bits of all layers for which neither rules nor widths set them.
+        float_where_slower: Leave activations in float where the file is then faster on this
+            machine, as measured in interleaved pairs; needs static ranges.
+        max_growth: With that, share by which the file may be larger than without.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -76,6 +80,8 @@ class Quantize(GridOptions):
     calibration_images: int = 512
     batch_size: int = 64
     allocation: Allocation | None = None
+    float_where_slower: bool = False
+    max_growth: float = 0.1
 
     def __post_init__(self) -> None:
         self.scheme()
@@ -90,10 +96,19 @@ class Quantize(GridOptions):
             raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
         if self.allocation is not None and self.reduce_range:
             raise UserError("reduce_range=true does not work with allocation: use 7 in its widths")
+        check_flag("float_where_slower", self.float_where_slower)
+        check_share("max_growth", self.max_growth)
         if isinstance(self.activation, Dynamic):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
             raise UserError(f"activation must be an observer or null, got {self.activation!r}")
+        if self.float_where_slower and (
+            self.activation is None or isinstance(self.activation, Dynamic)
+        ):
+            raise UserError(
+                "float_where_slower=true needs static ranges of activations, such as "
+                "activation=minmax"
+            )
 
     def _check_dynamic(self) -> None:
         if self.activation_bits != 8:
@@ -110,6 +125,10 @@ class Quantize(GridOptions):
     @property
     def weighs_files(self) -> bool:
         return self.allocation is not None
+
+    @property
+    def times_files(self) -> bool:
+        return self.float_where_slower
 
     def scheme(self) -> Scheme:
         """The grids of the layers."""
@@ -147,11 +166,26 @@ class Quantize(GridOptions):
         finish = partial(self._finish, start, model, context)
         if self.allocation is None:
             rows = coverage_of_grids(model, grids, reasons)
-            return Outcome(finish(grids, self.weight), rows, warnings=warnings)
+            outcome = Outcome(finish(grids, self.weight), rows, warnings=warnings)
+            return self._faster(outcome, context)
         free = self._free(model, context.data.spec)
         allocated = self.allocation(model, grids, free, self.weight, finish, context)
         rows = coverage_of_grids(model, allocated.grids, reasons)
-        return Outcome(allocated.artifact, rows, warnings=warnings, tables={TABLE: allocated.rows})
+        tables = {TABLE: allocated.rows}
+        outcome = Outcome(allocated.artifact, rows, warnings=warnings, tables=tables)
+        return self._faster(outcome, context)
+
+    def _faster(self, outcome: Outcome, context: Context) -> Outcome:
+        """The outcome with activations in float where that is asked for and faster."""
+        if not self.float_where_slower:
+            return outcome
+        chosen = fastest(outcome.artifact, context, self.max_growth)
+        return replace(
+            outcome,
+            artifact=chosen.artifact,
+            coverage=with_gains(outcome.coverage, chosen),
+            tables={**outcome.tables, FILES: chosen.rows},
+        )
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
         """The layers whose bits neither rules nor widths set."""
