@@ -64,11 +64,11 @@ class _Search:
                 len(self.rows), MOST_FILES, f"timing files partly in float, best {self.time:.2f}"
             )
             artifact = without_sites(self.full, left)
-            time, size = time_of(artifact), _bytes(artifact, self.context)
-            kept = size <= self.most_bytes and self._is_faster(time)
-            if kept:
+            time, size = time_of(artifact), None
+            if self._is_faster(time):
                 time = max(time, time_of(artifact))  # a gain that does not repeat is none
-                kept = self._is_faster(time)
+                size = _bytes(artifact, self.context)
+            kept = self._is_faster(time) and size is not None and size <= self.most_bytes
             self.rows.append(
                 {"sites": group.name, "as": "integers" if back else "float", "latency": time,
                  "onnx_bytes": size, "kept": kept}

