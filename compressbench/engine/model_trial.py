@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from compressbench.config.instantiate import own_targets
 from compressbench.core.errors import UserError
-from compressbench.core.types import DataSpec
-from compressbench.engine.context import EXPORT_LIBRARIES, RunContext, parts_of
+from compressbench.core.parametrizations import with_plain_weights
+from compressbench.core.types import Artifact, DataSpec
+from compressbench.engine.context import EXPORT_LIBRARIES, RunContext, parts_of, tracer
 from compressbench.engine.first_pass import WRAP, answer, check_logits, described, reason
 from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import build_model
@@ -38,7 +39,7 @@ def try_models(plan: Sequence[Planned], run_context: RunContext) -> None:
         if run_context.store.peek(content_key(parts)) is None:
             run_context.progress(0, 1, f"trying {planned.model_place}: a training step, an export")
             _try_passes(planned, trains, run_context)
-            _try_export(planned.begins_with, run_context, planned.model_place)
+            _try_export(planned, run_context)
             run_context.store.get_or_build(parts, lambda folder: {})
 
 
@@ -139,10 +140,21 @@ def _try_training(
         raise UserError(f"{where} fails in the backward pass: {reason(error)}") from error
 
 
-def _try_export(model: nn.Module, run_context: RunContext, where: str) -> None:
+def _try_export(planned: Planned, run_context: RunContext) -> None:
+    """Raise UserError for a model that cannot be exported; its graph stays for the export of what
+    is trained.
+    """
     from compressbench.export.trial import try_export
 
+    config, where, opset = planned.job.model or {}, planned.model_place, run_context.opset
+    with torch.random.fork_rng(devices=()):
+        model = build_model(config, where)
+    artifact = with_plain_weights(Artifact(model, config, (), frozenset()))
+    trace = tracer(artifact, run_context)
     try:
-        try_export(model, run_context.data.spec, run_context.opset)
+        try:
+            try_export(artifact.model, run_context.data.spec, opset, trace)
+        except UserError:  # once more, with the places of nodes
+            try_export(artifact.model, run_context.data.spec, opset)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

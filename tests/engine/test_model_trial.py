@@ -159,3 +159,15 @@ def test_layers_from_a_checkpoint_are_not_said_to_be_trained(start, tmp_path):
     plan, context = start("Plain", checkpoint=str(path))
     rows = next(iter(run(plan, context))).coverage
     assert {(r.touched, r.detail) for r in rows} == {(0, "from the checkpoint")}
+
+
+def test_the_graph_of_the_trial_serves_the_export(start, monkeypatch):
+    """Tracing takes most of the time of both; also of a model whose parametrizations are folded."""
+    from compressbench.export import translate
+
+    traced = []
+    to_graph = translate.to_graph
+    monkeypatch.setattr(translate, "to_graph", lambda *a: traced.append(1) or to_graph(*a))
+    plan, context = start("WeightNorm")
+    try_models(plan, context)
+    assert len(list(run(plan, context))) == len(traced) == 1
