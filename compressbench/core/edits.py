@@ -11,7 +11,8 @@ Kinds of edits:
 - `fold`: `pairs` [[layer, BatchNorm], ...]; the layer has a bias, the BatchNorm is an nn.Identity
 - `bias`: `layers` [names] with a bias that the original architecture lacks
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
-  and `dynamic` (core/activation_quantizers.py)
+  and `dynamic` (core/activation_quantizers.py). A site is a call: the `index`-th of `function` that
+  the module `layer` makes itself, in the call of that module at `path` (core/call_stack.py)
 """
 
 from __future__ import annotations

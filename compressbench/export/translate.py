@@ -14,6 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from compressbench.export.attention import FourAxes
+
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 
 
@@ -25,7 +27,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
-    with _quiet():
+    with _quiet(), FourAxes():
         program = torch.onnx.export(
             traced,
             (example,),
