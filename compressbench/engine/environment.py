@@ -14,8 +14,7 @@ from typing import Any
 from compressbench.core.errors import UserError
 
 LIBRARIES = (
-    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
-    "compressbench",
+    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "compressbench",
 )  # fmt: skip
 
 
