@@ -35,7 +35,7 @@ from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
 
 SCHEMA = 1
-_FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
+_FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
