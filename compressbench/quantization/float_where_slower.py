@@ -13,12 +13,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compressbench.core.activation_quantizers import CHILD, ActivationQuantizers
 from compressbench.core.distributed import assert_same_on_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Artifact, Context, Coverage
 from compressbench.quantization.grids.site_groups import SiteGroup, Sites
+from compressbench.quantization.grids.site_values import site_quantizers
 
 FILES = "float_where_slower"  # name of the table of the files that were tried
 MOST_FILES = 24
@@ -121,11 +121,7 @@ def without_sites(full: Artifact, left: Collection[int]) -> Artifact:
     sites = edits[place]["sites"]
     kept = [site for number, site in enumerate(sites) if number not in left]
     edits[place] = {**edits[place], "sites": kept, "in_float": len(sites) - len(kept)}
-    quantizers = model.get_submodule(CHILD)
-    assert isinstance(quantizers, ActivationQuantizers)
-    for number in sorted(left, reverse=True):
-        del quantizers[number]
-    quantizers.numbers = {(s["function"], s["index"]): n for n, s in enumerate(kept)}
+    site_quantizers(model).drop_(left)
     return replace(full, model=model, edits=tuple(edits))
 
 

@@ -26,7 +26,9 @@ def quantized():
 
 
 def sites_of(artifact):
-    return [(s["function"], s["index"]) for s in activation_grid(artifact.edits)["sites"]]
+    return [
+        (s["layer"], s["function"], s["index"]) for s in activation_grid(artifact.edits)["sites"]
+    ]
 
 
 def clocked(cost, *, luck=1.0, size=lambda artifact: 1000, **options):
@@ -57,16 +59,16 @@ def with_slow(*slow):
 
 def test_the_sites_that_cost_time_stay_in_float():
     everywhere = sites_of(quantized())
-    assert ("conv2d", 1) in everywhere, "the output of the depthwise convolution"
-    outcome, looks = clocked(with_slow(("conv2d", 1)))
-    assert sites_of(outcome.artifact) == [s for s in everywhere if s != ("conv2d", 1)]
+    assert ("depthwise", "conv2d", 0) in everywhere, "the output of the depthwise convolution"
+    outcome, looks = clocked(with_slow(("depthwise", "conv2d", 0)))
+    assert sites_of(outcome.artifact) == [s for s in everywhere if s != ("depthwise", "conv2d", 0)]
     assert activation_grid(outcome.artifact.edits)["in_float"] == 1
     artifacts.check(outcome.artifact)
     rows = outcome.tables[FILES]
     assert [row["sites"] for row in rows if row["kept"]] == ["depthwise"]
     assert len(looks) == len(rows) <= MOST_FILES
     details = {row.layer: row.detail for row in outcome.coverage}
-    cost = with_slow(("conv2d", 1))
+    cost = with_slow(("depthwise", "conv2d", 0))
     gain = cost(sites_of(outcome.artifact)) / cost(everywhere)
     for layer in ("depthwise", "grouped"):  # one has it as its output, the other as its input
         assert details[layer] == f"8-bit per channel; float: faster here ({gain:.2f})"
@@ -114,7 +116,7 @@ def test_a_file_that_grows_too_much_is_not_taken():
     def size(artifact):
         return 1000 + 60 * (everywhere - len(sites_of(artifact)))
 
-    two = (("conv2d", 1), ("relu", 0))
+    two = (("depthwise", "conv2d", 0), ("", "relu", 0))
     free, _ = clocked(with_slow(*two), size=size, max_growth=0.2)
     tight, _ = clocked(with_slow(*two), size=size, max_growth=0.1)
     none, _ = clocked(with_slow(*two), size=size, max_growth=0.0)
@@ -162,7 +164,7 @@ def test_each_site_is_in_some_group_of_its_own_kind():
     groups = Sites(full.model, sites, Noise().spec.blank(2)).groups()
     named = {group.name: sorted(group.sites) for group in groups}
     assert named["all"] == list(range(len(sites)))
-    assert [sites_of(full)[n] for n in named["depthwise"]] == [("conv2d", 1)]
+    assert [sites_of(full)[n] for n in named["depthwise"]] == [("depthwise", "conv2d", 0)]
     assert len({group.sites for group in groups}) == len(groups)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.call_stack import Site
 from compressbench.core.calls import Call, trace
 from compressbench.core.layers import layers_with_weights
 
@@ -32,11 +33,11 @@ class Sites:
     ) -> None:
         with activations_in_float(model):
             self._calls, _ = trace(model, example)
-        places = {(site["function"], site["index"]): n for n, site in enumerate(sites)}
+        places = {Site(s["path"], s["function"], s["index"]): n for n, s in enumerate(sites)}
         self._number = {
-            position: places[call.function, call.index]
+            position: places[call.site]
             for position, call in enumerate(self._calls)
-            if (call.function, call.index) in places
+            if call.site in places
         }
         self._layer_of = {
             id(layer.weight): (name, layer) for name, layer in layers_with_weights(model).items()
