@@ -48,12 +48,12 @@ from compressbench.pruning.channels.ranking import (
     mean_worth,
     without_one,
 )
-from compressbench.pruning.channels.removal import Cuts, check_replay
+from compressbench.pruning.channels.removal import Cuts, check_replay, kept_channels
 from compressbench.pruning.channels.settling import settled_coupling
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.criteria.scores import scores_of
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, skipped
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 EXAMPLES = 4  # samples on which a pruned model is verified
 Scope = Literal["global", "layer", "sensitivity"]
@@ -62,7 +62,7 @@ FLOOR = 0.1  # share of a layer's channels that is kept by default
 
 
 @dataclass(frozen=True)
-class PruneChannels:
+class PruneChannels(BatchNormOptions):
     """Remove the least important output channels, with everything that depends on them.
 
     Exactly one target must be given: `sparsity`, `threshold` or limits (`params`, `macs` of one
@@ -90,7 +90,6 @@ class PruneChannels:
         max_layer_sparsity: Largest share to remove from a layer; if this and `min_channels` are
             None, a tenth of the channels and at least `round_to` are kept.
         coupled: False keeps channels that several layers share (residuals, attention heads).
-        batchnorm_images: Training images for the BatchNorm statistics, at least 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -113,7 +112,6 @@ class PruneChannels:
     max_layer_sparsity: float | None = None
     skip: Sequence[str] = ()
     coupled: bool = True
-    batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
@@ -124,7 +122,7 @@ class PruneChannels:
         check_flag("normalize", self.normalize)
         check_flag("coupled", self.coupled)
         check_integer("round_to", self.round_to, 1)
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         if self.min_channels is not None:
             check_integer("min_channels", self.min_channels, 1)
         if self.max_layer_sparsity is not None:
@@ -179,7 +177,7 @@ class PruneChannels:
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
-        forwarded += min(self.batchnorm_images, train_images)
+        forwarded += self.batchnorm_passes(train_images)
         if self.scope == "sensitivity":
             forwarded += min(IMAGES, train_images) * TYPICAL_BLOCKS
         return trained, forwarded
@@ -209,7 +207,8 @@ class PruneChannels:
         if not cut.removed:
             raise CheckFailedError(self._nothing([] if cutter.failed else candidates, left))
         check_replay(original, cut.model, cut.edit, example)
-        reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
+        kept = kept_channels(original, cut.removed)
+        self.update_batchnorm_(cut.model, original, context, kept)
         artifact = start.changed(cut.model, [cut.edit], self.adds)
         artifact = replace(artifact, early={})  # early weights have other shapes
         failed = {**coupling.failed, **cutter.failed}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compressbench.core import artifact, edits
+from compressbench.core.batchnorm import batchnorm_layers
 from compressbench.core.errors import CheckFailedError
 from compressbench.pruning.channels.removal import (
     check_replay,
@@ -26,6 +27,7 @@ from tests.pruning.channel_zoo import (
     Awkward,
     Grouped,
     Head,
+    Mobile,
     Residual,
     build,
     context,
@@ -118,11 +120,31 @@ def test_an_edit_that_does_not_tell_the_whole_is_refused():
         check_replay(model, small, edit, example)
 
 
-def test_statistics_of_batchnorm_are_those_of_the_small_model():
-    small = run(PruneChannels(L2(), 0.5), made(Residual)).artifact.model
+def test_measured_statistics_of_batchnorm_are_those_of_the_small_model():
+    small = run(PruneChannels(L2(), 0.5, batchnorm="measure"), made(Residual)).artifact.model
     own = context()
     outputs = small.stem[0](own.data.prepare(own.data.split("train").inputs))
     torch.testing.assert_close(small.stem[1].running_mean, outputs.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Residual, Mobile])
+def test_shifted_statistics_are_those_of_the_channels_that_stay(kind):
+    model = made(kind)
+    outcome = run(PruneChannels(L2(), 0.5), model)
+    removed = outcome.artifact.edits[-1]["removed"]
+    small, own = outcome.artifact.model, context()
+    images = own.data.prepare(own.data.split("train").inputs)
+    stays = [c for c in range(32) if c not in removed["stem.1"]["out"]]
+    assert len(stays) == small.stem[1].num_features < 32
+    with torch.no_grad():  # a first layer loses outputs alone: nothing else changes for it
+        assert torch.equal(small.stem[0](images), model.stem[0](images)[:, stays])
+    torch.testing.assert_close(small.stem[1].running_mean, model.stem[1].running_mean[stays])
+    torch.testing.assert_close(small.stem[1].running_var, model.stem[1].running_var[stays])
+    kept = run(PruneChannels(L2(), 0.5, batchnorm="keep"), model).artifact.model
+    for name, layer in batchnorm_layers(model).items():
+        gone = removed.get(name, {}).get("out", [])
+        stays = [c for c in range(layer.num_features) if c not in gone]
+        assert torch.equal(kept.get_submodule(name).running_var, layer.running_var[stays])
 
 
 def test_the_generator_and_the_flags_are_left_alone():

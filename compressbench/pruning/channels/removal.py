@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compressbench.core.batchnorm import batchnorm_layers
 from compressbench.core.edits import apply_edit_, masked_layers
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Edit
@@ -51,6 +52,18 @@ def failing(cuts: Cuts, attempt: Callable[[Sequence[int]], str]) -> dict[str, st
         else:
             kept += atoms
     return failed
+
+
+def kept_channels(model: nn.Module, removed: Removed) -> dict[str, Tensor]:
+    """Map each BatchNorm layer of `model` that loses channels to those it keeps, int64 [C]."""
+    kept = {}
+    for name, layer in batchnorm_layers(model).items():
+        gone = removed.get(name, {}).get("out", [])
+        if gone:
+            stays = torch.ones(layer.num_features, dtype=torch.bool)
+            stays[gone] = False
+            kept[name] = stays.nonzero().flatten()
+    return kept
 
 
 def remove_channels(
