@@ -13,7 +13,8 @@ Kinds of edits:
 - `remove_parametrizations`: `layers` {module: names of its parametrized tensors}, which become
   plain parameters (core/parametrizations.py)
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
-  and `dynamic` (core/activation_quantizers.py)
+  and `dynamic` (core/activation_quantizers.py). A site is a call: the `index`-th of `function` that
+  the module `layer` makes itself, in the call of that module at `path` (core/call_stack.py)
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
+from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
 from compressbench.engine.model_config import (
     STUDENT,
@@ -33,7 +35,7 @@ from compressbench.store.keys import content_key
 from compressbench.store.sources import source_digest, versions
 
 SCHEMA = 1
-_FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
+_FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
@@ -79,6 +81,10 @@ class _Recipe:
     runtime: Runtime
     seed: int
     opset: int
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        return identify(self.dataset, self.data)
 
 
 def make_plan(
@@ -219,7 +225,7 @@ def _key_parts(
         "parents": parents,
         "model": start.architecture,
         "checkpoint": file_digest(start.checkpoint) if start.checkpoint else None,
-        "data": recipe.data.manifest(),
+        "data": recipe.data_identity,
         "code": source_digest(sorted(targets)),
         "environment": versions(libraries),
         "seed": stage_seed(recipe.seed, name),

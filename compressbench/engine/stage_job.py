@@ -72,7 +72,7 @@ def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder:
     outcome = stage.run(inputs, context)
     artifact = with_plain_weights(outcome.artifact)
     result = replace(artifact, properties=before | stage.adds, key=job.key)
-    artifacts.check(result)
+    artifacts.check(result, inputs["model"].model)
     assert_same_on_ranks(artifacts.digest(result), f"the model after {job.name}")
     context.data.verify()
     if rank() == 0:
