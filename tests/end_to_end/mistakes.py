@@ -103,7 +103,11 @@ MISTAKES = [
     (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),
     (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),
     (
-        ["recipe=distill", "+recipe.stages.distill.model.num_classes=7"],
+        [
+            "recipe=distill",
+            "model@recipe.stages.distill.model=mlp",
+            "+recipe.stages.distill.model.num_classes=7",
+        ],
         "num_classes=7, but dataset digits has 10 classes: teacher, student",
     ),
     (
