@@ -1,20 +1,22 @@
 """Finds the sites where an integer runtime rounds activations: outputs of torch functions.
 
 The model is run once; a site follows a convolution with its BatchNorm and clamp-like activation,
-an addition, and so on. A site is stored as (function, index of the call), so any model whose
-sequence of calls does not depend on its input can be quantized.
+an addition, and so on. A site is stored as in `call_stack.Site`, so any model whose calls do not
+depend on its input can be quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from compressbench.core.calls import Call, trace
+from compressbench.core.calls import UNCOUNTED, Call, trace
 
 _FUSES_BATCHNORM = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"}
+_SUMS = {"add", "radd", "sub", "rsub"}
 _CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clip"}
 _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
     "add", "radd", "sub", "mul", "rmul", "div", "cat", "concat", "concatenate", "batch_norm",
@@ -24,22 +26,66 @@ _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
 }  # fmt: skip
 
 
-def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
-    """The sites to quantize, in call order: dicts of `function`, `index` and `layer`.
+@dataclass(frozen=True)
+class TracedSite:
+    """A site and where its values come from.
 
-    The first site is the model's input, unless it consists of ids. The model's output stays float.
+    `description` is its entry in an edit, `before` the numbers of the sites that its values come
+    from directly, and `shifted` is whether it is a sum with something that no input determines.
     """
+
+    description: dict[str, Any]
+    before: tuple[int, ...]
+    shifted: bool
+
+    @property
+    def name(self) -> str:
+        return site_name(self.description)
+
+
+def find_sites(model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
+    """The sites to quantize, in call order: dicts of the fields of `Site`, and `layer`.
+
+    `layer` is the module that makes the call, "" for the model itself. The first site is the
+    model's input, unless it consists of ids. The model's output stays float.
+    """
+    return [site.description for site in trace_sites(model, example)]
+
+
+def trace_sites(model: nn.Module, example: Tensor) -> list[TracedSite]:
+    """The sites of `find_sites` and how they are connected."""
     calls, last = trace(model, example)
     chosen = ({0} if example.is_floating_point() else set()) | {
         _end_of_chain(calls, position)
         for position, call in enumerate(calls)
         if call.function in _PRODUCERS
     }
+    positions = [p for p in sorted(chosen) if p != last and calls[p].site.index != UNCOUNTED]
+    numbers = {position: number for number, position in enumerate(positions)}
     return [
-        {"function": c.function, "index": c.index, "layer": c.layer}
-        for position, c in enumerate(calls)
-        if position in chosen and position != last
+        TracedSite(
+            _described(calls[position]),
+            _sites_before(calls, position, numbers),
+            calls[position].constant and calls[position].function in _SUMS,
+        )
+        for position in positions
     ]
+
+
+def _sites_before(calls: list[Call], position: int, numbers: Mapping[int, int]) -> tuple[int, ...]:
+    """The numbers of the nearest sites on the ways to a call; none if a way has no site."""
+    found: set[int] = set()
+    waiting, seen = list(calls[position].sources), set[int]()
+    while waiting:
+        source = waiting.pop()
+        if source in numbers:
+            found.add(numbers[source])
+        elif not calls[source].sources:
+            return ()
+        elif source not in seen:
+            seen.add(source)
+            waiting.extend(calls[source].sources)
+    return tuple(sorted(found))
 
 
 def find_readers(model: nn.Module, example: Tensor, layers: Iterable[str]) -> list[dict[str, Any]]:
@@ -49,10 +95,22 @@ def find_readers(model: nn.Module, example: Tensor, layers: Iterable[str]) -> li
     weights = {id(model.get_parameter(f"{name}.weight")) for name in layers}
     calls, _ = trace(model, example)
     return [
-        {"function": c.function, "index": c.index, "layer": c.layer}
+        _described(c)
         for c in calls
         if c.function in _FUSES_BATCHNORM and not weights.isdisjoint(c.parameters)
     ]
+
+
+def site_name(site: Mapping[str, Any]) -> str:
+    """A site as "LAYER:FUNCTION", followed by ":INDEX" if that is not 0; the input is "input"."""
+    if site["function"] == "input":
+        return "input"
+    suffix = f":{site['index']}" if site["index"] else ""
+    return f"{site['layer']}:{site['function']}{suffix}"
+
+
+def _described(call: Call) -> dict[str, Any]:
+    return {**asdict(call.site), "layer": call.layer}
 
 
 def _end_of_chain(calls: list[Call], position: int) -> int:

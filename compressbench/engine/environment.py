@@ -19,8 +19,7 @@ from typing import Any
 from compressbench.core.errors import UserError
 
 LIBRARIES = (
-    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
-    "compressbench",
+    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "compressbench",
 )  # fmt: skip
 KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS",
            "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE")  # fmt: skip

@@ -24,7 +24,7 @@ from compressbench.engine.data_identity import sample_digests
 from compressbench.engine.environment import machine
 from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
-from compressbench.results.run_report import shrink_warning
+from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry
 from compressbench.store.sources import versions
 
@@ -50,7 +50,6 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             planned.timed,
             test=run_context.test and index in (0, len(plan) - 1),
         )
-        previous = next(reversed(done.values()), None)
         step = Step(
             index=index,
             name=planned.name,
@@ -69,9 +68,17 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             tables=outcome["tables"],
             notes=tuple(outcome["notes"]),
         )
-        warning = shrink_warning(previous, step) if previous else None
-        done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))
+        done[planned.name] = replace(step, warnings=step.warnings + _on_size(step, done))
         yield done[planned.name]
+
+
+def _on_size(step: Step, done: Mapping[str, Step]) -> tuple[str, ...]:
+    """Warnings of a stage that did not shrink the file; `done` are the stages before it."""
+    if not done:
+        return ()
+    first, *_, previous = (next(iter(done.values())), *done.values())
+    found = (growth_warning(first, step), shrink_warning(previous, step))
+    return tuple(warning for warning in found if warning)
 
 
 def _stored_or_built(

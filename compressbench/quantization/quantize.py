@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from compressbench.core import activation_quantizers
+from compressbench.core.activation_sites import find_sites
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, WeightQuantizer
 from compressbench.core.protocols import Observer
@@ -25,7 +26,12 @@ from compressbench.core.types import (
     Outcome,
 )
 from compressbench.core.validation import check_flag, check_integer
-from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
+from compressbench.quantization.grids import site_losses
+from compressbench.quantization.grids.calibration import (
+    is_observer,
+    left_in_float,
+    quantize_activations_,
+)
 from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
 from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
 from compressbench.quantization.mixed_precision import TABLE, Allocation
@@ -44,8 +50,8 @@ class Quantize(GridOptions, BatchNormOptions):
     BatchNorm statistics, `activation`. Zero weights stay zero. The coverage lists layers that are
     not quantized, with the reason. `granularity`, `group_size`, `symmetric`, `narrow` and
     `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers
-    (`Scheme`); `activation_bits` and `activation_symmetric` are those of `GridOptions`,
-    `batchnorm` and `batchnorm_images` those of `BatchNormOptions`.
+    (`Scheme`); `activation_bits`, `activation_symmetric` and `float_activations` are those of
+    `GridOptions`, `batchnorm` and `batchnorm_images` those of `BatchNormOptions`.
 
     Args:
         weight: Method that rounds the weights.
@@ -93,6 +99,11 @@ class Quantize(GridOptions, BatchNormOptions):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
             raise UserError(f"activation must be an observer or null, got {self.activation!r}")
+        if self.float_activations and not self._is_static():
+            raise UserError("float_activations needs activations with calibrated ranges")
+
+    def _is_static(self) -> bool:
+        return self.activation is not None and not isinstance(self.activation, Dynamic)
 
     def _check_dynamic(self) -> None:
         if self.activation_bits != 8:
@@ -125,12 +136,13 @@ class Quantize(GridOptions, BatchNormOptions):
         grids, _ = self._grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
+        if self.float_activations:
+            left_in_float(find_sites(model, spec.blank(2)), self.float_activations)
         if self.allocation is not None:
             self._free(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        calibrated = self.activation is not None and not isinstance(self.activation, Dynamic)
-        runs = (1 if calibrated else 0) + (2 if self.correct_bias else 0)
+        runs = (1 if self._is_static() else 0) + (2 if self.correct_bias else 0)
         calibration = runs * min(self.calibration_images, train_images)
         followed = self.batchnorm_passes(train_images)
         return 0, followed + calibration
@@ -145,13 +157,18 @@ class Quantize(GridOptions, BatchNormOptions):
         )
         start = replace(start, edits=(*start.edits, *edits))
         finish = partial(self._finish, start, model, context)
+        tables: dict[str, Sequence[Mapping[str, Any]]] = {}
         if self.allocation is None:
-            rows = coverage_of_grids(model, grids, reasons)
-            return Outcome(finish(grids, self.weight), rows, warnings=warnings)
-        free = self._free(model, context.data.spec)
-        allocated = self.allocation(model, grids, free, self.weight, finish, context)
-        rows = coverage_of_grids(model, allocated.grids, reasons)
-        return Outcome(allocated.artifact, rows, warnings=warnings, tables={TABLE: allocated.rows})
+            artifact = finish(grids, self.weight)
+        else:
+            free = self._free(model, context.data.spec)
+            allocated = self.allocation(model, grids, free, self.weight, finish, context)
+            artifact, grids = allocated.artifact, dict(allocated.grids)
+            tables[TABLE] = allocated.rows
+        rows = coverage_of_grids(model, grids, reasons)
+        losses = site_losses.of_artifact(artifact, context)
+        tables |= losses.tables
+        return Outcome(artifact, rows, warnings=(*warnings, *losses.warnings), tables=tables)
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
         """The layers whose bits neither rules nor widths set."""
@@ -203,4 +220,5 @@ class Quantize(GridOptions, BatchNormOptions):
             power_of_two=self.power_of_two,
             images=self.calibration_images,
             batch_size=self.batch_size,
+            in_float=self.float_activations,
         )

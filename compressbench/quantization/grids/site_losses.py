@@ -1,0 +1,146 @@
+"""Compares the grid of each activation with the values that pass it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.activation_quantizers import ActivationQuantizers, SiteQuantizer
+from compressbench.core.activation_sites import site_name
+from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.edits import activation_grid
+from compressbench.core.types import Artifact, Context, Edit
+from compressbench.quantization.grids.site_values import run_images, site_quantizers
+
+TABLE = "activations"  # its name among the tables of a stage
+IMAGES, BATCH = 128, 32
+BAD = 0.2  # lost share that is worth a warning
+_NAMED = 3  # sites that a warning names
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The table of a stage and its warnings."""
+
+    tables: dict[str, Sequence[Mapping[str, Any]]]
+    warnings: tuple[str, ...]
+
+
+def of_artifact(artifact: Artifact, context: Context, trained: bool = False) -> Losses:
+    """The losses of an artifact's activations; those that were left in float are named, too.
+
+    There is no warning of losses if the model was `trained` with them.
+    """
+    edit = activation_grid(artifact.edits)
+    rows = site_losses(artifact.model, edit, context)
+    left = [] if edit is None else edit.get("calibration", {}).get("left", [])
+    named = "; ".join(f"{row['site']}: {row['reason']}" for row in left)
+    first = (f"activations left in float, since no grid fits their range: {named}",)
+    tables: dict[str, Sequence[Mapping[str, Any]]] = {TABLE: rows} if rows else {}
+    return Losses(tables, (*(first if left else ()), *(() if trained else _warnings(rows))))
+
+
+def site_losses(model: nn.Module, edit: Edit | None, context: Context) -> list[Row]:
+    """One row per static site, the largest loss first; [] without static activations.
+
+    `lost` is the share of the variance of a channel that rounding and clipping take away, at most
+    1, on average over the channels: mean_c min(1, E[(Q(x) - x)²] / Var[x]). An outlier in one
+    channel, for which the signal-to-noise ratio of the whole tensor is high, shows in the others.
+    Channels are those of the second or of the last axis, whichever lose more. `clipped` is the
+    share of values outside of [`low`, `high`], and `sqnr_db` the signal-to-quantization-noise
+    ratio 10 log10(E[x²] / E[(Q(x) - x)²]). Values are those of the model with float activations, on
+    up to 128 training images.
+    """
+    if edit is None or edit.get("dynamic", False):
+        return []
+    quantizers = site_quantizers(model)
+    sums: dict[int, list[Tensor]] = {}
+
+    def observe(number: int, values: Tensor) -> None:
+        new = _sums(values.detach(), _grid(quantizers, number))
+        old = sums.get(number)
+        sums[number] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+
+    quantizers.observe = observe
+    try:
+        model.eval().to(context.runtime.device)
+        images = min(IMAGES, int(edit["calibration"]["images"]))
+        run_images(model, context, images, BATCH)
+    finally:
+        quantizers.observe = None
+        model.cpu()
+    rows = [
+        _row(site, _grid(quantizers, number), [sum_over_ranks(s).cpu() for s in sums[number]])
+        for number, site in enumerate(edit["sites"])
+    ]
+    return sorted(rows, key=lambda row: -row["lost"])
+
+
+def _warnings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """One warning that names the sites that lose more than `BAD`, if any."""
+    bad = [row for row in rows if row["lost"] > BAD]
+    if not bad:
+        return ()
+    named = ", ".join(f"{row['site']} {100 * row['lost']:.0f} %" for row in bad[:_NAMED])
+    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    return (
+        f"rounding takes away much of the signal of an average channel of {named}{rest}: "
+        "compressbench explain RUN says what each costs",
+    )
+
+
+def _grid(quantizers: ActivationQuantizers, number: int) -> SiteQuantizer:
+    grid = quantizers[number]
+    assert isinstance(grid, SiteQuantizer)
+    return grid
+
+
+def _ends(grid: SiteQuantizer) -> tuple[float, float]:
+    """The smallest and the largest value of a grid."""
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return -zero_point * scale, (2**grid.bits - 1 - zero_point) * scale
+
+
+def _sums(values: Tensor, grid: SiteQuantizer) -> list[Tensor]:
+    """[clipped, count], then for each axis of channels [4, C]: count, Σx, Σx² and Σ(Q(x) - x)²."""
+    low, high = _ends(grid)
+    half = float(grid.scale) / 2
+    clipped = ((values < low - half) | (values > high + half)).sum()
+    errors = (grid(values) - values).double().square()
+    exact = values.double()
+    parts = torch.stack([torch.ones_like(exact), exact, exact.square(), errors])
+    axes = sorted({min(1, values.ndim - 1), values.ndim - 1})
+    whole = torch.stack([clipped.double(), torch.full_like(clipped, values.numel()).double()])
+    return [whole, *(parts.movedim(axis + 1, 1).flatten(2).sum(2) for axis in axes)]
+
+
+def _row(site: Mapping[str, Any], grid: SiteQuantizer, sums: Sequence[Tensor]) -> Row:
+    (clipped, count), *channels = sums
+    low, high = _ends(grid)
+    squares, errors = channels[0][2:].sum(1).tolist()
+    noise = 10 * math.log10(squares / errors) if squares and errors else None
+    return {
+        "site": site_name(site),
+        "low": low,
+        "high": high,
+        "clipped": float(clipped / count),
+        "sqnr_db": noise,
+        "lost": max(_lost(one) for one in channels),
+    }
+
+
+def _lost(sums: Tensor) -> float:
+    """The lost share of the variance, averaged over the channels that vary."""
+    count, total, squares, errors = sums
+    variance = squares / count - (total / count).square()
+    varies = variance > 1e-12 * squares / count
+    if not bool(varies.any()):
+        return 0.0
+    return float((errors / count / variance)[varies].clamp(max=1.0).mean())
