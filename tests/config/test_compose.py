@@ -98,7 +98,7 @@ def test_a_checkpoint_can_be_given_to_a_model_whose_yaml_has_no_such_key(tmp_pat
         ["model=small_cnn", "model.checkpoint=a.pt", "seed=1"],
     ):
         assert compose_config(overrides, folders)["model"]["checkpoint"] == "a.pt"
-    overrides = ["recipe=distill", "model@recipe.stages.train.model=mine",
-                 "recipe.stages.train.model.checkpoint=b.pt"]  # fmt: skip
-    train = compose_config(overrides, folders)["recipe"]["stages"]["train"]
-    assert train["model"] == {"_target_": "mine.Net", "checkpoint": "b.pt"}
+    overrides = ["recipe=distill", "model@recipe.stages.distill.model=mine",
+                 "recipe.stages.distill.model.checkpoint=b.pt"]  # fmt: skip
+    stage = compose_config(overrides, folders)["recipe"]["stages"]["distill"]
+    assert stage["model"] == {"_target_": "mine.Net", "checkpoint": "b.pt"}
