@@ -6,11 +6,13 @@ What goes well is stored, so that a model is tried once; a failure is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from compressbench.config.instantiate import own_targets
 from compressbench.core.errors import UserError
@@ -101,6 +103,7 @@ def _try_eval(model: nn.Module, inputs: Tensor, where: str) -> None:
     """Raise UserError where two passes in eval mode differ, or an answer is not finite."""
     with torch.no_grad():
         logits, again = (answer(model, inputs.clone(), where) for _ in range(2))
+        _try_copy(model, inputs.clone(), where)
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"{where} gives NaN or infinity on {len(inputs)} training samples")
     scale = logits.abs().max().item()
@@ -108,6 +111,28 @@ def _try_eval(model: nn.Module, inputs: Tensor, where: str) -> None:
         raise UserError(
             f"{where} gives two answers to one input in eval mode: a model that is not in training "
             "must neither draw random numbers (ask self.training) nor change itself"
+        )
+
+
+def _try_copy(model: nn.Module, inputs: Tensor, where: str) -> None:
+    """Raise UserError if a copy of the model calls layers of the original."""
+    originals = {id(module): name for name, module in model.named_modules()}
+    called: list[str] = []
+
+    def note(module: nn.Module, inputs: object) -> None:
+        if id(module) in originals:
+            called.append(originals[id(module)])
+
+    copy = deepcopy(model)
+    handle = register_module_forward_pre_hook(note)
+    try:
+        answer(copy, inputs, where)
+    finally:
+        handle.remove()
+    if called:
+        raise UserError(
+            f"{where} cannot be copied: an attribute of it is a function that calls its own layer "
+            f"{called[0]}, such as a lambda; make that function a method"
         )
 
 
