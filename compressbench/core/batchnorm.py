@@ -31,7 +31,8 @@ class Sums:
     @classmethod
     def of(cls, inputs: Tensor) -> Sums:
         """Of inputs [N, C, ...]."""
-        values = inputs.reshape(*inputs.shape[:2], -1)
+        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        values = wide.reshape(*wide.shape[:2], -1)
         variance, mean = torch.var_mean(values, dim=2, correction=0)
         variance, mean, count = variance.double(), mean.double(), values.shape[2]
         return cls(count, count * mean, count * (variance + mean.square()))
