@@ -16,7 +16,7 @@ from compressbench import __version__
 from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
-from compressbench.config.overrides import explain, refuse
+from compressbench.config.overrides import explain, refuse, with_checkpoint_key
 from compressbench.core.errors import CheckFailedError, UserError
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
@@ -169,7 +169,7 @@ def _compose(arguments: list[str]) -> int:
         execution_whitelist=allowed(),
     )(task)
     try:
-        with _command_line(arguments):
+        with _command_line(with_checkpoint_key(arguments)):
             entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE

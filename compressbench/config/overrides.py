@@ -71,6 +71,15 @@ def _nearest_command(word: str) -> str:
     return f"; did you mean {next(name for name in known if name.endswith(close[0]))!r}?"
 
 
+def with_checkpoint_key(arguments: Sequence[str]) -> list[str]:
+    """Let `model.checkpoint=FILE` add its key to a YAML of a model that does not have it; likewise
+    for the model of a stage, where one is chosen on the command line.
+    """
+    models = [a.partition("=")[0].partition("@")[2] for a in arguments if a.startswith("model@")]
+    keys = [f"{model}.checkpoint=" for model in ("model", *filter(None, models))]
+    return [f"++{a}" if a.startswith(tuple(keys)) else a for a in arguments]
+
+
 def is_interval(argument: str) -> bool:
     """Whether an override has values that can be sampled but not enumerated."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

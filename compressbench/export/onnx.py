@@ -19,7 +19,6 @@ from compressbench.export.opsets import (
     MIN_ONNXRUNTIME,
     NATIVE,
     NEWEST,
-    OLDEST,
     check_opset,
     declared_opset,
 )
@@ -27,7 +26,6 @@ from compressbench.export.opsets import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compressbench.export.grids import WeightGrid
     from compressbench.export.lowering.bias import Biases
     from compressbench.export.lowering.storage import Storage
 
@@ -60,8 +58,8 @@ def export_onnx(
     import onnx
 
     from compressbench.export.grids import read_grids
-    from compressbench.export.lowering import bias, constants, oldest, storage, weights
-    from compressbench.export.lowering.strip import strip
+    from compressbench.export.lowered import finish, lower
+    from compressbench.export.lowering import bias, storage, weights
     from compressbench.export.serialize import to_bytes
     from compressbench.export.translate import to_graph
 
@@ -71,15 +69,12 @@ def export_onnx(
     model = (trace or to_graph)(artifact.model, example, max(declared, NATIVE))
     model.ir_version = IR_VERSION[declared]
     grids, owners = read_grids(artifact, model.graph)
-    grids = _lower(model, grids)
+    grids = lower(model, grids)
     wide = _wide_weights(artifact, data, model.graph, owners)
     stored = storage.plan_storage(model.graph, grids, wide, opset)
     grids, biases = bias.quantize_biases(model.graph, grids, stored)
     storage.keep_float(model.graph, stored)
     weights.store_integers(model.graph, grids, stored)
-    constants.drop_unused(model)
-    if declared == OLDEST:
-        oldest.lower_to_oldest(model)
     newest = any(row.newest for row in stored.values())
     report = {
         "opset": declared,
@@ -89,36 +84,12 @@ def export_onnx(
         "activation_sites": len((activation_grid(artifact.edits) or {"sites": []})["sites"]),
         "bias": _describe_biases(biases, owners),
     }
-    proto = strip(model)
+    proto = finish(model, declared)
     _add_metadata(proto, data.spec, report)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(to_bytes(proto))
     _check_loads(path)
     return report
-
-
-def _lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> dict[str, WeightGrid]:
-    """Run the lowering passes in order; each relies on the patterns that earlier passes leave."""
-    from compressbench.export.lowering import (
-        batchnorm,
-        clamps,
-        constants,
-        dynamic,
-        linear,
-        pooling,
-        reshape,
-    )
-
-    graph = model.graph
-    linear.matmul_to_gemm(graph)
-    constants.fold_constants(model, grids.keys())
-    reshape.static_shapes(graph)
-    pooling.mean_to_pool(graph)
-    folded = batchnorm.fold_batchnorm(graph, grids)
-    constants.drop_zero_biases(graph)
-    clamps.drop_clamps(graph)
-    dynamic.share_quantizers(graph)
-    return folded
 
 
 def _wide_weights(

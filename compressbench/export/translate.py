@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+import compressbench.core.activation_quantizers  # noqa: F401 - registers the operators
 from compressbench.export.attention import FourAxes
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
@@ -27,7 +28,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
-    with _quiet(), FourAxes():
+    with quiet(), FourAxes():
         program = torch.onnx.export(
             traced,
             (example,),
@@ -69,14 +70,18 @@ def _quantize_dynamically(values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which prints, warns and logs about unrelated packages."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Silence the exporter, which prints, warns and logs about its insides."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    shown = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(shown),
+            contextlib.redirect_stderr(shown),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

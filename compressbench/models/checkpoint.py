@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressbench.core.errors import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-PREFIXES = ("module.", "model.")  # added by DataParallel and by common wrappers
+PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, wrappers and torch.compile
 WRAPPED = "network."  # prefix in the wrappers around models of other libraries
 SHOWN = 3  # names listed in a message
 

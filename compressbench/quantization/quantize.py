@@ -39,11 +39,11 @@ from compressbench.quantization.observers.dynamic import Dynamic
 from compressbench.quantization.preparation.bias_correction import correct_bias_
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import check_preparation, prepare_
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 
 @dataclass(frozen=True)
-class Quantize(GridOptions):
+class Quantize(GridOptions, BatchNormOptions):
     """Quantize the weights of convolutions, linear layers and embeddings, and the activations.
 
     The options apply in this order: `fold_batchnorm`, `equalize`, `weight`, `correct_bias`,
@@ -51,7 +51,7 @@ class Quantize(GridOptions):
     not quantized, with the reason. `granularity`, `group_size`, `symmetric`, `narrow` and
     `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers
     (`Scheme`); `activation_bits`, `activation_symmetric` and `float_activations` are those of
-    `GridOptions`.
+    `GridOptions`, `batchnorm` and `batchnorm_images` those of `BatchNormOptions`.
 
     Args:
         weight: Method that rounds the weights.
@@ -63,7 +63,6 @@ class Quantize(GridOptions):
         fold_batchnorm: Fold BatchNorm into the preceding layers first.
         equalize: Equalize the weight ranges of consecutive layers; needs `fold_batchnorm`.
         correct_bias: Compensate the mean error of each layer's outputs in its bias.
-        batchnorm_images: Training images for the statistics of remaining BatchNorm layers.
         calibration_images: Training images for `correct_bias` and the observer.
         batch_size: Images per batch of calibration.
         allocation: Chooses the bits of all layers for which neither rules nor widths set them.
@@ -79,7 +78,6 @@ class Quantize(GridOptions):
     fold_batchnorm: bool = False
     equalize: bool = False
     correct_bias: bool = False
-    batchnorm_images: int = 1024
     calibration_images: int = 512
     batch_size: int = 64
     allocation: Allocation | None = None
@@ -88,7 +86,7 @@ class Quantize(GridOptions):
         self.scheme()
         check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
         check_flag("reduce_range", self.reduce_range)
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         check_integer("calibration_images", self.calibration_images, 1)
         check_integer("batch_size", self.batch_size, 1)
         if not callable(self.weight):
@@ -146,7 +144,8 @@ class Quantize(GridOptions):
     def passes(self, train_images: int) -> tuple[int, int]:
         runs = (1 if self._is_static() else 0) + (2 if self.correct_bias else 0)
         calibration = runs * min(self.calibration_images, train_images)
-        return 0, min(self.batchnorm_images, train_images) + calibration
+        followed = self.batchnorm_passes(train_images)
+        return 0, followed + calibration
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -199,7 +198,7 @@ class Quantize(GridOptions):
                 model, prepared, list(grids), context, self.calibration_images, self.batch_size
             )
             edits += [] if edit is None else [edit]
-        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        self.update_batchnorm_(model, prepared, context)
         if self.activation is not None:
             edits.append(self._quantize_activations_(model, grids, context))
         return start.changed(model, edits, self.adds)

@@ -209,10 +209,10 @@ def test_it_runs_in_a_thread(shipped, trained_net, digits):
 
 
 class Interrupting(Net):
-    """Presses Ctrl-C while it is trained."""
+    """Presses Ctrl-C in a step of training, on more samples than a trial takes."""
 
     def forward(self, images):
-        if self.training:
+        if self.training and len(images) > 8:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
         return super().forward(images)
