@@ -107,7 +107,7 @@ ZOO = [
         Slices="", AuxiliaryHead="a.0 last.0", FrozenStem="a.0 last.0",
         UnusedLayers="stem.0 a.0 last.0", TiedWeights="stem.0 last.0",
         CalledTwice="stem.0 last.0", ReusedActivation="stem.0 last.0",
-        DoubleProduct="stem.0 a.0 last.0",
+        DoubleProduct="stem.0 a.0 last.0", GatedDepth="stem.0",
     ),
     *_entries(
         "usage", EITHER,

@@ -19,7 +19,7 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import TRAINED, Artifact, Context, Runtime, Step
 from compressbench.data.digits import Digits
 from compressbench.engine.executor import run
-from compressbench.engine.prepare import prepare
+from compressbench.engine.prepare import Prepared, prepare
 from compressbench.pruning.criteria.l2 import L2
 from compressbench.pruning.prune_channels import PruneChannels
 from tests.zoo.compaction import compaction_problems, redraw_
@@ -51,37 +51,50 @@ class Ended:
     kind: str
     text: str = ""
     warnings: tuple[str, ...] = ()
-    cut: Mapping[str, str] = field(default_factory=dict)  # layer -> channels left of channels
+    cut: Mapping[str, str] = field(default_factory=dict)  # layer -> channels that it lost
+    model: nn.Module | None = field(default=None, repr=False)
+
+
+def prepared(model: Mapping[str, Any], recipe: str, store: Path, more: Sequence[str]) -> Prepared:
+    """A run at debug size that could start. Raises UserError for what is refused."""
+    os.environ["COMPRESSBENCH_ALLOW"] = "tests.zoo.*"
+    os.environ["COMPRESSBENCH_STORE"] = str(store)
+    torch.set_num_threads(1)
+    config = compose_config([f"recipe={recipe}", *DEBUG, *more], [config_folder()])
+    return prepare(RunConfig.of({**config, "model": dict(model)}))
+
+
+def steps_of(
+    model: Mapping[str, Any], recipe: str, store: Path, more: Sequence[str] = ()
+) -> list[Step]:
+    """The stages of a run that must end well."""
+    ready = prepared(model, recipe, store, more)
+    return [*run(ready.plan, ready.context)]
 
 
 def run_recipe(
     model: Mapping[str, Any], recipe: str, store: Path, more: Sequence[str] = ()
 ) -> Ended:
     """Run a recipe at debug size, and judge every stage of it."""
-    os.environ["COMPRESSBENCH_ALLOW"] = "tests.zoo.*"
-    os.environ["COMPRESSBENCH_STORE"] = str(store)
-    torch.set_num_threads(1)
-    overrides = [f"recipe={recipe}", *DEBUG, *RECIPES[recipe], *more]
-    config = compose_config(overrides, [config_folder()])
-    config["model"] = dict(model)
     try:
-        prepared = prepare(RunConfig.of(config))
+        ready = prepared(model, recipe, store, [*RECIPES[recipe], *more])
     except UserError as error:
-        lines = str(error).splitlines()
-        return Ended("refused" if len(lines) == 1 else "wrong", str(error))
+        return Ended("refused" if len(str(error).splitlines()) == 1 else "wrong", str(error))
     steps: list[Step] = []
     try:
-        for step in run(prepared.plan, prepared.context):
-            steps.append(step)
+        steps.extend(run(ready.plan, ready.context))
     except UserError as error:
-        return Ended("late" if steps else "refused", str(error))
+        return Ended("late", str(error))
     except CheckFailedError as error:
-        return Ended("check", f"after {len(steps)} stages: {error}")
-    found = problems(steps, prepared.context.data)
+        return Ended("check", str(error))
+    found = problems(steps, ready.context.data)
     warnings = tuple(f"{step.name}: {w}" for step in steps for w in step.warnings)
-    return Ended(
-        "wrong" if found else "right", "; ".join(found), warnings, _cut(steps[-1].artifact)
-    )
+    return _ended(found, warnings, steps[-1].artifact)
+
+
+def _ended(found: Sequence[str], warnings: Sequence[str], artifact: Artifact) -> Ended:
+    kind = "wrong" if found else "right"
+    return Ended(kind, "; ".join(found), tuple(warnings), _cut(artifact), artifact.model)
 
 
 def cut_channels(model: Mapping[str, Any]) -> Ended:
@@ -102,9 +115,7 @@ def cut_channels(model: Mapping[str, Any]) -> Ended:
         return Ended("refused", str(error))
     inputs = some_inputs(data)
     found = [*compaction_problems(start, outcome.artifact, outcome.warnings, inputs)]
-    return Ended(
-        "wrong" if found else "right", "; ".join(found), outcome.warnings, _cut(outcome.artifact)
-    )
+    return _ended(found, outcome.warnings, outcome.artifact)
 
 
 def _cut(artifact: Artifact) -> dict[str, str]:

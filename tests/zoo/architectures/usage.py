@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.zoo.architectures.parts import Pooled, conv_act, conv_norm
+from tests.zoo.architectures.parts import Pooled, SqueezeExcite, conv_act, conv_norm
 
 
 class Plain(nn.Module):
@@ -157,7 +157,7 @@ class ReusedActivation(Plain):
         self.b, self.c = conv_norm(22, 22), conv_norm(22, 22)
 
     def features(self, x):
-        x = self.relu(self.a(self.stem(x)))
+        x = self.relu(self.a[:2](self.stem(x)))
         x = self.relu(self.b(x)) + x
         return self.last(self.relu(self.c(x)))
 
@@ -256,3 +256,27 @@ def scripted(input_shape, num_classes) -> nn.Module:
 
 def compiled(input_shape, num_classes) -> nn.Module:
     return torch.compile(Plain(input_shape, num_classes))
+
+
+class GatedDepth(nn.Module):
+    """Squeeze-excite inside residual blocks of stochastic depth: training multiplies once more."""
+
+    def __init__(self, input_shape, num_classes, width=14, keep=0.7) -> None:
+        super().__init__()
+        self.keep = keep
+        self.stem = conv_act(input_shape[0], width)
+        self.blocks = nn.ModuleList(conv_act(width, width) for _ in range(2))
+        self.gates = nn.ModuleList(SqueezeExcite(width, 4) for _ in range(2))
+        self.head = Pooled(width, num_classes)
+
+    def drop(self, y):
+        if not self.training:
+            return y
+        kept = y.new_empty((y.shape[0], 1, 1, 1)).bernoulli_(self.keep)
+        return y * (kept / self.keep)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block, gate in zip(self.blocks, self.gates, strict=True):
+            x = x + self.drop(gate(block(x)))
+        return self.head(x)
