@@ -79,6 +79,8 @@ def test_a_masked_sum_stays_in_float_and_is_named(observer, low):
         ("fill", -1e9, ":cat"),
         ("fill", -math.inf, ":cat"),
         ("number", 1e6, ":add"),
+        ("replaced", -100.0, ":div"),
+        ("computed", -1e9, ":add:1"),
         ("attention", FINITE, None),
         ("attention", -math.inf, None),
         ("none", 0.0, None),
