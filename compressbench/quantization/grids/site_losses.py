@@ -18,7 +18,7 @@ from compressbench.core.types import Artifact, Context, Edit
 from compressbench.quantization.grids.site_values import run_images, site_quantizers
 
 TABLE = "activations"  # its name among the tables of a stage
-IMAGES, BATCH = 128, 32
+IMAGES, BATCH = 128, 8  # few at a time: values are summed in float64
 BAD = 0.2  # lost share that is worth a warning
 _NAMED = 3  # sites that a warning names
 
@@ -115,10 +115,16 @@ def _sums(values: Tensor, grid: SiteQuantizer) -> list[Tensor]:
     clipped = ((values < low - half) | (values > high + half)).sum()
     errors = (grid(values) - values).double().square()
     exact = values.double()
-    parts = torch.stack([torch.ones_like(exact), exact, exact.square(), errors])
-    axes = sorted({min(1, values.ndim - 1), values.ndim - 1})
     whole = torch.stack([clipped.double(), torch.full_like(clipped, values.numel()).double()])
-    return [whole, *(parts.movedim(axis + 1, 1).flatten(2).sum(2) for axis in axes)]
+    axes = sorted({min(1, values.ndim - 1), values.ndim - 1})
+    return [whole, *(_per_channel(exact, errors, axis) for axis in axes)]
+
+
+def _per_channel(exact: Tensor, errors: Tensor, axis: int) -> Tensor:
+    others = [n for n in range(exact.ndim) if n != axis]
+    parts = [part.sum(others) if others else part for part in (exact, exact.square(), errors)]
+    count = torch.full_like(parts[0], exact.numel() / exact.shape[axis])
+    return torch.stack([count, *parts])
 
 
 def _row(site: Mapping[str, Any], grid: SiteQuantizer, sums: Sequence[Tensor]) -> Row:
