@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from compressbench.api.description import Description, module_sha256, state_sha256
 from compressbench.core.errors import UserError
 from compressbench.models.in_hand import TARGET
+from compressbench.models.plain import plain, release_hooked_, unwrapped
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class GivenModel:
 
 def given_model(module: nn.Module, trained: bool) -> GivenModel:
     """Copy a module to the CPU and describe it. Raises UserError for one that cannot be taken."""
-    module = _unwrapped(module)
+    module = unwrapped(module)
     name = type(module).__name__
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UserError(f"model: {name} is a TorchScript module: give the module it was made of")
     if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
         raise UserError(f"model: {name} has lazy parameters: run it on one batch first")
+    release_hooked_(module)
     try:
-        copy = deepcopy(module).cpu().eval()
+        copy = plain(deepcopy(module)).cpu().eval()
+    except UserError as error:
+        raise UserError(f"model: {error}") from None
     except (RuntimeError, TypeError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
         raise UserError(f"model: {name} cannot be copied to the CPU: {first}") from error
@@ -53,14 +55,6 @@ def given_model(module: nn.Module, trained: bool) -> GivenModel:
         "trained": trained,
     }
     return GivenModel(config, copy)
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Without torch.compile's wrapper and that of data parallelism: both share the weights."""
-    inner = getattr(module, "_orig_mod", None)
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = module.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def _check_state(module: nn.Module) -> None:

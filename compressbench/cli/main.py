@@ -16,7 +16,7 @@ from compressbench import __version__
 from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
-from compressbench.config.overrides import explain, refuse
+from compressbench.config.overrides import explain, refuse, with_checkpoint_key
 from compressbench.core.errors import CheckFailedError, UserError
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
@@ -86,6 +86,10 @@ def _dispatch(arguments: list[str]) -> int:
         from compressbench.cli.front import main as front
 
         return front(arguments[1:])
+    if first == "explain":
+        from compressbench.cli.explain import main as explain_run
+
+        return explain_run(arguments[1:])
     if first == "sync":
         from compressbench.cli.sync import sync
 
@@ -165,7 +169,7 @@ def _compose(arguments: list[str]) -> int:
         execution_whitelist=allowed(),
     )(task)
     try:
-        with _command_line(arguments):
+        with _command_line(with_checkpoint_key(arguments)):
             entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressbench.config.overrides import composed_by_hydra, explain
+from compressbench.config.overrides import composed_by_hydra, explain, with_checkpoint_key
 from compressbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = with_checkpoint_key(overrides)
     values = _values_at_the_end(overrides)
     before = tuple(overrides[: len(overrides) - len(values)])
     try:

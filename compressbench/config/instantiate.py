@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,15 @@ from compressbench.core.nearest import nearest
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
              "tracking.trackers", "search.samplers")  # fmt: skip
+# What an allowed function may return; as a target, `check` refuses it before Hydra sees it.
+_MODULES = (
+    "torch.nn.*",
+    "torch._dynamo.eval_frame.OptimizedModule",
+    "torch.jit._script.RecursiveScriptModule",
+    "torch.jit._trace.TopLevelTracedModule",
+)
+_REFUSED = re.compile(r"Target '(.+?)' \(resolved from '(.+?)'\) is not in the Hydra")
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
@@ -63,12 +73,15 @@ def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: An
         made = utils.instantiate(
             dict(config),
             _convert_="all",
-            _execution_whitelist_=[*allowed(), *live_types()],
+            _execution_whitelist_=[*allowed(), *live_types(), *_MODULES],
             **keywords,
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (InstantiationException, ValueError) as error:
+    except InstantiationException as error:
+        _check_types(config, where)
+        raise UserError(f"{where}: {_explained(error)}") from error
+    except ValueError as error:
         _check_types(config, where)
         raise UserError(f"{where}: {str(error).partition(chr(10))[0]}") from error
     except Exception:
@@ -76,6 +89,18 @@ def instantiate(config: Mapping[str, Any], where: str = "config", **keywords: An
         raise
     _check_types(config, where)  # last: the target's own message is more precise
     return made
+
+
+def _explained(error: Exception) -> str:
+    first = str(error).partition("\n")[0]
+    refused = _REFUSED.match(first)
+    if refused is None:
+        return first
+    kind, target = refused.groups()
+    return (
+        f"{target} gives a {kind}, which is not allowed; pass "
+        f"--allow={kind.rpartition('.')[0]}.*, too, or set {ALLOW_VARIABLE}"
+    )
 
 
 def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> None:
@@ -87,14 +112,13 @@ def check(config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> N
         check(nested, place)
 
 
-def takes_option(config: Mapping[str, Any], name: str, where: str) -> bool | None:
-    """Whether the target of `config` takes this option; None if it takes any, or has no target."""
-    if "_target_" not in config:
-        return None
-    parameters = inspect.signature(_locate(str(config["_target_"]), where)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return name in parameters
+def options_of_target(config: Mapping[str, Any], where: str) -> tuple[dict[str, bool], bool]:
+    """The options that the target of `config` names (name -> whether it is required), and whether
+    it takes others, too.
+    """
+    parameters = inspect.signature(_locate(str(config["_target_"]), where)).parameters.values()
+    named = {p.name: p.default is p.empty for p in parameters if p.kind in _NAMED}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

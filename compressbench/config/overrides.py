@@ -15,7 +15,7 @@ from compressbench.core.nearest import nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("front", "replay", "store", "sync")
+COMMANDS = ("explain", "front", "replay", "store", "sync")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                "--package", "-p", "--info", "-i", "--experimental-rerun")  # fmt: skip
 _STAGE = re.compile(r"~recipe\.stages\.[\w-]+")
@@ -69,6 +69,15 @@ def _nearest_command(word: str) -> str:
     if not close:
         return f"; choose from {', '.join(known)}, or give a setting as NAME=VALUE"
     return f"; did you mean {next(name for name in known if name.endswith(close[0]))!r}?"
+
+
+def with_checkpoint_key(arguments: Sequence[str]) -> list[str]:
+    """Let `model.checkpoint=FILE` add its key to a YAML of a model that does not have it; likewise
+    for the model of a stage, where one is chosen on the command line.
+    """
+    models = [a.partition("=")[0].partition("@")[2] for a in arguments if a.startswith("model@")]
+    keys = [f"{model}.checkpoint=" for model in ("model", *filter(None, models))]
+    return [f"++{a}" if a.startswith(tuple(keys)) else a for a in arguments]
 
 
 def is_interval(argument: str) -> bool:

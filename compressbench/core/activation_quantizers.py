@@ -7,7 +7,7 @@ inputs of convolutions and linear functions, with the range of each tensor at ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compressbench.core.call_stack import CallStack, Places, Site
 from compressbench.core.calls import function_name, takes_floats
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Edit
 
 CHILD = "activation_quantizers"  # submodule of a model that holds its quantizers
-_INPUT = ("input", 0)  # the site of the model's input
+_INPUT = Site("", "input", 0)
 
 
 @torch.library.custom_op("compressbench::fake_quantize", mutates_args=())
@@ -104,19 +105,20 @@ class SiteQuantizer(nn.Module):
 class _AtSites(TorchFunctionMode):
     """Applies `act(site number, value)` at every site while a model runs.
 
-    The value is the output of the site's function, or its first argument if `before`.
+    The value is the output of the site's function, or its first argument if `before`. Calls are
+    recognized by their site, or by their place if the stack has `known` places.
     """
 
     def __init__(
         self,
-        numbers: Mapping[tuple[str, int], int],
+        numbers: Mapping[Site, int],
         act: Callable[[int, Tensor], Tensor],
         before: bool,
+        stack: CallStack,
     ) -> None:
         super().__init__()
-        self.numbers, self.act, self.before = numbers, act, before
-        self.functions = {function for function, _ in numbers}
-        self.counts: dict[str, int] = {}
+        self.numbers, self.act, self.before, self.stack = numbers, act, before, stack
+        self.functions = {site.function for site in numbers}
         self.visited = 0
 
     def __torch_function__(
@@ -133,10 +135,17 @@ class _AtSites(TorchFunctionMode):
         name = function_name(func)
         if name not in self.functions or not takes_floats(args, kwargs):
             return None
-        index = self.counts.get(name, 0)
-        self.counts[name] = index + 1
-        number = self.numbers.get((name, index))
+        number = self._known(name)
         self.visited += number is not None
+        return number
+
+    def _known(self, name: str) -> int | None:
+        place = self.stack.place(name) if self.stack.locates else None
+        if place is not None and self.stack.known is not None:
+            return self.stack.known.sites.get(place)
+        number = self.numbers.get(self.stack.site(name))
+        if self.stack.learnt is not None and place is not None and number is not None:
+            self.stack.learnt.sites[place] = number
         return number
 
     def _act_on_first(self, number: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -146,14 +155,33 @@ class _AtSites(TorchFunctionMode):
 
 
 class ActivationQuantizers(nn.ModuleList):
-    """The site quantizers of a model, which hooks of the model apply while it runs."""
+    """The site quantizers of a model, which hooks of the model apply while it runs.
+
+    In evaluation mode every site must be reached. In training mode a site may be missing, as in a
+    block that is skipped at random.
+    """
 
     def __init__(self, sites: list[dict[str, Any]], bits: int, dynamic: bool = False) -> None:
         super().__init__(DynamicQuantizer() if dynamic else SiteQuantizer(bits) for _ in sites)
-        self.numbers = {(s["function"], s["index"]): n for n, s in enumerate(sites)}
+        self.sites = [Site(s["path"], s["function"], s["index"]) for s in sites]
         self.dynamic = dynamic
         self.observe: Callable[[int, Tensor], None] | None = None  # set while calibrating
+        self.places: Places | None = None  # set in the first pass in training mode
+        self._learnt: Places | None = None  # set while they are found
         self._active: list[_AtSites] = []
+
+    @property
+    def numbers(self) -> dict[Site, int]:
+        return {site: number for number, site in enumerate(self.sites)}
+
+    def drop_(self, numbers: Container[int]) -> None:
+        """Remove the quantizers of the sites `numbers`."""
+        kept = [n for n in range(len(self.sites)) if n not in numbers]
+        for number in reversed(range(len(self.sites))):
+            if number in numbers:
+                del self[number]
+        self.sites = [self.sites[n] for n in kept]
+        self.places = None
 
     def act(self, number: int, values: Tensor) -> Tensor:
         if self.observe is not None:
@@ -167,9 +195,14 @@ class ActivationQuantizers(nn.ModuleList):
         return values
 
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        number = self.numbers.get(_INPUT)
+        if model.training and self.places is None:
+            self.find_places_(model, *args)
+        numbers = self.numbers
+        number = numbers.get(_INPUT)
         first = args[0] if number is None else self.act(number, args[0])
-        mode = _AtSites(self.numbers, self.act, before=self.dynamic)
+        stack = CallStack(model, CHILD, self._learnt, self.places if model.training else None)
+        mode = _AtSites(numbers, self.act, self.dynamic, stack)
+        stack.__enter__()
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._active.append(mode)
         return (first, *args[1:])
@@ -177,12 +210,31 @@ class ActivationQuantizers(nn.ModuleList):
     def leave(self, model: nn.Module, args: Any, output: Any) -> None:
         mode = self._active.pop()
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        expected = len(self.numbers) - (_INPUT in self.numbers)  # the input is not a call
-        if output is not None and mode.visited != expected:
+        mode.stack.__exit__()
+        if output is None:
+            return  # the model raised an error
+        mode.stack.finish()
+        expected = len(self.sites) - (_INPUT in self.sites)  # the input is not a call
+        if mode.visited != expected and not model.training:
             raise CheckFailedError(
                 f"{mode.visited} of {expected} activation quantizers were reached: "
                 "the model does not make the same calls as when it was calibrated"
             )
+
+    def find_places_(self, model: nn.Module, *args: Tensor) -> None:
+        """Find the places of the sites, for training, by a pass of `model` in evaluation mode."""
+        modes = {module: module.training for module in model.modules()}
+        observe, self.observe = self.observe, lambda number, values: None
+        self._learnt = Places()
+        try:
+            with torch.no_grad():
+                model.eval()(*args)
+            self._learnt.settle_()
+            self.places = self._learnt
+        finally:
+            self._learnt, self.observe = None, observe
+            for module, training in modes.items():
+                module.training = training
 
 
 def attach_(model: nn.Module, edit: Edit) -> ActivationQuantizers:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from compressbench.core import digests
 from compressbench.core.edits import (
@@ -31,15 +31,17 @@ DESCRIPTION = "artifact.json"
 GRID_TOLERANCE = 1e-3  # in steps of the grid
 
 
-def check(artifact: Artifact) -> None:
+def check(artifact: Artifact, start: nn.Module | None = None) -> None:
     """Raise CheckFailedError unless the results of all stages are intact.
 
-    All tensors must be finite, masked weights exactly zero, and quantized weights on their grid or
-    in their codebook.
+    All tensors must be finite, except that buffers may hold the infinities that they have in
+    `start`, the model before the stage, such as those of an attention mask. Masked weights must be
+    exactly zero, and quantized weights on their grid or in their codebook.
     """
     model = artifact.model
+    constants = {} if start is None else dict(start.named_buffers())
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_intact(tensor, constants.get(name)):
             raise CheckFailedError(f"{name} holds NaN or infinity")
     for name, layer in masked_layers(model).items():
         if bool(weight_tensor(layer)[~layer.get_buffer("weight_mask")].any()):
@@ -51,6 +53,14 @@ def check(artifact: Artifact) -> None:
         book = layer.get_buffer("weight_codebook")
         if len(book) != 1 << bits or not bool(torch.isin(weight_tensor(layer), book).all()):
             raise CheckFailedError(f"{name}: weights left their codebook of {1 << bits} values")
+
+
+def _is_intact(tensor: Tensor, before: Tensor | None) -> bool:
+    """Whether all values are finite, or infinite where they were infinite `before`."""
+    fine = torch.isfinite(tensor)
+    if before is not None and before.shape == tensor.shape:
+        fine |= torch.isinf(before).to(tensor.device) & (tensor == before.to(tensor.device))
+    return bool(fine.all())
 
 
 def _check_grid(name: str, layer: nn.Module, grid: Grid) -> None:

@@ -10,18 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compressbench.core.call_stack import CallStack, Site
+
+UNCOUNTED = -1  # index of a call that takes no floats
+
 
 @dataclass
 class Call:
     """One traced call; `sources` and `consumers` are positions of other calls."""
 
-    function: str
-    index: int
+    site: Site
     layer: str
     sources: list[int]
     parameters: frozenset[int]  # ids of the parameters among its arguments
     output: Any  # kept alive so that ids stay unique
+    constant: bool = False  # whether an argument is a number or a tensor that no input determines
     consumers: list[int] = field(default_factory=list)
+
+    @property
+    def function(self) -> str:
+        return self.site.function
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -30,47 +38,33 @@ def function_name(function: Callable[..., Any]) -> str:
     return name[1:] if name in {"iadd", "imul", "isub", "idiv", "itruediv"} else name
 
 
-Site = tuple[str, int]  # a function and the index of its call, as in `Call`
-
-
-class _Counts:
-    """Counts the calls of each function in a forward pass."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def site(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Site:
-        """Count this call and return its site."""
-        name = function_name(func)
-        index = self.counts.get(name, 0)
-        self.counts[name] = index + takes_floats(args, kwargs)
-        return name, index
-
-
 class _Recorder(TorchFunctionMode):
-    def __init__(self, layers: list[str]) -> None:
+    def __init__(self, stack: CallStack, example: Tensor) -> None:
         super().__init__()
-        self.calls: list[Call] = []
-        self.producer: dict[int, int] = {}
-        self.counts = _Counts()
-        self.layers = layers
+        self.calls = [Call(Site("", "input", 0), "", [], frozenset(), example)]
+        self.producer = {id(example): 0}
+        self.stack = stack
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        name, index = self.counts.site(func, args, kwargs or {})
+        given = [*args, *(kwargs or {}).values()]
+        name = function_name(func)
+        counts = takes_floats(given, {})
+        site = self.stack.site(name) if counts else Site("", name, UNCOUNTED)
         results = [t for t in tensors_in([output]) if t.is_floating_point()]
-        if results:
-            tensors = tensors_in([*args, *(kwargs or {}).values()])
-            sources = [self.producer[id(t)] for t in tensors if id(t) in self.producer]
-            if sources:
-                position = len(self.calls)
-                for source in sources:
-                    self.calls[source].consumers.append(position)
-                taken = frozenset(id(t) for t in tensors if isinstance(t, nn.Parameter))
-                self.calls.append(Call(name, index, self.layers[-1], sources, taken, output))
-                self.producer.update((id(t), position) for t in results)
+        tensors = tensors_in(given)
+        sources = [self.producer[id(t)] for t in tensors if id(t) in self.producer]
+        if results and sources:
+            position = len(self.calls)
+            for source in sources:
+                self.calls[source].consumers.append(position)
+            taken = frozenset(id(t) for t in tensors if isinstance(t, nn.Parameter))
+            constant = len(sources) < len(tensors) or any(type(v) in (int, float) for v in given)
+            call = Call(site, self.stack.layer, sources, taken, output, constant)
+            self.calls.append(call)
+            self.producer.update((id(t), position) for t in results)
         return output
 
 
@@ -94,23 +88,10 @@ def trace(model: nn.Module, example: Tensor) -> tuple[list[Call], int]:
     """The calls of one forward pass in order, and the position of the call that returns the
     model's output (-1: none). The first entry represents the input (`function` "input").
     """
-    layers = [""]
-    handles = []
-    for name, module in model.named_modules():
-        if module is not model:
-            handles.append(
-                module.register_forward_pre_hook(lambda m, a, name=name: layers.append(name))
-            )
-            handles.append(module.register_forward_hook(lambda m, a, o: layers.pop() and None))
-    recorder = _Recorder(layers)
-    recorder.calls.append(Call("input", 0, "", [], frozenset(), example))
-    recorder.producer[id(example)] = 0
-    try:
+    with CallStack(model) as stack:
+        recorder = _Recorder(stack, example)
         with torch.no_grad(), recorder:
             output = model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return recorder.calls, recorder.producer.get(id(output), -1)
 
 
@@ -118,21 +99,24 @@ def watch(
     model: nn.Module, inputs: Tensor, sites: Container[Site], take: Callable[[Site, Tensor], None]
 ) -> None:
     """Run `model` and pass the outputs at `sites` to `take(site, output)`, in call order."""
-    with _Watcher(sites, take):
+    with CallStack(model) as stack, _Watcher(stack, sites, take):
         model(inputs)
 
 
 class _Watcher(TorchFunctionMode):
-    def __init__(self, sites: Container[Site], take: Callable[[Site, Tensor], None]) -> None:
+    def __init__(
+        self, stack: CallStack, sites: Container[Site], take: Callable[[Site, Tensor], None]
+    ) -> None:
         super().__init__()
-        self.sites, self.take = sites, take
-        self.counts = _Counts()
+        self.stack, self.sites, self.take = stack, sites, take
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        site = self.counts.site(func, args, kwargs or {})
+        if not takes_floats(args, kwargs or {}):
+            return output
+        site = self.stack.site(function_name(func))
         if site in self.sites:
             for tensor in tensors_in([output])[:1]:
                 self.take(site, tensor)

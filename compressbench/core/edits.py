@@ -10,8 +10,12 @@ Kinds of edits:
   values, and every weight is one of them
 - `fold`: `pairs` [[layer, BatchNorm], ...]; the layer has a bias, the BatchNorm is an nn.Identity
 - `bias`: `layers` [names] with a bias that the original architecture lacks
+- `remove_parametrizations`: `layers` {module: names of its parametrized tensors}, which become
+  plain parameters (core/parametrizations.py)
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
-  and `dynamic` (core/activation_quantizers.py)
+  and `dynamic` (core/activation_quantizers.py). A site is a call: the `index`-th of `function` that
+  the module `layer` makes itself, in the call of that module at `path` (core/call_stack.py).
+  `in_float` counts the sites that were left out to be faster
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from compressbench.core import activation_quantizers
+from compressbench.core import activation_quantizers, parametrizations
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.grid import Grid, expand
 from compressbench.core.types import Edit
@@ -47,6 +51,8 @@ def apply_edit_(model: nn.Module, edit: Edit) -> None:  # noqa: C901 - one case 
         case "bias":
             for name in edit["layers"]:
                 add_bias_(model.get_submodule(name))
+        case parametrizations.KIND:
+            parametrizations.remove_(model, edit["layers"])
         case "activation_grid":
             activation_quantizers.attach_(model, edit)
         case kind:

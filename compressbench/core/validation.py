@@ -42,3 +42,9 @@ def check_not_negative(name: str, value: Any) -> None:
     """Raise UserError unless `value` is a finite number of at least 0."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise UserError(f"{name} must be a number of at least 0, got {value!r}")
+
+
+def check_names(name: str, value: Any) -> None:
+    """Raise UserError unless `value` is a list of names."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(n, str) and n for n in value):
+        raise UserError(f"{name} must be a list of names, got {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from compressbench.core.types import (
     Runtime,
     TimeShare,
 )
+from compressbench.engine.data_identity import identify
 from compressbench.engine.plan import SCHEMA
 from compressbench.engine.stage_job import Job
 from compressbench.export.opsets import NEWEST
@@ -52,6 +54,10 @@ class RunContext:
     progress: Progress = lambda done, total, text: None
     opset: int = NEWEST  # highest of the target runtime
     test: bool = True  # False: the test split is never read
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        return identify(self.dataset, self.data)
 
     def context(self, job: Job, scratch: Path) -> Context:
         return Context(

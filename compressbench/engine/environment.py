@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import platform
+import re
 import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,13 @@ from typing import Any
 from compressbench.core.errors import UserError
 
 LIBRARIES = (
-    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "torch-pruning",
-    "compressbench",
+    "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "compressbench",
 )  # fmt: skip
+KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS",
+           "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE", "ON_CPU")  # fmt: skip
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part",
+               "CPU variant", "CPU revision")  # fmt: skip
+_INSTRUCTIONS = re.compile("avx|amx|fma|f16c|sse4|asimd|sve|sme(?!p)|i8mm|bf16")
 
 
 def environment() -> dict[str, Any]:
@@ -58,20 +67,56 @@ def check_torchvision() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """The part of the machine that measured times depend on."""
-    return {"cpu": _cpu_model(), "cores": os.cpu_count()}
+    """The part of the machine that measured figures depend on, and which kernels it may use.
+
+    The CPU's name alone says little: many virtual machines have the same. `kernels` are what the
+    environment chooses (`ATEN_CPU_CAPABILITY` and its kin, and `ON_CPU` of .ci/on_cpu), which
+    changes times and last digits.
+    """
+    facts = _cpu_facts()
+    return {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "model": {name: facts[name] for name in _CPU_FIELDS if name in facts},
+        "instructions": _instructions(facts),
+        "cores": os.cpu_count(),
+        "kernels": {name: os.environ[name].lower() for name in KERNELS if name in os.environ},
+    }
 
 
 def _cpu_model() -> str:
+    found = _cpu_facts().get("model name")
+    if found is None and sys.platform == "darwin":
+        found = _output_of("sysctl", "-n", "machdep.cpu.brand_string")
+    return found or platform.processor()
+
+
+def _instructions(facts: Mapping[str, str]) -> list[str]:
+    """The extensions of a CPU that choose kernels: those of the first core."""
+    given = facts.get("flags") or facts.get("Features") or ""
+    return sorted(i for i in given.split() if _INSTRUCTIONS.match(i))
+
+
+def _cpu_facts() -> dict[str, str]:
+    """Name -> value of the first core in /proc/cpuinfo."""
+    first = itertools.takewhile(str.strip, _cpuinfo().splitlines())
+    pairs = (line.partition(":") for line in first)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+@cache
+def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _git_commit() -> str | None:
     """The commit of the working folder, None outside a repository or without git."""
-    command = ["git", "rev-parse", "HEAD"]
+    return _output_of("git", "rev-parse", "HEAD")
+
+
+def _output_of(*command: str) -> str | None:
+    """What a command prints; None where it fails or is missing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

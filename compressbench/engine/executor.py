@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,9 +20,11 @@ from compressbench.core.types import (
     Step,
 )
 from compressbench.engine.context import EXPORT_LIBRARIES, RunContext, parts_of, tracer
+from compressbench.engine.data_identity import sample_digests
+from compressbench.engine.environment import machine
 from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
-from compressbench.results.run_report import shrink_warning
+from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry
 from compressbench.store.sources import versions
 
@@ -50,7 +50,6 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             planned.timed,
             test=run_context.test and index in (0, len(plan) - 1),
         )
-        previous = next(reversed(done.values()), None)
         step = Step(
             index=index,
             name=planned.name,
@@ -69,9 +68,17 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             tables=outcome["tables"],
             notes=tuple(outcome["notes"]),
         )
-        warning = shrink_warning(previous, step) if previous else None
-        done[planned.name] = replace(step, warnings=step.warnings + ((warning,) if warning else ()))
+        done[planned.name] = replace(step, warnings=step.warnings + _on_size(step, done))
         yield done[planned.name]
+
+
+def _on_size(step: Step, done: Mapping[str, Step]) -> tuple[str, ...]:
+    """Warnings of a stage that did not shrink the file; `done` are the stages before it."""
+    if not done:
+        return ()
+    first, *_, previous = (next(iter(done.values())), *done.values())
+    found = (growth_warning(first, step), shrink_warning(previous, step))
+    return tuple(warning for warning in found if warning)
 
 
 def _stored_or_built(
@@ -149,9 +156,10 @@ def _measured(
     reference = baseline.files / "model.onnx" if baseline else file
     shared = {
         "parents": {"export": exported.key},
-        "data": data.manifest(),
+        "data": run_context.data_identity,
         "runtime": asdict(run_context.runtime),
-        "environment": {**versions(["torch", "onnx", "onnxruntime", "zstandard"]), **_machine()},
+        "environment": versions(["torch", "onnx", "onnxruntime", "zstandard"]),
+        "machine": machine(),
     }
 
     def measure(folder: Path) -> dict[str, Any]:
@@ -163,6 +171,8 @@ def _measured(
     entry, _ = store.get_or_build(parts, measure)
     figures = dict(entry.meta["figures"])
     if test:
+        tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
+        shared["data"] = tested_data
         parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
         tested, _ = store.get_or_build(
             parts, lambda folder: test_figures(file, data, threads=threads)
@@ -190,14 +200,9 @@ def _export(
                 {"digest": artifacts.digest(artifact)} if timed else {}
             ),  # timed stages: the key does not determine the weights
         },
-        "data": asdict(run_context.data.spec),
+        "data": run_context.data_identity,
         "opset": run_context.opset,
         "environment": versions(EXPORT_LIBRARIES),
     }
     parts = parts_of("export", shared, "compressbench.export.onnx.export_onnx")
     return run_context.store.get_or_build(parts, export)[0]
-
-
-def _machine() -> dict[str, str]:
-    """The machine is part of the key: latency is only valid where it was measured."""
-    return {"machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()} cores"}

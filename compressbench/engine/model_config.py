@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from compressbench.config.instantiate import instantiate, takes_option
 from compressbench.core.errors import UserError
 from compressbench.core.types import Data, DataSpec
-from compressbench.models.checkpoint import load_checkpoint_
+from compressbench.engine.data_options import takes_texts, with_data_options
+from compressbench.engine.first_pass import tried_model
 
 STUDENT = "student"  # in a model: options that its student overrides; in a stage: that student
 _NOT_OPTIONS = ("checkpoint", STUDENT)
@@ -39,7 +39,7 @@ def student_of(model: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 
 def check_domain(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
     """Raise UserError for an image model on text data, or a text model on images."""
-    takes = takes_option(own, "vocabulary", where)
+    takes = takes_texts(own, where)
     if takes is None or takes == (spec.tokens is not None):
         return
     name = str(own["_target_"]).rpartition(".")[2]
@@ -64,43 +64,10 @@ def checked_architecture(
         )
     spec = data.spec
     check_domain(own, spec, where)
-    config = {
-        "input_shape": list(spec.input_shape),
-        "num_classes": spec.num_classes,
-        **({"vocabulary": spec.tokens.vocabulary, "pad": spec.tokens.pad} if spec.tokens else {}),
-        **options_of(own),
-    }
-    if config["num_classes"] != spec.num_classes:
-        raise UserError(
-            f"{where}.num_classes={config['num_classes']}, but dataset {spec.name} has "
-            f"{spec.num_classes} classes: teacher, student and dataset must agree"
-        )
+    config = with_data_options(options_of(own), spec, where)
     path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
     if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: no such file")
-    return config, path, _try_model(config, path, spec, where)
-
-
-def _try_model(
-    config: Mapping[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
-) -> torch.nn.Module:
-    """Build a model and run it on two blank samples, so that errors show before any training."""
-    with torch.random.fork_rng(devices=()):
-        model = instantiate(config, where)
-    if not isinstance(model, torch.nn.Module):
-        raise UserError(f"{where}._target_={config['_target_']} is not a torch.nn.Module")
-    if checkpoint is not None:
-        load_checkpoint_(model, checkpoint)
-    inputs = spec.blank(2)
-    try:
-        with torch.no_grad():
-            logits = model.eval()(inputs)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise UserError(f"{where} fails on inputs {list(inputs.shape)}: {first}") from error
-    if tuple(getattr(logits, "shape", ())) != (2, spec.num_classes):
-        raise UserError(
-            f"{where} maps {list(inputs.shape)} to {list(getattr(logits, 'shape', ()))}, but "
-            f"dataset {spec.name} has {spec.num_classes} classes: [2, {spec.num_classes}] expected"
-        )
-    return model
+    offered = [name for name in config if name not in own]
+    config, model = tried_model(config, path, spec, where, offered)
+    return config, path, model

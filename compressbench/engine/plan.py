@@ -8,8 +8,9 @@ that the store has). What passes between the two is plain JSON, `stage_job.Job`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
+from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
 from compressbench.engine.model_config import (
     STUDENT,
@@ -30,10 +32,10 @@ from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
-from compressbench.store.sources import source_digest, versions
+from compressbench.store.sources import library_versions, source_digest, versions
 
 SCHEMA = 1
-_FIT_LIBRARIES = ("torch", "pytorch-lightning", "torch-pruning")
+_FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
 _EXPORT_LIBRARIES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "scipy")
@@ -52,6 +54,7 @@ class Planned:
     parents: dict[str, str]
     parts: dict[str, Any]
     begins_with: torch.nn.Module  # the untrained architecture that its chain of stages starts from
+    model_place: str  # of that architecture in the config, for messages
     timed: bool = False  # its result, or a parent's, depends on measured latency
 
     @property
@@ -78,6 +81,10 @@ class _Recipe:
     runtime: Runtime
     seed: int
     opset: int
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        return identify(self.dataset, self.data)
 
 
 def make_plan(
@@ -169,7 +176,7 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
         key=content_key(parts),
     )
     timed = _times(stage) or any(before[parent].timed for parent in parents.values())
-    return Planned(job, stage, parents, parts, start.begins_with, timed)
+    return Planned(job, stage, parents, parts, start.begins_with, start.place, timed)
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,7 @@ class _Start:
     """The starting point of a stage: an architecture and a checkpoint, or its parent's result."""
 
     begins_with: torch.nn.Module
+    place: str
     architecture: dict[str, Any] | None = None
     checkpoint: Path | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
@@ -186,12 +194,13 @@ def _start_of(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, Pla
     own = _own_model(name, stage, recipe.stages, recipe.model)
     if own is None:
         parent = list(before)[-1]
-        return _Start(before[parent].begins_with, parents={"model": parent})
+        begun = before[parent]
+        return _Start(begun.begins_with, begun.model_place, parents={"model": parent})
     given = recipe.stages[name].get("model")
     stage_model = f"recipe.stages.{name}.model"
     where = f"model.{STUDENT}" if given == STUDENT else stage_model if given else "model"
     architecture, checkpoint, begins_with = checked_architecture(own, recipe.data, where)
-    return _Start(begins_with, architecture, checkpoint)
+    return _Start(begins_with, where, architecture, checkpoint)
 
 
 def _key_parts(
@@ -216,14 +225,19 @@ def _key_parts(
         "parents": parents,
         "model": start.architecture,
         "checkpoint": file_digest(start.checkpoint) if start.checkpoint else None,
-        "data": recipe.data.manifest(),
+        "data": recipe.data_identity,
         "code": source_digest(sorted(targets)),
-        "environment": versions(libraries),
+        "environment": versions(libraries) | library_versions(sorted(_of_the_user(targets))),
         "seed": stage_seed(recipe.seed, name),
         "runtime": asdict(recipe.runtime),
         **({"opset": recipe.opset} if weighs else {}),
         **({"machine": machine()} if _times(stage) else {}),
     }
+
+
+def _of_the_user(targets: Iterable[str]) -> Iterator[str]:
+    ours = __name__.partition(".")[0]
+    return (target for target in targets if target.partition(".")[0] != ours)
 
 
 def _times(stage: Stage) -> bool:

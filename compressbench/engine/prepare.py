@@ -33,15 +33,16 @@ class Prepared:
         return replace(self, context=replace(self.context, **changes))
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Build the dataset and the tracker, and lay out the recipe.
+def prepare(config: RunConfig, data: Data | None = None) -> Prepared:
+    """Build the dataset, unless it is given as `data`, and the tracker; lay out the recipe.
 
     Raises UserError for whatever cannot work, before anything is trained.
     """
     check_opset(config.opset)
     runtime = resolve(config.trainer)
     tracker: Tracker = _built("tracking", config.tracking, "start")
-    data: Data = _built("dataset", config.dataset, "manifest")
+    if data is None:
+        data = _built("dataset", config.dataset, "manifest")
     check_metric(data.spec.metric)
     plan = make_plan(
         config.stages,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from compressbench.core.live_objects import live_types
 from compressbench.core.types import Step
 from compressbench.engine.environment import check_torchvision
 from compressbench.engine.executor import run
+from compressbench.engine.model_trial import try_models, try_passes
 from compressbench.engine.plan_table import show_plan
 from compressbench.engine.prepare import Prepared, prepare
 from compressbench.engine.run_folder import (
@@ -34,7 +36,7 @@ from compressbench.engine.run_folder import (
 )
 from compressbench.results.run_plots import write_pages
 from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
-from compressbench.results.terminal import Terminal, say
+from compressbench.results.terminal import Terminal, make_console, say
 from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Session
 
@@ -50,9 +52,10 @@ def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
     try:
         prepared = prepare(config)
         if config.plan:
+            try_passes(prepared.plan, prepared.context)
             show_plan(prepared.plan, prepared.context)
-        elif any(prepared.context.store.peek(planned.key) is None for planned in prepared.plan):
-            check_torchvision()  # takes a second, which a run that trains spends in any case
+        else:
+            _try(prepared)
     except UserError:
         remove_if_empty(folder)
         raise
@@ -70,6 +73,17 @@ def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
             folder,
             after=terminal.step,
         )
+
+
+def _try(prepared: Prepared) -> None:
+    """Raise UserError for a model that would fail later; nothing is tried if the store has all."""
+    try_models(prepared.plan, replace(prepared.context, progress=_say_progress))
+    if any(prepared.context.store.peek(planned.key) is None for planned in prepared.plan):
+        check_torchvision()  # takes a second, which a run that trains spends in any case
+
+
+def _say_progress(done: int, total: int, text: str) -> None:
+    say(make_console(), text)
 
 
 def run_stages(

@@ -12,20 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.digests import file_digest
 from compressbench.core.distributed import assert_same_on_ranks, rank
-from compressbench.core.errors import CheckFailedError
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.parametrizations import with_plain_weights
 from compressbench.core.types import TRAINED, Artifact, Context, Outcome, Stage
+from compressbench.models.plain import plain
 
 OUTCOME = "outcome.json"
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
-    """A fresh architecture, on the CPU, in eval mode."""
-    return instantiate(config, "model").eval()
+def build_model(config: Mapping[str, Any], where: str = "model") -> nn.Module:
+    """A fresh architecture, on the CPU, in eval mode, without wrappers; `where` is its place in the
+    config, for messages.
+    """
+    model = instantiate(config, where)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{where}._target_={config['_target_']} is not a torch.nn.Module")
+    try:
+        return plain(model).eval()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,13 @@ def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder:
     stage: Stage = instantiate(job.config, f"recipe.stages.{job.name}")
     inputs = dict(parents)
     if job.model is not None:
-        inputs["model"] = _fresh(job.model, job, context)
+        fresh = _fresh(job.model, job, context)
+        inputs["model"] = fresh if TRAINED in stage.adds else with_plain_weights(fresh)
     before = inputs["model"].properties
     outcome = stage.run(inputs, context)
-    result = replace(outcome.artifact, properties=before | stage.adds, key=job.key)
-    artifacts.check(result)
+    artifact = with_plain_weights(outcome.artifact)
+    result = replace(artifact, properties=before | stage.adds, key=job.key)
+    artifacts.check(result, inputs["model"].model)
     assert_same_on_ranks(artifacts.digest(result), f"the model after {job.name}")
     context.data.verify()
     if rank() == 0:

@@ -66,7 +66,12 @@ def _foreign() -> tuple[Path, ...]:
     found = [find_spec(name) for name in _TRACERS]
     packages = [Path(str(spec.origin)).parent for spec in found if spec and spec.origin]
     own = [p for p in packages if p.name != "compressbench"]
-    ours = [p / part for p in packages if p.name == "compressbench" for part in ("core", "export")]
+    ours = [
+        p / part
+        for p in packages
+        if p.name == "compressbench"
+        for part in ("core", "engine", "export")
+    ]
     return (*own, *ours, *_python())
 
 

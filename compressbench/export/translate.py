@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import compressbench.core.activation_quantizers  # noqa: F401 - registers the operators
+from compressbench.export.attention import FourAxes
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 
@@ -27,7 +28,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
-    with quiet():
+    with quiet(), FourAxes():
         program = torch.onnx.export(
             traced,
             (example,),

@@ -7,6 +7,7 @@ what the model computes for batches of 1 and 3.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -18,18 +19,23 @@ from compressbench.core.types import DataSpec
 from compressbench.export import place, reasons
 from compressbench.export.opsets import IR_VERSION, NATIVE, NEWEST, check_opset, declared_opset
 
+Trace = Callable[[nn.Module, Tensor, int], ir.Model]
 BATCHES = (1, 3)  # the graph is traced with two samples
 TOLERANCE = 0.01  # median error over the largest output; a graph of something else is far beyond
 _NO = "the model cannot be exported: "
 
 
-def try_export(model: nn.Module, spec: DataSpec, opset: int = NEWEST) -> None:
+def try_export(
+    model: nn.Module, spec: DataSpec, opset: int = NEWEST, trace: Trace | None = None
+) -> None:
     """Export `model` to memory and compare the graph with it.
 
     Args:
         model: As instantiated, in any mode; it stays as it is.
         spec: Gives the shape of the inputs, which are random.
         opset: Newest opset that the target runtime supports, in [17, 25].
+        trace: Returns the graph of a model for an example input and an opset, `to_graph` by
+            default; places of nodes are known to `to_graph` alone.
 
     Raises:
         UserError: The model cannot be exported, or the graph computes something else: one line with
@@ -40,7 +46,7 @@ def try_export(model: nn.Module, spec: DataSpec, opset: int = NEWEST) -> None:
     tried = copy.deepcopy(model).eval().cpu()
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=()):
-        traced = _trace(tried, spec.noise(2, generator), opset)
+        traced = _trace(tried, spec.noise(2, generator), opset, trace)
         session = _session(traced, opset)
         for count in BATCHES:
             _compare(session, tried, spec.noise(count, generator))
@@ -55,12 +61,12 @@ def _check_types(model: nn.Module) -> None:
             )
 
 
-def _trace(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
+def _trace(model: nn.Module, example: Tensor, opset: int, trace: Trace | None) -> ir.Model:
     """The graph of a model. Raises UserError if there is none, or one for this batch size only."""
     from compressbench.export.translate import to_graph
 
     try:
-        traced = to_graph(model, example, max(declared_opset((), opset), NATIVE))
+        traced = (trace or to_graph)(model, example, max(declared_opset((), opset), NATIVE))
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(_NO + reasons.not_traced(error, model, example)) from error
     for value in (traced.graph.inputs[0], traced.graph.outputs[0]):

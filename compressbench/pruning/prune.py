@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from compressbench.core.types import (
     Outcome,
     Stage,
 )
-from compressbench.core.validation import check_flag, check_integer
+from compressbench.core.validation import check_flag
 from compressbench.pruning.channels.measured_widths import IMAGES
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, left_out
@@ -46,7 +46,7 @@ from compressbench.pruning.weights.measured_densities import (
 from compressbench.pruning.weights.quantized_weights import NO_UPDATE, check_grids, check_scheme
 from compressbench.pruning.weights.selection import Selection, WeightScope
 from compressbench.quantization.grids.calibration import calibrate_
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
-class Prune(PruneOptions):
+class Prune(PruneOptions, BatchNormOptions):
     """Zero the least important weights of convolutions and linear layers.
 
     Exactly one target must be given: `sparsity`, `threshold` or an N:M `pattern`. Of equally
     important weights those of lower index are pruned first; the most important weight of a layer
     is always kept. A criterion with an `update` method then adjusts the remaining weights.
-    BatchNorm statistics are measured again, and activation quantizers calibrated again.
+    BatchNorm statistics follow (`BatchNormOptions`); activation quantizers are calibrated again.
 
     Quantized weights keep their scales. Their grids must have 8 bits, and at most half of the
     weights may be pruned, since no float finetuning can follow.
@@ -90,7 +90,6 @@ class Prune(PruneOptions):
         layers: Names or fnmatch patterns of the layers to prune; None for all. Layers that do not
             fit the pattern are skipped, unless named exactly here, which is an error.
         skip: Names or patterns of layers that are neither pruned nor counted.
-        batchnorm_images: Training images for the BatchNorm statistics, at least 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -101,13 +100,12 @@ class Prune(PruneOptions):
     sparsity: float | None = None
     threshold: float | None = None
     activation_threshold: float | None = None
-    batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         check_names("skip", self.skip)
         check_names("layers", self.layers or ())
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         self.selection()
         if self.normalize is not None:
             check_flag("normalize", self.normalize)
@@ -137,7 +135,7 @@ class Prune(PruneOptions):
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
-        forwarded += min(self.batchnorm_images, train_images)
+        forwarded += self.batchnorm_passes(train_images)
         if self.scope == "sensitivity":
             forwarded += min(IMAGES, train_images) * len(SHARES) * TYPICAL_LAYERS
         return trained, forwarded
@@ -148,6 +146,7 @@ class Prune(PruneOptions):
         left = self.left(model)
         layers = {n: m for n, m in prunable_layers(model).items() if n not in left}
         with activations_in_float(model):
+            original = deepcopy(model)
             masks = self.masks(model, layers, context)
             check_grids(start, masks, hasattr(self.criterion, "update"))
             before = nonzero_weights(layers)
@@ -156,7 +155,7 @@ class Prune(PruneOptions):
             coverage = zeroed(model, before, left)
             if not any(row.touched for row in coverage):
                 raise CheckFailedError(self._nothing(masks))
-            reestimate_batchnorm_(model, context, self.batchnorm_images)
+            self.update_batchnorm_(model, original, context)
         grid = activation_grid(start.edits)
         if grid is not None:
             calibrate_(model, grid, context)
@@ -202,7 +201,8 @@ class Prune(PruneOptions):
         if update is None:
             return
         owners = weight_owners(model, layers).values()
-        moved = update(model, {name: masks[name] for name in owners}, context)
+        told = replace(context, batchnorm=self.batchnorm)
+        moved = update(model, {name: masks[name] for name in owners}, told)
         with torch.no_grad():
             for name, weight in moved.items():
                 layers[name].get_parameter("weight").copy_(weight)

@@ -29,12 +29,10 @@ from compressbench.core.types import (
     TimeShare,
 )
 from compressbench.core.validation import check_flag, check_integer, check_positive, check_share
+from compressbench.pruning.channels.candidates import candidates_of, in_short, share_missed
 from compressbench.pruning.channels.coupling import (
-    ChannelGroup,
+    Coupling,
     GroupPart,
-    channel_groups,
-    group_parts,
-    is_shared,
 )
 from compressbench.pruning.channels.cutter import Cutter, cut_to_limits, narrowed, reasons_of
 from compressbench.pruning.channels.limits import check_limit
@@ -50,11 +48,12 @@ from compressbench.pruning.channels.ranking import (
     mean_worth,
     without_one,
 )
-from compressbench.pruning.channels.removal import Cuts, check_replay
+from compressbench.pruning.channels.removal import Cuts, check_replay, kept_channels
+from compressbench.pruning.channels.settling import settled_coupling
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.criteria.scores import scores_of
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, skipped
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 EXAMPLES = 4  # samples on which a pruned model is verified
 Scope = Literal["global", "layer", "sensitivity"]
@@ -63,7 +62,7 @@ FLOOR = 0.1  # share of a layer's channels that is kept by default
 
 
 @dataclass(frozen=True)
-class PruneChannels:
+class PruneChannels(BatchNormOptions):
     """Remove the least important output channels, with everything that depends on them.
 
     Exactly one target must be given: `sparsity`, `threshold` or limits (`params`, `macs` of one
@@ -91,7 +90,6 @@ class PruneChannels:
         max_layer_sparsity: Largest share to remove from a layer; if this and `min_channels` are
             None, a tenth of the channels and at least `round_to` are kept.
         coupled: False keeps channels that several layers share (residuals, attention heads).
-        batchnorm_images: Training images for the BatchNorm statistics, at least 2.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -114,7 +112,6 @@ class PruneChannels:
     max_layer_sparsity: float | None = None
     skip: Sequence[str] = ()
     coupled: bool = True
-    batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
@@ -125,7 +122,7 @@ class PruneChannels:
         check_flag("normalize", self.normalize)
         check_flag("coupled", self.coupled)
         check_integer("round_to", self.round_to, 1)
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         if self.min_channels is not None:
             check_integer("min_channels", self.min_channels, 1)
         if self.max_layer_sparsity is not None:
@@ -166,12 +163,21 @@ class PruneChannels:
         return self.latency is not None
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Reject patterns in `skip` that match no layer, before the recipe runs."""
+        """Reject, before the recipe runs, patterns in `skip` that match no layer, and models of
+        which no channel can be removed.
+        """
         skipped(self.skip, prunable_layers(model))
+        try:
+            coupling = settled_coupling(deepcopy(model).cpu().eval(), example_inputs(spec))
+        except (CheckFailedError, RuntimeError) as error:  # RuntimeError: cannot be copied
+            raise UserError(str(error).partition("\n")[0]) from error
+        candidates, left = self._candidates(model, coupling)
+        if not candidates:
+            raise UserError(f"no channel can be removed ({in_short(left)})")
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
-        forwarded += min(self.batchnorm_images, train_images)
+        forwarded += self.batchnorm_passes(train_images)
         if self.scope == "sensitivity":
             forwarded += min(IMAGES, train_images) * TYPICAL_BLOCKS
         return trained, forwarded
@@ -180,30 +186,35 @@ class PruneChannels:
         start = inputs["model"]
         original = deepcopy(start.model).cpu().eval()
         example = example_inputs(context.data.spec)
-        groups = channel_groups(deepcopy(original), example)
-        candidates, left = self._candidates(original, groups)
-        cutter = Cutter(start, original, groups, example, self._timer(start, context))
+        coupling = settled_coupling(original, example)
+        candidates, left = self._candidates(original, coupling)
+        if not candidates:
+            raise CheckFailedError(self._nothing([], left))
+        cutter = Cutter(start, original, coupling, example, self._timer(start, context))
         ranked = self._ranked(cutter, candidates, context)
-        warnings: tuple[str, ...] = ()
         tables: dict[str, list[dict[str, Any]]] = {}
         if self.limits():
             cut, warning, tables[TABLE] = cut_to_limits(
                 cutter, partial(self._cuts, ranked), self.limits(), self.tolerance, context,
                 lambda cuts: [] if self.scope == "layer" else without_one(ranked, cuts),
             )  # fmt: skip
-            warnings = (warning,) if warning else ()
+            warnings: tuple[str, ...] = (warning,) if warning else ()
         else:
             cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
-        left |= reasons_of(groups, cutter.failed)
+            share, whole = self.sparsity or 0.0, self.scope != "layer"
+            warnings = share_missed(ranked, coupling, cut.atoms, share, self.tolerance, whole)
+        left |= reasons_of(coupling.parts, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
         if not cut.removed:
             raise CheckFailedError(self._nothing([] if cutter.failed else candidates, left))
         check_replay(original, cut.model, cut.edit, example)
-        reestimate_batchnorm_(cut.model, context, self.batchnorm_images)
+        kept = kept_channels(original, cut.removed)
+        self.update_batchnorm_(cut.model, original, context, kept)
         artifact = start.changed(cut.model, [cut.edit], self.adds)
         artifact = replace(artifact, early={})  # early weights have other shapes
-        warnings += tuple(f"channels of {n} were kept: {why}" for n, why in cutter.failed.items())
+        failed = {**coupling.failed, **cutter.failed}
+        warnings += tuple(f"channels of {n} were kept: {why}" for n, why in failed.items())
         return Outcome(artifact, coverage, warnings=warnings, tables=tables)
 
     def _timer(self, start: Artifact, context: Context) -> TimeShare | None:
@@ -212,32 +223,10 @@ class PruneChannels:
         return context.timed_against(start)
 
     def _candidates(
-        self, model: nn.Module, groups: Sequence[ChannelGroup]
+        self, model: nn.Module, coupling: Coupling
     ) -> tuple[list[GroupPart], dict[str, str]]:
-        """The group parts that can be pruned, and a reason for each layer that cannot."""
         names = skipped(self.skip, prunable_layers(model))
-        left = dict.fromkeys(prunable_layers(model), "the traced output does not depend on it")
-        candidates: list[GroupPart] = []
-        for group in groups:
-            held = [name for name in group.layers() if name in names]
-            parts, reason = ([], f"coupled with {held[0]}") if held else group_parts(group, model)
-            if group.reason or reason:
-                left |= dict.fromkeys(group.layers(), group.reason or reason)
-            else:
-                left = {name: why for name, why in left.items() if name not in group.layers()}
-                reasons = [self._stays(part, model) for part in parts]
-                pairs = list(zip(parts, reasons, strict=True))
-                left |= {name: why for part, why in pairs if why for name in part.layers}
-                candidates.extend(part for part, why in pairs if not why)
-        return candidates, left | dict.fromkeys(names, "named in skip")
-
-    def _stays(self, part: GroupPart, model: nn.Module) -> str:
-        """Why a part cannot be pruned, or ""."""
-        if part.width <= self.round_to:
-            return f"no more than {self.round_to} channels"
-        if not self.coupled and is_shared(part, model):
-            return "other layers share its channels (coupled=false)"
-        return ""
+        return candidates_of(coupling, model, names, self.round_to, self.coupled)
 
     def _ranked(
         self, cutter: Cutter, candidates: list[GroupPart], context: Context
@@ -246,7 +235,7 @@ class PruneChannels:
         chosen = {name for part in candidates for name in part.layers}
         layers = {name: m for name, m in prunable_layers(model).items() if name in chosen}
         worth = self._worth(model, layers, context)
-        ranked = [Ranked.of(u, worth, self.round_to, self._floor(u.width)) for u in candidates]
+        ranked = [Ranked.of(part, worth, self.round_to, self._least(part)) for part in candidates]
         if self.scope == "sensitivity":
             return by_damage(ranked, cutter, list(self.limits()), context)
         return ranked
@@ -271,6 +260,11 @@ class PruneChannels:
             parts.append((scores_by(MeanActivation()), self.activation_threshold))
         return below(parts)
 
+    def _least(self, part: GroupPart) -> int:
+        """The least number of atoms to keep, so that every layer keeps its least width."""
+        sizes = part.sizes
+        return max(math.ceil(self._floor(w) / sizes[n]) for n, w in part.widths.items())
+
     def _floor(self, width: int) -> int:
         if self.min_channels is None and self.max_layer_sparsity is None:
             return max(self.round_to, math.ceil(FLOOR * width))
@@ -279,8 +273,7 @@ class PruneChannels:
 
     def _nothing(self, candidates: list[GroupPart], left: Mapping[str, str]) -> str:
         if not candidates:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
-            return f"prune_channels changed nothing: no layer can be pruned ({reasons})"
+            return f"prune_channels changed nothing: no layer can be pruned ({in_short(left)})"
         widest = max(part.width for part in candidates)
         named = "sparsity" if self.threshold is None else "threshold"
         return (

@@ -30,6 +30,7 @@ from compressbench.core.types import (
 from compressbench.core.validation import check_flag, check_integer
 from compressbench.pruning.prune import Prune, PruneOptions, prune_once
 from compressbench.pruning.weights.apply import nonzero_weights, zeroed
+from compressbench.training.batchnorm import BatchNormOptions
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
@@ -40,7 +41,7 @@ NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of an earlier
 
 
 @dataclass(frozen=True)
-class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
+class PruneIteratively(objective.TaughtFitOptions, PruneOptions, BatchNormOptions):
     """Prune the least important weights, then train for `epochs`; repeat this `rounds` times.
 
     After round r of R the sparsity is 1 - (1 - sparsity)^(r / R): every round prunes the same
@@ -48,8 +49,8 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
     remaining weights are reset before each training to those of the epoch that the train stage
     kept (`keep_epoch`): lottery tickets (Frankle and Carbin 2019, arXiv:1803.03635, for epoch 0;
     Frankle et al. 2020, arXiv:1912.05671, for a later epoch). `scope`, `normalize`, `pattern`
-    (blocks only), `layers`, `skip` and `batchnorm_images` are those of `Prune`; all other options
-    are those of `PruneGradually`.
+    (blocks only), `layers`, `skip`, `batchnorm` and `batchnorm_images` are those of `Prune`; all
+    other options are those of `PruneGradually`.
 
     Each finished round is saved in the stage's folder, so an interrupted run resumes there.
     """
@@ -62,7 +63,6 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
     sparsity: float
     rounds: int = 3
     rewind: bool = False
-    batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
         objective.check_fit(self)
@@ -73,7 +73,7 @@ class PruneIteratively(objective.TaughtFitOptions, PruneOptions):
     def prune(self, sparsity: float) -> Prune:
         """The pruning of one round, to `sparsity`."""
         once = prune_once(self, self.criterion, sparsity)
-        return replace(once, batchnorm_images=self.batchnorm_images)
+        return replace(once, batchnorm=self.batchnorm, batchnorm_images=self.batchnorm_images)
 
     def sparsity_after(self, done: int) -> float:
         """The sparsity after `done` rounds."""

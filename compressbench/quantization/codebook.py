@@ -24,24 +24,23 @@ from compressbench.core.types import (
     Edit,
     Outcome,
 )
-from compressbench.core.validation import check_integer
 from compressbench.quantization.grids.scheme import Scheme
 from compressbench.quantization.grids.weights import quantized
 from compressbench.quantization.rounding.codebook import codes_of, fit_codebook
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 _RULE = {"layers", "type", "bits"}
 
 
 @dataclass(frozen=True)
-class Codebook:
+class Codebook(BatchNormOptions):
     """Replace every weight by the nearest of 2**bits values, which k-means finds for each layer.
 
     Han et al. 2016 (arXiv:1510.00149), without finetuning of the values. They are denser where
     weights are denser than on an integer grid, but integer kernels cannot compute with them, and
     activations stay in float. `bits` in [2, 8]; `rules` and `widths` change it for some layers,
-    as in `Scheme`. Zero weights stay zero. BatchNorm statistics are measured again on
-    `batchnorm_images` training images.
+    as in `Scheme`. Zero weights stay zero. `batchnorm` and `batchnorm_images` are those
+    of `BatchNormOptions`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -51,10 +50,9 @@ class Codebook:
     bits: int = 4
     rules: Sequence[Mapping[str, Any]] | None = None
     widths: Mapping[str, Any] = field(default_factory=dict)
-    batchnorm_images: int = 1024
 
     def __post_init__(self) -> None:
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         Scheme(Grid(self.bits), self.rules, self.widths)
         for number, rule in enumerate(self.rules or ()):
             other = sorted(set(rule) - _RULE)
@@ -66,7 +64,7 @@ class Codebook:
         self._bits(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        return 0, min(self.batchnorm_images, train_images)
+        return 0, self.batchnorm_passes(train_images)
 
     def _bits(self, model: nn.Module, spec: DataSpec) -> tuple[dict[str, int], dict[str, str]]:
         grids, reasons = Scheme(Grid(self.bits), self.rules, self.widths).grids(model, spec)
@@ -79,7 +77,7 @@ class Codebook:
         if not bits:
             raise UserError("codebook found no convolution or linear layer")
         edit = share_weights_(model, bits)
-        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        self.update_batchnorm_(model, start.model, context)
         texts = {name: f"codebook of {1 << width}" for name, width in bits.items()}
         return Outcome(start.changed(model, [edit], self.adds), quantized(model, texts, reasons))
 

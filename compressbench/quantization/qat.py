@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from compressbench.core.activation_sites import find_sites, site_name
 from compressbench.core.errors import UserError
 from compressbench.core.protocols import Observer
 from compressbench.core.types import (
@@ -22,13 +23,20 @@ from compressbench.core.types import (
     Outcome,
 )
 from compressbench.core.validation import check_flag, check_integer
-from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
+from compressbench.quantization.grids import site_losses
+from compressbench.quantization.grids.calibration import (
+    is_observer,
+    left_in_float,
+    quantize_activations_,
+)
 from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
+from compressbench.quantization.grids.site_values import site_quantizers
 from compressbench.quantization.grids.weights import coverage_of_grids
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
 from compressbench.quantization.trained.model import FakeQuantizedModel
 from compressbench.quantization.trained.protocols import ActivationTraining, WeightTraining
+from compressbench.quantization.trained.training_calls import check_training_calls
 from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
 
@@ -77,6 +85,8 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
                 raise UserError(f"{name} must be a trained {name} quantizer, got {method!r}")
         if not is_observer(self.ranges):
             raise UserError(f"ranges must be an observer, got {self.ranges!r}")
+        if self.float_activations and self.activation is None:
+            raise UserError("float_activations needs activations with calibrated ranges")
 
     @property
     def adds(self) -> frozenset[str]:
@@ -87,10 +97,15 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         return scheme_of(self, self.bits)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Reject rules without a layer and group sizes that do not fit, before the recipe runs."""
+        """Reject rules without a layer, group sizes that do not fit, and models that compute
+        otherwise in training, before the recipe runs.
+        """
         grids, _ = self.scheme().grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
+        if self.activation is not None:
+            left_in_float(find_sites(model, spec.blank(2)), self.float_activations)
+            check_training_calls(model, spec)
 
     check_teachers = objective.check_teachers
 
@@ -120,10 +135,12 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = start.changed(model, edits, self.adds)
         rows = coverage_of_grids(model, grids, reasons)
-        return Outcome(artifact, rows, history, warnings, notes=notes)
+        losses = site_losses.of_artifact(artifact, context, trained=True)
+        warnings += losses.warnings
+        return Outcome(artifact, rows, history, warnings, losses.tables, notes)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
-        return quantize_activations_(
+        edit = quantize_activations_(
             model,
             self.ranges,
             context,
@@ -132,13 +149,15 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
             power_of_two=self.power_of_two,
             images=self.calibration_images,
             batch_size=self.calibration_batch_size,
+            in_float=self.float_activations,
         )
+        site_quantizers(model).find_places_(model, context.data.spec.blank(2))
+        return edit
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:
     """A warning about activation sites that the method does not train."""
     if not numbers:
         return ()
-    sites = [edit["sites"][n] for edit in edits for n in numbers]
-    names = ", ".join(f"{s['function']} {s['index']} of {s['layer'] or 'the model'}" for s in sites)
-    return (f"{len(sites)} activation ranges stay as calibrated: {names}",)
+    names = [site_name(edit["sites"][n]) for edit in edits for n in numbers]
+    return (f"{len(names)} activation ranges stay as calibrated: {', '.join(names)}",)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from compressbench.core import activation_quantizers
+from compressbench.core.activation_sites import find_sites
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, WeightQuantizer
 from compressbench.core.protocols import Observer
@@ -24,8 +25,14 @@ from compressbench.core.types import (
     Edit,
     Outcome,
 )
-from compressbench.core.validation import check_flag, check_integer
-from compressbench.quantization.grids.calibration import is_observer, quantize_activations_
+from compressbench.core.validation import check_flag, check_integer, check_share
+from compressbench.quantization.float_where_slower import FILES, fastest, with_gains
+from compressbench.quantization.grids import site_losses
+from compressbench.quantization.grids.calibration import (
+    is_observer,
+    left_in_float,
+    quantize_activations_,
+)
 from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
 from compressbench.quantization.grids.weights import coverage_of_grids, quantize_weights_
 from compressbench.quantization.mixed_precision import TABLE, Allocation
@@ -33,18 +40,19 @@ from compressbench.quantization.observers.dynamic import Dynamic
 from compressbench.quantization.preparation.bias_correction import correct_bias_
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import check_preparation, prepare_
-from compressbench.training.batchnorm import reestimate_batchnorm_
+from compressbench.training.batchnorm import BatchNormOptions
 
 
 @dataclass(frozen=True)
-class Quantize(GridOptions):
+class Quantize(GridOptions, BatchNormOptions):
     """Quantize the weights of convolutions, linear layers and embeddings, and the activations.
 
     The options apply in this order: `fold_batchnorm`, `equalize`, `weight`, `correct_bias`,
     BatchNorm statistics, `activation`. Zero weights stay zero. The coverage lists layers that are
     not quantized, with the reason. `granularity`, `group_size`, `symmetric`, `narrow` and
     `power_of_two` are those of `Grid`; `rules` and `widths` change them for some layers
-    (`Scheme`); `activation_bits` and `activation_symmetric` are those of `GridOptions`.
+    (`Scheme`); `activation_bits`, `activation_symmetric` and `float_activations` are those of
+    `GridOptions`, `batchnorm` and `batchnorm_images` those of `BatchNormOptions`.
 
     Args:
         weight: Method that rounds the weights.
@@ -56,10 +64,12 @@ class Quantize(GridOptions):
         fold_batchnorm: Fold BatchNorm into the preceding layers first.
         equalize: Equalize the weight ranges of consecutive layers; needs `fold_batchnorm`.
         correct_bias: Compensate the mean error of each layer's outputs in its bias.
-        batchnorm_images: Training images for the statistics of remaining BatchNorm layers.
         calibration_images: Training images for `correct_bias` and the observer.
         batch_size: Images per batch of calibration.
         allocation: Chooses the bits of all layers for which neither rules nor widths set them.
+        float_where_slower: Leave activations in float where the file is then faster on this
+            machine, as measured in interleaved pairs; needs static ranges.
+        max_growth: With that, share by which the file may be larger than without.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -72,16 +82,17 @@ class Quantize(GridOptions):
     fold_batchnorm: bool = False
     equalize: bool = False
     correct_bias: bool = False
-    batchnorm_images: int = 1024
     calibration_images: int = 512
     batch_size: int = 64
     allocation: Allocation | None = None
+    float_where_slower: bool = False
+    max_growth: float = 0.1
 
     def __post_init__(self) -> None:
         self.scheme()
         check_preparation(self.fold_batchnorm, self.equalize, self.correct_bias)
         check_flag("reduce_range", self.reduce_range)
-        check_integer("batchnorm_images", self.batchnorm_images, 2)
+        self.check_batchnorm()
         check_integer("calibration_images", self.calibration_images, 1)
         check_integer("batch_size", self.batch_size, 1)
         if not callable(self.weight):
@@ -90,10 +101,22 @@ class Quantize(GridOptions):
             raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
         if self.allocation is not None and self.reduce_range:
             raise UserError("reduce_range=true does not work with allocation: use 7 in its widths")
+        check_flag("float_where_slower", self.float_where_slower)
+        check_share("max_growth", self.max_growth)
         if isinstance(self.activation, Dynamic):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
             raise UserError(f"activation must be an observer or null, got {self.activation!r}")
+        if self.float_activations and not self._is_static():
+            raise UserError("float_activations needs activations with calibrated ranges")
+        if self.float_where_slower and not self._is_static():
+            raise UserError(
+                "float_where_slower=true needs static ranges of activations, such as "
+                "activation=minmax"
+            )
+
+    def _is_static(self) -> bool:
+        return self.activation is not None and not isinstance(self.activation, Dynamic)
 
     def _check_dynamic(self) -> None:
         if self.activation_bits != 8:
@@ -111,6 +134,10 @@ class Quantize(GridOptions):
     def weighs_files(self) -> bool:
         return self.allocation is not None
 
+    @property
+    def times_files(self) -> bool:
+        return self.float_where_slower
+
     def scheme(self) -> Scheme:
         """The grids of the layers."""
         return scheme_of(self, self.bits)
@@ -126,14 +153,16 @@ class Quantize(GridOptions):
         grids, _ = self._grids(model, spec)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
+        if self.float_activations:
+            left_in_float(find_sites(model, spec.blank(2)), self.float_activations)
         if self.allocation is not None:
             self._free(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        calibrated = self.activation is not None and not isinstance(self.activation, Dynamic)
-        runs = (1 if calibrated else 0) + (2 if self.correct_bias else 0)
+        runs = (1 if self._is_static() else 0) + (2 if self.correct_bias else 0)
         calibration = runs * min(self.calibration_images, train_images)
-        return 0, min(self.batchnorm_images, train_images) + calibration
+        followed = self.batchnorm_passes(train_images)
+        return 0, followed + calibration
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]
@@ -145,13 +174,22 @@ class Quantize(GridOptions):
         )
         start = replace(start, edits=(*start.edits, *edits))
         finish = partial(self._finish, start, model, context)
+        tables: dict[str, Sequence[Mapping[str, Any]]] = {}
         if self.allocation is None:
-            rows = coverage_of_grids(model, grids, reasons)
-            return Outcome(finish(grids, self.weight), rows, warnings=warnings)
-        free = self._free(model, context.data.spec)
-        allocated = self.allocation(model, grids, free, self.weight, finish, context)
-        rows = coverage_of_grids(model, allocated.grids, reasons)
-        return Outcome(allocated.artifact, rows, warnings=warnings, tables={TABLE: allocated.rows})
+            artifact = finish(grids, self.weight)
+        else:
+            free = self._free(model, context.data.spec)
+            allocated = self.allocation(model, grids, free, self.weight, finish, context)
+            artifact, grids = allocated.artifact, dict(allocated.grids)
+            tables[TABLE] = allocated.rows
+        rows = coverage_of_grids(model, grids, reasons)
+        if self.float_where_slower:
+            chosen = fastest(artifact, context, self.max_growth)
+            artifact, rows = chosen.artifact, with_gains(rows, chosen)
+            tables[FILES] = chosen.rows
+        losses = site_losses.of_artifact(artifact, context)
+        tables |= losses.tables
+        return Outcome(artifact, rows, warnings=(*warnings, *losses.warnings), tables=tables)
 
     def _free(self, model: nn.Module, spec: DataSpec) -> list[str]:
         """The layers whose bits neither rules nor widths set."""
@@ -175,13 +213,14 @@ class Quantize(GridOptions):
     ) -> Artifact:
         """Quantize a copy of the float model `prepared`, which is not modified."""
         model = deepcopy(prepared)
-        edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
+        told = replace(context, batchnorm=self.batchnorm)
+        edits: list[Edit] = [quantize_weights_(model, grids, method, told)]
         if self.correct_bias:
             edit = correct_bias_(
-                model, prepared, list(grids), context, self.calibration_images, self.batch_size
+                model, prepared, list(grids), told, self.calibration_images, self.batch_size
             )
             edits += [] if edit is None else [edit]
-        reestimate_batchnorm_(model, context, self.batchnorm_images)
+        self.update_batchnorm_(model, prepared, context)
         if self.activation is not None:
             edits.append(self._quantize_activations_(model, grids, context))
         return start.changed(model, edits, self.adds)
@@ -203,4 +242,5 @@ class Quantize(GridOptions):
             power_of_two=self.power_of_two,
             images=self.calibration_images,
             batch_size=self.batch_size,
+            in_float=self.float_activations,
         )

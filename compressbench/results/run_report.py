@@ -30,10 +30,12 @@ from compressbench.results.tables import markdown_table, write_csv
 
 SCHEMA_VERSION = 1
 NOT_SHRUNK = "download did not shrink"
+LARGER = "the file is LARGER than the float model's"
 CHANCE = "no better than guessing"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "recipe.yaml")
+_QUANTIZES = ("codebook", "quantize")
 _SHRINKS = ("codebook", "prune", "quantize")  # prefixes of the kinds of compressing stages
-_DOWNLOAD = "size/download_bytes"
+_DOWNLOAD, _FILE = "size/download_bytes", "size/onnx_bytes"
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -66,6 +68,19 @@ def shrink_warning(previous: Step, step: Step) -> str | None:
     )
 
 
+def growth_warning(baseline: Step, step: Step) -> str | None:
+    """A warning if a quantized file is larger than the float baseline's, else None."""
+    if not step.kind.startswith(_QUANTIZES):
+        return None
+    before, after = (s.measurement.figures.get(_FILE) for s in (baseline, step))
+    if before is None or after is None or after <= before:
+        return None
+    return (
+        f"{step.name}: {LARGER}: {after:,.0f} bytes, {before:,.0f} after {baseline.name}; what a "
+        "grid needs beside the weights (scales, zero points, nodes) outweighs what it saves here"
+    )
+
+
 def build_report(info: RunInfo, steps: Sequence[Step], status: str) -> Report:
     """The report of a run after `steps`; `status` is "finished", "failed" or "killed"."""
     baseline = next((s for s in steps if s.is_baseline), None)
@@ -92,7 +107,7 @@ def build_report(info: RunInfo, steps: Sequence[Step], status: str) -> Report:
 
 
 def _keeps_out(warning: str) -> bool:
-    return NOT_SHRUNK in warning or CHANCE in warning
+    return any(text in warning for text in (NOT_SHRUNK, LARGER, CHANCE))
 
 
 def _stage(step: Step, info: RunInfo) -> dict[str, Any]:

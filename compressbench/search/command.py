@@ -23,7 +23,7 @@ from compressbench.results.sweep_terminal import SweepView
 from compressbench.search import initial_trials
 from compressbench.search import space as spaces
 from compressbench.search.cluster import Launch, supervise_jobs
-from compressbench.search.fingerprint import check_same, digest, fingerprint
+from compressbench.search.fingerprint import CONTENTS, check_same, digest, fingerprint
 from compressbench.search.options import (
     Options,
     read_constraints,
@@ -35,7 +35,7 @@ from compressbench.search.spec import Spec
 from compressbench.search.storage import SweepStorage, database_address, open_storage
 from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
-from compressbench.search.validate import check_places, check_values, read_metric
+from compressbench.search.validate import check_places, check_values, read_dataset
 from compressbench.search.worker_loop import RUNNING
 from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
@@ -162,7 +162,7 @@ def _plan(asked: Asked) -> tuple[Spec, dict[str, str]]:
         return cached_config((*fixed, *chosen), conf)
 
     combinations = check_places(space, configs)
-    metric, validation_rows = read_metric(configs(())["dataset"])
+    metric, validation_rows, contents = read_dataset(configs(())["dataset"])
     objectives = read_objectives(options.objectives, metric)
     constraints = read_constraints(options.constraints, metric)
     instantiate(options.sampler, "search.sampler", seed=0, number=0)
@@ -202,7 +202,7 @@ def _plan(asked: Asked) -> tuple[Spec, dict[str, str]]:
         seeds=options.seeds,
         early_stop=options.early_stop,
         lease_seconds=options.lease_seconds,
-    ), print_
+    ), {**print_, CONTENTS: contents}
 
 
 def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], workers: int) -> Spec:

@@ -14,6 +14,7 @@ from compressbench.tracking.records import flatten
 
 _SECTIONS = ("recipe", "model", "dataset", "trainer", "seed", "opset")
 _MOST_SHOWN = 4
+CONTENTS = "dataset contents"  # no part of the name of a sweep; absent in older ones
 
 
 def fingerprint(
@@ -46,7 +47,11 @@ def digest(print_: Mapping[str, str]) -> str:
 
 def check_same(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raise UserError that lists the differences between two fingerprints."""
-    changed = [k for k in before.keys() | now.keys() if before.get(k) != now.get(k)]
+    changed = [
+        k
+        for k in before.keys() | now.keys()
+        if before.get(k) != now.get(k) and not (k == CONTENTS and k not in before)
+    ]
     changed.sort(key=lambda k: (not k.startswith("search."), k))
     if not changed:
         return

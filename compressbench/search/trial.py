@@ -12,6 +12,7 @@ from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Step
 from compressbench.engine.executor import run
+from compressbench.engine.model_trial import try_models
 from compressbench.engine.prepare import prepare
 from compressbench.engine.run import reported, run_stages
 from compressbench.engine.run_folder import begin, tags
@@ -39,6 +40,7 @@ def run_trial(
 ) -> Result:
     """Run a recipe into `folder`, as a single run does, but without test data and pictures."""
     prepared = prepare(config).with_context(test=False, progress=progress)
+    try_models(prepared.plan, prepared.context)
     command = ["python", "run.py", *allow_arguments(), *_shown(spec.fixed), *overrides]
     info = begin(prepared, folder, command)
     session = prepared.tracker.start_trial(folder, name, tags(prepared), config.as_dict(), spec.tag)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.types import Data
 from compressbench.search.initial_trials import Configs, unique
 from compressbench.search.space import Parameter, Settings, draw, exists, overrides
+from compressbench.store.keys import canonical
 
 MOST_CHECKS = 24  # each takes about half a second
 
@@ -39,26 +41,47 @@ def _options_in_turn(space: Sequence[Parameter], configs: Configs) -> Iterator[S
                        else p.choices[0])  # fmt: skip
 
 
-def read_metric(dataset: Mapping[str, Any]) -> tuple[str, int]:
-    """The metric of a dataset, such as accuracy, and its number of validation samples."""
+class DatasetFacts(NamedTuple):
+    """What a sweep must know of its dataset; `contents` is their digest."""
+
+    metric: str
+    validation_rows: int
+    contents: str
+
+
+def read_dataset(dataset: Mapping[str, Any]) -> DatasetFacts:
+    """The metric of a dataset, such as accuracy, its validation samples, and its contents."""
+    from compressbench.engine.data_identity import contents_digest
+
     data = instantiate(dataset, "dataset")
     if not hasattr(data, "spec"):
         raise UserError(f"dataset._target_={dataset['_target_']} is not a dataset")
-    return str(data.spec.metric), len(data.split("validation"))
+    return DatasetFacts(
+        str(data.spec.metric), len(data.split("validation")), contents_digest(data)[:16]
+    )
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
-    """Plan the recipes at the ends of the space, and with every choice and bound.
+    """Plan the recipes at the ends of the space, and with every choice and bound; try the models
+    of the first end.
 
     Raises UserError for an end that is refused, and for a value that is refused at all ends.
     """
     from compressbench.config.run_config import RunConfig
+    from compressbench.engine.model_trial import try_models
     from compressbench.engine.prepare import prepare
+
+    datasets: dict[bytes, Data] = {}  # by their config, since reading one may take a second
 
     def try_(settings: Settings) -> None:
         chosen = overrides(space, settings)
         try:
-            prepare(RunConfig.of(configs(tuple(chosen))))
+            config = RunConfig.of(configs(tuple(chosen)))
+            name = canonical(config.dataset)
+            prepared = prepare(config, datasets.get(name))
+            datasets[name] = prepared.context.data
+            if settings == ends[0]:  # once: a step of training and an export take seconds
+                try_models(prepared.plan, prepared.context)
         except UserError as error:
             raise UserError(f"{error} (with {' '.join(chosen)})") from error
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.core.coverage import coverage
-from compressbench.core.edits import masked_layers, unique_state
+from compressbench.core.coverage import Change, coverage
+from compressbench.core.edits import unique_state
 from compressbench.core.errors import UserError
-from compressbench.core.layers import layers_with_weights, weights
+from compressbench.core.layers import layers_with_weights
+from compressbench.core.parametrizations import is_own, parametrization_names, plain_copy
 from compressbench.core.types import QUANTIZED, TRAINED, Artifact, Context, Coverage, Outcome
 from compressbench.core.validation import check_integer, check_share
 from compressbench.training.fits.schedule import (
@@ -62,7 +63,7 @@ class Train(FitOptions):
                 f"keep_epoch={self.keep_epoch}: nothing is trained, the model is from a checkpoint"
             )
         if TRAINED in start.properties:
-            return Outcome(start, touched(start.model, "taken from the checkpoint"))
+            return Outcome(start, taken_as_it_is(start))
         loss = cross_entropy(self.label_smoothing)
         if self.keep_epoch is None:
             return descend(start, loss, schedule_of(self), context)
@@ -98,8 +99,9 @@ class EpochSnapshot:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all tensors, each under one name only."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in unique_state(model).items()}
+    """Copies of all tensors, each under one name only; parametrized ones by their value."""
+    state = unique_state(plain_copy(model))
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def cross_entropy(label_smoothing: float) -> BatchLoss:
@@ -133,12 +135,43 @@ def descend(
 
 def trained(start: Artifact, model: nn.Module, history: Mapping[str, list[float]]) -> Outcome:
     """The outcome of a stage that only trained `model`, a copy of the model of `start`."""
-    return Outcome(start.changed(model, adds={TRAINED}), touched(model, "trained"), history)
+    rows = changed_weights(start.model, model)
+    return Outcome(start.changed(model, adds={TRAINED}), rows, history)
 
 
-def touched(model: nn.Module, detail: str) -> tuple[Coverage, ...]:
-    """Coverage of a stage that changes all weights that are not masked."""
-    moved = {name: weights(layer) for name, layer in layers_with_weights(model).items()}
-    for name, layer in masked_layers(model).items():
-        moved[name] -= int((~layer.get_buffer("weight_mask")).sum())
-    return coverage(model, {name: (count, detail) for name, count in moved.items()}, {})
+def changed_weights(before: nn.Module, after: nn.Module) -> tuple[Coverage, ...]:
+    """Coverage of a fit that turned `before` into `after`: the weights whose value changed.
+
+    A layer without any is frozen, or no gradient reached it: it has no part in the output.
+    """
+    was, now = plain_copy(before), plain_copy(after)
+    rows: dict[str, Change] = {}
+    for name, layer in layers_with_weights(now).items():
+        changed = _different(was.get_submodule(name), layer)
+        rows[name] = changed, _how(after.get_submodule(name), changed)
+    return coverage(now, rows, {})
+
+
+def _different(before: nn.Module, after: nn.Module) -> int:
+    old = dict(before.named_parameters(recurse=False))
+    new = {name: p for name, p in after.named_parameters(recurse=False) if p.ndim > 1}
+    return sum(int((p != old[name]).sum()) for name, p in new.items())
+
+
+def _how(layer: nn.Module, changed: int) -> str:
+    folded = parametrization_names(layer)
+    weights = [p for name, p in layer.named_parameters() if is_own(name)]
+    if changed:
+        return f"trained, {folded} folded" if folded else "trained"
+    if not any(p.requires_grad for p in weights):
+        return "frozen"
+    if all(p.grad is None for p in weights):
+        return "unused: the output does not depend on it"
+    return "unchanged: its gradient is zero"
+
+
+def taken_as_it_is(start: Artifact) -> tuple[Coverage, ...]:
+    """Coverage of a model that was trained elsewhere."""
+    model = plain_copy(start.model)
+    source = "given as trained" if start.model_config.get("trained") else "from the checkpoint"
+    return coverage(model, dict.fromkeys(layers_with_weights(model), (0, source)), {})

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressbench.config.groups import GROUPS, options
-from compressbench.config.instantiate import instantiate, takes_option
+from compressbench.config.instantiate import instantiate
 from compressbench.core.protocols import FeatureLoss, LearntCriterion
 from compressbench.core.types import Runtime, Stage
 from compressbench.data.digits import Digits
+from compressbench.engine.data_options import takes_texts
 from compressbench.pruning.criteria.scores import of_channels, of_weights, scores_of
 from compressbench.training.teaching.objective import Compared
 from tests.contracts.group_files import (
@@ -68,7 +69,7 @@ def skip_without_its_library(path) -> None:
 
 
 def of_texts(path: Path) -> bool:
-    return takes_option(read(path), "vocabulary", "model") is True
+    return takes_texts(read(path), "model") is True
 
 
 @pytest.mark.parametrize("path", [p for p in of("model") if not of_texts(p)], ids=lambda p: p.stem)

@@ -85,8 +85,8 @@ EXPECTED = {
     Residual: [
         ("input", 0, ""),
         ("relu", 0, "relu"),
-        ("batch_norm", 1, "bn2"),
-        ("relu", 1, "relu"),
+        ("batch_norm", 0, "bn2"),
+        ("relu", 0, "relu"),
         ("mean", 0, ""),
     ],
     DepthwiseSqueezeExcite: [
@@ -96,7 +96,7 @@ EXPECTED = {
         ("hardswish", 0, "act"),
         ("adaptive_avg_pool2d", 0, ""),
         ("relu", 0, ""),
-        ("conv2d", 3, "excite"),
+        ("conv2d", 0, "excite"),
         ("sigmoid", 0, ""),
         ("mul", 0, ""),
     ],

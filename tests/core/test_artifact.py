@@ -102,6 +102,31 @@ def test_a_lost_invariant_is_refused(damage, message):
         check(artifact)
 
 
+def test_infinities_that_the_architecture_brought_are_legal_and_new_ones_are_not(tmp_path):
+    def masked(config):
+        model = build({"width": 3})
+        mask = nn.Transformer.generate_square_subsequent_mask(4)
+        model.fc.register_buffer("mask", mask)
+        return model
+
+    start, model = masked({}), masked({})
+    made = Artifact(model, {}, (), frozenset())
+    check(made, start)
+    with pytest.raises(CheckFailedError, match=r"fc\.mask holds NaN or infinity"):
+        check(made, build({"width": 3}))
+    artifacts.save(made, tmp_path)
+    assert torch.equal(artifacts.load(tmp_path, masked, "").model.fc.mask, start.fc.mask)
+    for damage in (float("inf"), float("nan"), -float("inf")):
+        model.fc.mask[2, 1] = damage
+        with pytest.raises(CheckFailedError, match=r"fc\.mask holds NaN or infinity"):
+            check(made, start)
+    model.fc.mask[2, 1] = 0
+    with torch.no_grad():
+        model.fc.bias[0] = float("inf")
+    with pytest.raises(CheckFailedError, match=r"fc\.bias holds NaN or infinity"):
+        check(made, start)
+
+
 def test_other_tensors_than_those_stored_are_refused(tmp_path):
     artifacts.save(quantized(), tmp_path)
     other = tmp_path / "other"

@@ -9,6 +9,7 @@ import torch
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.data import decode, partition
 from compressbench.data.cifar10 import Cifar10
+from compressbench.engine.data_identity import identify
 
 
 def test_the_splits_hold_the_rows_of_the_files(cifar_root, tmp_path, pixels):
@@ -150,3 +151,16 @@ def test_training_and_test_files_must_differ(cifar_root):
     shutil.copy(cifar_root / "train.parquet", cifar_root / "test.parquet")
     with pytest.raises(UserError, match="test split has the same content as the train split"):
         Cifar10(str(cifar_root)).manifest()
+
+
+def test_data_that_were_moved_are_the_same(cifar_root, tmp_path):
+    target = {"_target_": "compressbench.data.cifar10.Cifar10"}
+
+    def found(root, **options):
+        config = {**target, "root": str(root), **options}
+        return identify(config, Cifar10(str(root), **options))
+
+    before = found(cifar_root)
+    moved = shutil.copytree(cifar_root, tmp_path / "elsewhere" / "renamed")
+    assert found(moved) == before
+    assert found(moved, validation_fraction=0.3) != before

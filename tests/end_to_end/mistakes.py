@@ -12,6 +12,11 @@ MISTAKES = [
     (["recipe=prune_then_quantt"], "recipe=prune_then_quantt: .* mean prune_then_quant?"),
     (["model=resnet21"], "model=resnet21: no such option; did you mean resnet20?"),
     (["recipe=null"], "must be a string"),
+    (
+        ["recipe=recalibrate_then_quant", "model=mlp"],
+        "recipe.stages.recalibrate: .*no BatchNorm with running statistics; leave the stage out",
+    ),
+    ([f"{PRUNE}.batchnorm=moved"], "batchnorm must be shift, measure or keep, got 'moved'"),
     ([f"{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such key; did you mean {PRUNE}.sparsity?"),
     ([f"+{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such option; did you mean sparsity?"),
     (["sed=1"], "sed: no such key; did you mean seed?"),
@@ -98,7 +103,11 @@ MISTAKES = [
     (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),
     (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),
     (
-        ["recipe=distill", "+recipe.stages.distill.model.num_classes=7"],
+        [
+            "recipe=distill",
+            "model@recipe.stages.distill.model=mlp",
+            "+recipe.stages.distill.model.num_classes=7",
+        ],
         "num_classes=7, but dataset digits has 10 classes: teacher, student",
     ),
     (

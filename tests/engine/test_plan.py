@@ -9,6 +9,9 @@ from compressbench.core.types import Runtime
 from compressbench.data.digits import Digits
 from compressbench.engine import estimate
 from compressbench.engine.plan import make_plan
+from compressbench.store.entries import Store
+from compressbench.store.explain import explain
+from tests.engine import sloppy_data
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
 FIT = {"epochs": 1, "batch_size": 32, "optimizer": SGD}
@@ -47,6 +50,13 @@ def plan(stages=STAGES, model=MODEL, runtime=None, seed=0, data=None):
     )  # fmt: skip
 
 
+def on(name, **options):
+    """The plan of STAGES on a dataset of the module `sloppy_data`."""
+    dataset = {"_target_": f"tests.engine.sloppy_data.{name}", **options}
+    data = getattr(sloppy_data, name)(**options)
+    return make_plan(STAGES, model=MODEL, dataset=dataset, data=data, runtime=Runtime(), seed=0)
+
+
 def keys(**options):
     return [p.key for p in plan(**options)]
 
@@ -70,6 +80,7 @@ def test_the_same_plan_has_the_same_keys():
         (("train", "epochs"), 2, 0),
         (("train", "optimizer", "lr"), 0.2, 0),
         (("prune", "sparsity"), 0.6, 1),
+        (("prune", "criterion", "_target_"), "compressbench.pruning.criteria.l2.L2", 1),
         (("distill", "loss", "temperature"), 2.0, 2),
     ],
 )
@@ -90,6 +101,24 @@ def test_a_change_moves_its_stage_and_those_after(path, value, first):
 )
 def test_what_all_stages_depend_on_moves_all(options):
     assert not set(keys()) & set(keys(**options))
+
+
+def test_two_datasets_of_one_module_share_no_stage():
+    """Their manifests are the same, and so are their options."""
+    names = ("Grey", "Centred", "Flipped", "OtherMetric")
+    found = [planned.key for name in names for planned in on(name)]
+    assert len(set(found)) == len(names) * len(STAGES)
+
+
+def test_what_differs_between_two_datasets_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.get_or_build(on("Grey")[0].parts, lambda folder: {})
+    said = explain(store, on("Centred")[0].parts)
+    assert said.partition(" in: ")[2] == (
+        "data.samples.train.prepared; data.samples.validation.prepared; "
+        "data.target tests.engine.sloppy_data.Grey → tests.engine.sloppy_data.Centred"
+    )
+    assert "data.options.unused absent → 3" in explain(store, on("Grey", unused=3)[0].parts)
 
 
 def test_a_teacher_is_a_parent():

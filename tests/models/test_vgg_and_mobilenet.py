@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import pytest
 import torch
 from torch import nn
@@ -11,8 +9,8 @@ from torch import nn
 from compressbench.core.errors import UserError
 from compressbench.models.mobilenet_v2 import MobileNetV2, rounded
 from compressbench.models.vgg_small import VggSmall
-from compressbench.pruning.channels.coupling import channel_groups, group_parts
 from compressbench.pruning.channels.limits import macs
+from compressbench.pruning.channels.settling import settled_coupling
 
 
 def weights(model: nn.Module) -> int:
@@ -62,10 +60,9 @@ def test_small_images_are_refused():
     "model", [VggSmall((3, 16, 16), 10, 8), MobileNetV2((3, 16, 16), 10, 0.25)], ids=["vgg", "mob"]
 )
 def test_all_channels_but_the_classes_can_go(model):
-    found = channel_groups(deepcopy(model).eval(), torch.randn(2, 3, 16, 16))
-    for family in found:
-        parts, reason = group_parts(family, model)
-        held = family.reason or reason
-        assert held == ("its channels are the model's outputs" if "classifier" in family.layers()
-                        else "")  # fmt: skip
-        assert parts
+    found = settled_coupling(model.eval(), torch.randn(2, 3, 16, 16))
+    layers = {n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    (last,) = (name for name in layers if "classifier" in name)
+    assert found.reasons == {last: "its channels are the model's outputs"}
+    assert {name for part in found.parts for name in part.layers} == layers - {last}
+    assert not found.failed

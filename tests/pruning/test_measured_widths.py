@@ -15,7 +15,6 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Context, Runtime
 from compressbench.data.calibration import training_batches
 from compressbench.pruning.channels import measured_widths
-from compressbench.pruning.channels.coupling import channel_groups, group_parts
 from compressbench.pruning.channels.cutter import Cutter
 from compressbench.pruning.channels.limits import macs
 from compressbench.pruning.channels.measured_widths import (
@@ -27,6 +26,7 @@ from compressbench.pruning.channels.measured_widths import (
     slopes,
 )
 from compressbench.pruning.channels.ranking import Ranked
+from compressbench.pruning.channels.settling import settled_coupling
 from compressbench.pruning.criteria.l2 import L2
 from compressbench.pruning.prune_channels import PruneChannels, example_inputs
 from tests.pruning.channel_zoo import Noise, Residual, build, conv, trained
@@ -62,11 +62,9 @@ def inner_layer(step: int) -> tuple[Ranked, Cutter]:
     start = trained(Residual())
     original = deepcopy(start.model).eval()
     example = example_inputs(Noise().spec)
-    found = channel_groups(deepcopy(original), example)
-    (part,) = next(
-        u for f in found if f.root.startswith("inner") for u in [group_parts(f, original)[0]]
-    )
-    one = Ranked.of(part, lambda part, atom: float(atom[0]), step, step)
+    found = settled_coupling(original, example)
+    (part,) = (p for p in found.parts if p.root.startswith("inner"))
+    one = Ranked.of(part, lambda part, atom: float(atom), step, step)
     return one, Cutter(start, original, found, example)
 
 
@@ -79,7 +77,7 @@ def test_the_cost_of_a_width_is_what_its_channels_at_zero_cost():
     points = [(0.0, 0.0)]
     batches = [x for x, _ in training_batches(context(), IMAGES, BATCH)]
     for block in one.blocks:
-        going += [channel for atom in block for channel in atom]
+        going += [channel for atom in block for channel in part.channels["inner.0"][atom]]
         silent, whole = deepcopy(original).train(), deepcopy(original).train()
         with torch.no_grad():
             for parameter in (*silent.inner[1].parameters(), silent.inner[0].weight):

@@ -160,8 +160,8 @@ def test_a_criterion_of_ones_own_and_a_wrong_one():
             pruned(Prune(broken, sparsity=0.5))
 
 
-def test_statistics_of_batchnorm_are_those_of_the_pruned_model():
-    result = pruned(Prune(Magnitude(), sparsity=0.5)).artifact.model
+def test_measured_statistics_of_batchnorm_are_those_of_the_pruned_model():
+    result = pruned(Prune(Magnitude(), sparsity=0.5, batchnorm="measure")).artifact.model
     own = context()
     outputs = result.stem(own.data.prepare(own.data.split("train").inputs))
     torch.testing.assert_close(result.bn.running_mean, outputs.mean((0, 2, 3)))
@@ -185,8 +185,9 @@ def test_the_same_twice_is_bit_identical():
 def test_it_is_a_stage():
     stage = Prune(Magnitude(), sparsity=0.5)
     assert isinstance(stage, Stage)
-    assert stage.passes(500) == (0, 500)
-    assert stage.passes(5000) == (0, 1024)
+    assert stage.passes(500) == (0, 1000)
+    assert replace(stage, batchnorm="measure").passes(5000) == (0, 1024)
+    assert replace(stage, batchnorm="keep").passes(5000) == (0, 0)
 
 
 def test_two_thresholds_as_a_slow_loop_reads_them():

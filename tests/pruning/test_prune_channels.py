@@ -202,4 +202,4 @@ def test_other_options_are_checked(options):
 
 def test_it_is_a_stage():
     assert isinstance(PruneChannels(L2(), 0.5), Stage)
-    assert PruneChannels(L2(), 0.5).passes(500) == (0, 500)
+    assert PruneChannels(L2(), 0.5).passes(500) == (0, 1000)

@@ -131,8 +131,7 @@ def test_ranges_that_pact_cannot_learn_are_named(tmp_path):
     first, _, names = warning.partition(": ")
     assert first == "6 activation ranges stay as calibrated"
     assert names == ", ".join([
-        "input 0 of the model", "conv2d 1 of grouped", "clamp 0 of the model",
-        "add 0 of the model", "mean 0 of the model", "add 1 of the model",
+        "input", "grouped:conv2d", ":clamp", ":add", ":mean", ":add:1",
     ]), "all but those of relu and of relu times 0.5"  # fmt: skip
 
 

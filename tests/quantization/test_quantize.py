@@ -18,6 +18,7 @@ from compressbench.core.types import ACTIVATION_QUANTIZED, TRAINED, WEIGHT_QUANT
 from compressbench.quantization.grids.calibration import calibrate_
 from compressbench.quantization.observers.minmax import MinMax
 from compressbench.quantization.observers.percentile import Percentile
+from compressbench.training.batchnorm import shift_batchnorm_
 from tests.quantization.quantized_net import (
     Net,
     Noise,
@@ -69,10 +70,25 @@ def test_masked_weights_stay_zero_and_an_empty_channel_too():
 
 
 def test_batchnorm_is_measured_on_the_quantized_weights():
-    result = stage(bits=2, batchnorm_images=96).run({"model": start()}, context()).artifact
+    measuring = stage(bits=2, batchnorm="measure", batchnorm_images=96)
+    result = measuring.run({"model": start()}, context()).artifact
     inputs = Noise().prepare(Noise().split("train").inputs)
     outputs = result.model.stem(inputs)
     torch.testing.assert_close(result.model.bn1.running_mean, outputs.mean((0, 2, 3)))
+
+
+def test_kept_statistics_are_those_of_the_start_and_shifted_ones_follow_the_weights():
+    given = start()
+    for values in (given.model.bn1.running_mean, given.model.bn1.running_var):
+        torch.nn.init.uniform_(values, 0.5, 1.5)
+    kept = stage(bits=2, batchnorm="keep").run({"model": given}, context()).artifact.model
+    assert torch.equal(kept.bn1.running_mean, given.model.bn1.running_mean)
+    shifted = stage(bits=2).run({"model": given}, context()).artifact.model
+    wanted = deepcopy(kept)
+    shift_batchnorm_(wanted, given.model, context(), 64)
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(shifted.state_dict()[name], value), name
+    assert not torch.equal(shifted.bn1.running_mean, kept.bn1.running_mean)
 
 
 @pytest.mark.parametrize("observer", [MinMax(), Percentile(99.5)])
@@ -128,7 +144,7 @@ def test_a_range_that_is_not_finite_names_its_site():
     given = start()
     given.model.fc.bias.data.fill_(0.0)
     given.model.bn2.weight.data.fill_(math.inf)
-    with pytest.raises(CheckFailedError, match=r"activation range of batch_norm 1 of bn2 is"):
+    with pytest.raises(CheckFailedError, match=r"activation range of bn2:batch_norm is not"):
         stage(MinMax()).run({"model": given}, context())
 
 
@@ -142,7 +158,7 @@ def test_an_observer_that_saw_no_data_names_its_site():
             rest = F.relu(x[:, :0])
             return self.fc(x.mean((2, 3))) + rest.sum()
 
-    with pytest.raises(CheckFailedError, match=r"relu 0 of the model: its observer saw no data"):
+    with pytest.raises(CheckFailedError, match=r":relu: its observer saw no data"):
         stage(MinMax()).run({"model": start(Empty())}, context())
 
 

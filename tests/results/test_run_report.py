@@ -19,6 +19,7 @@ from compressbench.measure import figures as measure
 from compressbench.results.run_report import (
     build_report,
     comparison_rows,
+    growth_warning,
     markdown,
     shrink_warning,
     table,
@@ -100,6 +101,16 @@ def test_a_prune_that_does_not_shrink_the_download_is_called_out(before, after, 
     for kind in ("prunechannels", "quantizeaware", "codebook"):
         assert (shrink_warning(first, replace(second, kind=kind)) is not None) == warns
     assert shrink_warning(first, replace(second, kind="finetune")) is None
+
+
+@pytest.mark.parametrize(("after", "warns"), [(999, False), (1000, False), (1001, True)])
+def test_a_quantized_file_larger_than_the_float_one_is_called_out(tmp_path, after, warns):
+    first, second = make_step(0, 1000, 900, 0.9, 1.0), make_step(2, after, 800, 0.9, 1.0)
+    warning = growth_warning(first, second)
+    assert (warning is not None) == warns
+    assert growth_warning(first, replace(second, kind="prune")) is None
+    last = replace(second, warnings=(warning,) if warning else ())
+    assert build_report(make_info(tmp_path), [first, last], "finished")["in_front"] == (not warns)
 
 
 def _guessing():

@@ -56,7 +56,7 @@ ENDS = [
     ("model.config.n_layers", "int(interval(1,6))", 6, 1),
 ]
 NEITHER = {
-    "activation_symmetric", "allocation", "batch_size", "batchnorm_images",
+    "activation_symmetric", "allocation", "batch_size", "batchnorm", "batchnorm_images",
     "calibration_batch_size", "calibration_images", "checkpoint", "correct_bias", "dropout",
     "epochs", "equalize", "fold_batchnorm", "group_lasso", "heads", "images", "keep_epoch",
     "label_smoothing", "layers", "loss", "n_heads", "narrow", "normalize", "options",

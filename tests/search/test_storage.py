@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from compressbench.core.errors import UserError
 from compressbench.results.sweep import Constraint, Objective
-from compressbench.search.fingerprint import check_same, fingerprint
+from compressbench.search.fingerprint import CONTENTS, check_same, fingerprint
 from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.snapshot import as_sweep, list_sweeps, read_sweep
@@ -123,6 +123,10 @@ def test_a_fingerprint_names_what_differs():
         check_same("x", first, fingerprint(space, objectives, (), {"": changed}))
     with pytest.raises(UserError, match=r"search.constraints none → val/accuracy >= 0.9"):
         check_same("x", first, fingerprint(space, objectives, (BOUND,), {"": config}))
+    read = {**first, CONTENTS: "3fa9"}
+    check_same("x", first, read)  # a sweep from before contents were noted
+    with pytest.raises(UserError, match="dataset contents 3fa9 → 77ab"):
+        check_same("x", read, {**first, CONTENTS: "77ab"})
     narrower = parse(["recipe.stages.q.bits=choice(2,4)", space[1].key + "=interval(0.1,0.9)"], [])
     with pytest.raises(UserError, match=r"bits choice\(2,8\) → choice\(2,4\)"):
         check_same("x", first, fingerprint(narrower[0], objectives, (), {"": config}))

@@ -1,212 +1,196 @@
-"""Finds channels that can only be removed together, using Torch-Pruning's dependency graph."""
+"""Channels that can only be removed together: groups of layers, and what goes with each channel."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compressbench.core.errors import CheckFailedError
-from compressbench.core.layers import prunable_layers, tied_modules
-from compressbench.pruning.channels.attention_heads import head_widths
+from compressbench.core.layers import prunable_layers
+from compressbench.pruning.channels.shadows import Place, Shadows, Width
+from compressbench.pruning.channels.tracing import trace
 
 Side = Literal["out", "in"]
-REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-Channels = Mapping[int, list[int]]  # channel of the root layer -> channels of a coupled layer
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """All channels coupled with the output channels of the layer `root`.
-
-    Channels are coupled across residual additions, BatchNorm, depthwise convolutions and
-    concatenations (Fang et al. 2023, arXiv:2301.12900). `coupled` maps (module name, side) to the
-    channels that must be removed with each channel of `root`; `reason` says why none of them can
-    be removed, or is empty. `heads` maps each layer whose outputs are split into attention heads
-    to the width of a head; the channels of a head are removed together.
-    """
-
-    root: str
-    coupled: Mapping[tuple[str, Side], Channels]
-    reason: str = ""
-    heads: Mapping[str, int] = field(default_factory=dict)
-
-    def layers(self) -> list[str]:
-        """The modules whose output channels would be removed."""
-        return [name for name, side in self.coupled if side == "out"]
-
-
-@contextmanager
-def dependency_graph(model: nn.Module, example: Tensor) -> Iterator[Any]:
-    """Trace a model for Torch-Pruning, with gradients enabled; keeps the random state.
-
-    The model must be a copy: it is put into eval mode, and all its parameters require gradients.
-    """
-    from torch_pruning import DependencyGraph
-
-    model.eval().requires_grad_(True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        yield DependencyGraph().build_dependency(
-            model,
-            example_inputs=example,
-            forward_fn=lambda network, inputs: network(inputs),
-            unwrapped_parameters=[],
-            customized_pruners={},
-            ignored_layers=[],
-            ignored_params=[],
-            verbose=False,
-        )
-
-
-def channel_groups(model: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The channel groups of a model; the outputs of each layer are in one group.
-
-    The model must be a copy (see `dependency_graph`). Raises CheckFailedError if Torch-Pruning
-    cannot trace it; it follows autograd from a single output tensor.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    tied = tied_modules(model)
-    try:
-        with dependency_graph(model, example) as graph:
-            groups = [
-                _channel_group(graph, group, names, tied) for group in graph.get_all_groups([])
-            ]
-        widths = head_widths(model, example)
-    except REFUSALS as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckFailedError(f"cannot trace the channels of this model: {reason}") from error
-    return [
-        replace(group, heads={n: widths[n] for n in group.layers() if n in widths})
-        for group in groups
-    ]
-
-
-def _channel_group(
-    graph: Any, group: Any, names: Mapping[Any, str], tied: set[str]
-) -> ChannelGroup:
-    coupled: defaultdict[tuple[str, Side], defaultdict[int, list[int]]]
-    coupled = defaultdict(lambda: defaultdict(list))
-    reasons = []
-    for item in group:
-        node, handler = item.dep.target, item.dep.handler
-        is_out = graph.is_out_channel_pruning_fn(handler)
-        reasons.append(_obstacle(node, is_out))
-        name = names.get(node.module)
-        if name is not None:
-            if name in tied:
-                reasons.append(f"the weight of {name} is tied to another layer's")
-            for channel, root in zip(item.idxs, item.root_idxs, strict=True):
-                coupled[name, "out" if is_out else "in"][root].append(channel)
-    reason = next(filter(None, reasons), "")
-    root = names[group[0].dep.target.module]
-    return ChannelGroup(root, {key: dict(channels) for key, channels in coupled.items()}, reason)
-
-
-def _obstacle(node: Any, is_out: bool) -> str:
-    """Why channels that reach `node` cannot be removed, or ""."""
-    from torch_pruning.ops import OPTYPE
-
-    if node.type == OPTYPE.OUTPUT or (is_out and not node.outputs):
-        return "its channels are the model's outputs"
-    if node.type in (OPTYPE.LN, OPTYPE.GN):
-        return f"{type(node.module).__name__} normalizes over its channels"
-    if node.type in (OPTYPE.SPLIT, OPTYPE.UNBIND):
-        return "its channels are split"
-    if node.type == OPTYPE.SLICE and node.module.dim == 1:
-        return "its channels are sliced"
-    if node.type in (OPTYPE.MHA, OPTYPE.LSTM, OPTYPE.EMBED):
-        return f"coupled with {type(node.module).__name__}"
-    module = node.module
-    if isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
-        return "coupled with a grouped transposed convolution"
-    return ""
+Removed = dict[str, dict[Side, list[int]]]
+UNUSED = "the traced output does not depend on it"
+WHOLE = "all its channels can only be removed together"
 
 
 @dataclass(frozen=True)
 class GroupPart:
-    """Channels of one group that are outputs of the same layers, and therefore ranked together.
+    """Channels that the same layers compute, and that are therefore ranked together.
 
-    An atom is a set of channels of the group's root that can only be removed together: a single
-    channel, or several for grouped convolutions and attention heads. It corresponds to `size`
-    output channels in each of `layers`.
+    An atom is a set of channels that can only be removed together, named by an integer. `channels`
+    maps each layer and atom to the output channels of the layer, equally many for each atom.
+    `root` names the group: all parts that share a layer.
     """
 
-    group: ChannelGroup
-    layers: tuple[str, ...]
-    atoms: tuple[tuple[int, ...], ...]
-    size: int
+    root: str
+    channels: Mapping[str, Mapping[int, tuple[int, ...]]]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.channels)
+
+    @property
+    def atoms(self) -> tuple[int, ...]:
+        return tuple(next(iter(self.channels.values())))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of channels of an atom in each layer."""
+        return {name: len(next(iter(atoms.values()))) for name, atoms in self.channels.items()}
+
+    @property
+    def size(self) -> int:
+        """The number of channels of an atom in the widest layer."""
+        return max(self.sizes.values())
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The number of channels of all atoms in each layer."""
+        return {name: size * len(self.atoms) for name, size in self.sizes.items()}
 
     @property
     def width(self) -> int:
-        """The number of channels in each layer."""
+        """The number of channels in the widest layer."""
         return len(self.atoms) * self.size
 
 
-def group_parts(group: ChannelGroup, model: nn.Module) -> tuple[list[GroupPart], str]:
-    """Split a group by the layers that compute its channels; else no parts, and the reason."""
-    prunable = prunable_layers(model)
-    outs = {
-        name: channels
-        for (name, side), channels in group.coupled.items()
-        if side == "out" and name in prunable
-    }
-    by_layers: defaultdict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
-    for atom in _atoms(group, model):
-        sources = tuple(name for name, channels in outs.items() if atom[0] in channels)
-        sizes = {sum(len(outs[n].get(r, [])) for r in atom) for n in sources}
-        if sizes != {len(atom)}:
-            return [], "a grouped convolution combines its channels with others"
-        by_layers[sources].append(atom)
-    parts = []
-    for layers, atoms in by_layers.items():
-        if len({len(atom) for atom in atoms}) > 1:
-            return [], "grouped convolutions of different group sizes read its channels"
-        parts.append(GroupPart(group, layers, tuple(atoms), len(atoms[0])))
-    return parts, ""
+@dataclass(frozen=True)
+class Coupling:
+    """What goes with each channel of a model.
 
-
-def _atoms(group: ChannelGroup, model: nn.Module) -> list[tuple[int, ...]]:
-    """The sets of root channels that must be removed together.
-
-    These are the channels at the same position in every group of a grouped convolution, so that
-    its groups keep equal widths, and all channels of an attention head.
+    Labels are integers; where an atom of a part is among them, they go with it. `reasons` says of
+    layers why their channels, or some of them, stay; `failed` says it of groups whose removal was
+    tried in vain.
     """
-    roots = sorted({r for channels in group.coupled.values() for r in channels})
-    parent = {r: r for r in roots}
 
-    def find(r: int) -> int:
-        while parent[r] != r:
-            r = parent[r]
-        return r
+    parts: tuple[GroupPart, ...]
+    outputs: Mapping[str, Tensor]  # of layers, [out channels]
+    inputs: Mapping[str, Tensor]  # of layers, [in channels]
+    raws: Mapping[str, Tensor]  # of other parameters and buffers, broadcastable to them
+    counted: Mapping[str, Tensor]  # of normalizations, [channels]
+    widths: Sequence[Width]  # sizes that modules may have as attributes
+    places: Mapping[Place, tuple[int, frozenset[int]]]  # options of reshapes, and their labels
+    depthwise: frozenset[str]  # layers with one input channel per group
+    reasons: Mapping[str, str]
+    failed: Mapping[str, str] = field(default_factory=dict)
 
-    for (name, side), channels in group.coupled.items():
-        layer = model.get_submodule(name)
-        if not isinstance(layer, _ConvNd) or layer.groups == 1 or is_depthwise(layer):
-            continue
-        size = (layer.out_channels if side == "out" else layer.in_channels) // layer.groups
-        first: dict[int, int] = {}
-        for root, members in channels.items():
-            for member in members:
-                parent[find(root)] = find(first.setdefault(member % size, root))
-    for name, width in group.heads.items():
-        leaders: dict[int, int] = {}
-        for root, members in group.coupled[name, "out"].items():
-            for member in members:
-                parent[find(root)] = find(leaders.setdefault(member // width, root))
-    return _classes(roots, find)
+    def groups(self) -> dict[str, list[GroupPart]]:
+        """The parts of each group, by its root."""
+        found: defaultdict[str, list[GroupPart]] = defaultdict(list)
+        for part in self.parts:
+            found[part.root].append(part)
+        return dict(found)
+
+    def removed(self, atoms: Iterable[int]) -> Removed:
+        """Map module and side to the channels that go with `atoms`, by their indices."""
+        gone = torch.tensor(sorted(atoms), dtype=torch.int64)
+        sides: list[tuple[Side, Mapping[str, Tensor]]]
+        sides = [("out", self.outputs), ("in", self.inputs), ("out", self.counted)]
+        removed: defaultdict[str, dict[Side, list[int]]] = defaultdict(dict)
+        for side, labels in sides:
+            for name, label in labels.items():
+                if side == "in" and name in self.depthwise:
+                    continue  # each input goes with its output
+                channels = torch.isin(label, gone).nonzero().flatten().tolist()
+                if channels:
+                    removed[name][side] = channels
+        return dict(removed)
 
 
-def _classes(roots: Iterable[int], find: Callable[[int], int]) -> list[tuple[int, ...]]:
-    classes: defaultdict[int, list[int]] = defaultdict(list)
-    for root in roots:
-        classes[find(root)].append(root)
-    return sorted(tuple(members) for members in classes.values())
+def couple(model: nn.Module, example: Tensor, choices: Mapping[Place, int]) -> Coupling:
+    """The coupled channels of a model, followed through one pass of `example` [B, ...]."""
+    shadows = trace(deepcopy(model), example, choices)
+    _hold_whole_axes(shadows)
+    outputs = {n: shadows.outputs[n] for n in prunable_layers(model) if n in shadows.outputs}
+    return Coupling(
+        parts=tuple(_parts(shadows, outputs)),
+        outputs=_roots(shadows, outputs),
+        inputs=_roots(shadows, shadows.inputs),
+        raws=_roots(shadows, shadows.raws),
+        counted=_roots(shadows, shadows.counted),
+        widths=[Width(w.owner, _root(shadows, w.labels)) for w in shadows.widths],
+        places={p: (n, frozenset(_root(shadows, labels).flatten().tolist()))
+                for p, (n, labels) in shadows.places.items()},
+        depthwise=frozenset(n for n in outputs if _per_input(model.get_submodule(n))),
+        reasons=_reasons(shadows, outputs, prunable_layers(model)),
+    )  # fmt: skip
+
+
+def _root(shadows: Shadows, labels: Tensor) -> Tensor:
+    return torch.from_numpy(shadows.labels.find(labels)).clone()
+
+
+def _roots(shadows: Shadows, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _root(shadows, label) for name, label in labels.items()}
+
+
+def _hold_whole_axes(shadows: Shadows) -> None:
+    """Fix labels that cover all channels of a layer, and those that no layer reads."""
+    for labels in [*shadows.outputs.values(), *shadows.inputs.values(), *shadows.counted.values()]:
+        if len(set(shadows.labels.classes(labels).tolist())) == 1:
+            shadows.labels.fix(labels, WHOLE)
+    read = torch.tensor(
+        sorted({r for v in shadows.inputs.values() for r in _root(shadows, v).tolist()})
+    )
+    for labels in shadows.outputs.values():
+        roots = _root(shadows, labels)
+        shadows.labels.fix(roots[~torch.isin(roots, read)], UNUSED)
+
+
+def _reasons(
+    shadows: Shadows, outputs: Mapping[str, Tensor], layers: Iterable[str]
+) -> dict[str, str]:
+    """Why channels of each layer stay: the reason that holds most of them."""
+    reasons = {name: shadows.tied(name) or UNUSED for name in layers}
+    for name, labels in outputs.items():
+        found = [reason for reason in shadows.labels.reasons(labels) if reason]
+        reasons[name] = max(found, key=found.count) if found else ""
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _parts(shadows: Shadows, outputs: Mapping[str, Tensor]) -> list[GroupPart]:
+    """Removable classes of labels, by the layers that compute them and their sizes there."""
+    channels: defaultdict[int, defaultdict[str, list[int]]]
+    channels = defaultdict(lambda: defaultdict(list))
+    for name, labels in outputs.items():
+        for channel, label in enumerate(shadows.labels.classes(labels).tolist()):
+            if label > 0:
+                channels[label][name].append(channel)
+    kinds: defaultdict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+    for label in sorted(channels):
+        kinds[tuple((name, len(found)) for name, found in channels[label].items())].append(label)
+    roots = _group_roots([[name for name, _ in kind] for kind in kinds])
+    return [
+        GroupPart(
+            roots[kind[0][0]],
+            {name: {atom: tuple(channels[atom][name]) for atom in atoms} for name, _ in kind},
+        )
+        for kind, atoms in kinds.items()
+    ]
+
+
+def _group_roots(sets: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Map each layer to the first layer of its group; sets that share a layer are of one group."""
+    first: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while first.setdefault(name, name) != name:
+            name = first[name]
+        return name
+
+    for names in sets:
+        for name in names[1:]:
+            first[root(name)] = root(names[0])
+    return {name: root(name) for name in list(first) + [n for names in sets for n in names]}
 
 
 def is_shared(part: GroupPart, model: nn.Module) -> bool:
@@ -221,3 +205,16 @@ def is_depthwise(layer: nn.Module) -> bool:
         and layer.groups == layer.out_channels == layer.in_channels
         and layer.groups > 1
     )
+
+
+def _per_input(layer: nn.Module) -> bool:
+    """Whether every group has a single input channel."""
+    return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
+
+
+def without(coupling: Coupling, failed: Mapping[str, str]) -> Coupling:
+    """The coupling without the groups in `failed` (root -> reason)."""
+    parts = tuple(part for part in coupling.parts if part.root not in failed)
+    held = {n: failed[p.root] for p in coupling.parts if p.root in failed for n in p.layers}
+    reasons = {**held, **{n: r for n, r in coupling.reasons.items() if n not in held}}
+    return replace(coupling, parts=parts, reasons=reasons, failed={**coupling.failed, **failed})

@@ -13,7 +13,7 @@ from compressbench.core.coverage import coverage
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import Artifact, Context, Coverage, Edit, TimeShare
-from compressbench.pruning.channels.coupling import ChannelGroup
+from compressbench.pruning.channels.coupling import Coupling, GroupPart, Removed
 from compressbench.pruning.channels.limits import (
     LATENCY,
     Limit,
@@ -26,11 +26,13 @@ from compressbench.pruning.channels.limits import (
 )
 from compressbench.pruning.channels.removal import (
     Cuts,
-    Removed,
+    atoms_of,
+    failing,
     remove_channels,
-    removed_channels,
     resize_edit,
 )
+
+OTHER = "only the channels of convolutions and linear layers are chosen"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Cut:
     model: nn.Module
     removed: Removed
     edit: Edit
+    atoms: tuple[int, ...]
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Cutter:
 
     start: Artifact
     model: nn.Module
-    groups: Sequence[ChannelGroup]
+    coupling: Coupling
     example: Tensor
     timer: TimeShare | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -65,33 +68,42 @@ class Cutter:
         key = json.dumps(wanted, sort_keys=True)
         if key not in self._cuts:
             try:
-                small = remove_channels(self.model, self.groups, wanted, self.example)
+                small = self._without(wanted)
             except CheckFailedError:
                 self._blame(wanted)
                 return self.cut(cuts)
-            removed = removed_channels(self.groups, wanted)
-            self._cuts[key] = Cut(small, removed, resize_edit(self.model, small, removed))
+            atoms = tuple(atoms_of(wanted))
+            removed = self.coupling.removed(atoms)
+            edit = resize_edit(self.model, small, removed)
+            self._cuts[key] = Cut(small, removed, edit, atoms)
         return self._cuts[key]
 
-    def alone(self, root: str, channels: Sequence[int]) -> nn.Module | None:
+    def _without(self, cuts: Cuts) -> nn.Module:
+        return remove_channels(self.model, self.coupling, atoms_of(cuts), self.example)
+
+    def alone(self, root: str, atoms: Sequence[int]) -> nn.Module | None:
         """The model without some channels of a single group, not cached.
 
         Returns None if they cannot be removed, and adds the group to `failed`.
         """
         if root not in self.failed:
             try:
-                return remove_channels(self.model, self.groups, {root: channels}, self.example)
+                return self._without({root: atoms})
             except CheckFailedError as error:
                 self.failed[root] = str(error)
         return None
 
     def _blame(self, cuts: Cuts) -> None:
-        """Add to `failed` the groups whose channels cannot be removed, trying each alone."""
-        before = len(self.failed)
-        for root, channels in cuts.items():
-            self.alone(root, channels)
-        if len(self.failed) == before:
-            raise CheckFailedError("groups whose channels can be removed alone fail together")
+        """Add to `failed` the groups whose channels cannot be removed."""
+
+        def attempt(atoms: Sequence[int]) -> str:
+            try:
+                remove_channels(self.model, self.coupling, atoms, self.example)
+            except CheckFailedError as error:
+                return str(error)
+            return ""
+
+        self.failed |= failing(cuts, attempt)
 
     def figures(self, cut: Cut, names: Collection[str], context: Context) -> dict[str, float]:
         """The figures of a pruned model: `params`, `macs`, and if in `names` also `onnx_bytes` and
@@ -177,14 +189,9 @@ def _fits(figures: Mapping[str, float], allowed: Mapping[str, float]) -> bool:
     return all(figures[name] <= allowed[name] for name in allowed)
 
 
-def reasons_of(groups: Sequence[ChannelGroup], failed: Mapping[str, str]) -> dict[str, str]:
+def reasons_of(parts: Sequence[GroupPart], failed: Mapping[str, str]) -> dict[str, str]:
     """Map the layers of groups that could not be pruned to the reason."""
-    return {
-        name: failed[group.root]
-        for group in groups
-        if group.root in failed
-        for name in group.layers()
-    }
+    return {n: failed[part.root] for part in parts if part.root in failed for n in part.layers}
 
 
 def narrowed(before: nn.Module, after: nn.Module, left: Mapping[str, str]) -> tuple[Coverage, ...]:
@@ -200,6 +207,8 @@ def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:
     (wide, wide_in), (narrow, narrow_in) = _widths(old), _widths(new)
     if narrow != wide:
         return f"{wide} → {narrow} channels"
+    if not wide:
+        return "its channels follow" if weights(new) < weights(old) else f"left: {reason or OTHER}"
     inputs = f"inputs {wide_in} → {narrow_in}, " if narrow_in != wide_in else ""
     return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding remove none'}"
 

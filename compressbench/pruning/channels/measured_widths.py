@@ -10,10 +10,11 @@ from itertools import pairwise
 from compressbench.analysis.probe import probe_images, probe_of
 from compressbench.analysis.weight_trials import costs
 from compressbench.core.types import Context
+from compressbench.pruning.channels.coupling import Removed
 from compressbench.pruning.channels.cutter import Cutter
 from compressbench.pruning.channels.limits import count
 from compressbench.pruning.channels.ranking import Ranked
-from compressbench.pruning.channels.removal import Removed, ignoring_weights, removed_channels
+from compressbench.pruning.channels.removal import ignoring_weights
 
 IMAGES, BATCH = 512, 128  # training images in all and per batch
 WIDTHS = 16  # measured widths per part; costs are interpolated linearly between them
@@ -58,14 +59,14 @@ class _Width:
 
 def _widths(entry: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
     """The widths of a part to measure, in descending order, as far as removal succeeds."""
-    root, widths = entry.part.group.root, []
+    root, widths = entry.part.root, []
     for blocks in measured_at(len(entry.blocks)):
-        going = sorted(c for block in entry.blocks[:blocks] for atom in block for c in atom)
+        going = sorted(atom for block in entry.blocks[:blocks] for atom in block)
         small = cutter.alone(root, going)
         if small is None:
             break
         saved = whole[weighed] - count(small, cutter.example)[weighed] if weighed else len(going)
-        removed = removed_channels(cutter.groups, {root: going})
+        removed = cutter.coupling.removed(going)
         widths.append(_Width(blocks, removed, float(saved)))
     return widths
 

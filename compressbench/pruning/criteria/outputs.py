@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compressbench.core.calls import Call, Site, trace, watch
+from compressbench.core.call_stack import Site
+from compressbench.core.calls import Call, trace, watch
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import UserError
 from compressbench.core.types import Context
@@ -103,7 +104,7 @@ def _sites(
     sites: dict[Site, list[str]] = {}
     for name, places in positions.items():
         for end in {chain(calls, place)[-1] for place in places}:
-            sites.setdefault((calls[end].function, calls[end].index), []).append(name)
+            sites.setdefault(calls[end].site, []).append(name)
     return sites
 
 

@@ -15,7 +15,7 @@ from compressbench.core.layers import layers_with_weights
 from compressbench.core.nearest import nearest_of_many
 from compressbench.core.trees import leaves
 from compressbench.core.types import DataSpec
-from compressbench.core.validation import check_flag, check_integer
+from compressbench.core.validation import check_flag, check_integer, check_names
 from compressbench.quantization.grids.weight_uses import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -109,7 +109,8 @@ class GridOptions:
 
     `granularity`, `group_size`, `symmetric`, `narrow` and `power_of_two` are those of `Grid`;
     `rules` and `widths` change them for some layers (`Scheme`). Activations get `activation_bits`
-    in [4, 8], and ranges symmetric around zero if `activation_symmetric`.
+    in [4, 8], and ranges symmetric around zero if `activation_symmetric`; those that
+    `float_activations` names stay in float (`grids.calibration.left_in_float`).
     """
 
     granularity: Granularity = "channel"
@@ -121,12 +122,14 @@ class GridOptions:
     widths: Mapping[str, Any] = field(default_factory=dict)
     activation_bits: int = 8
     activation_symmetric: bool = False
+    float_activations: Sequence[str] = ()
 
 
 def scheme_of(options: GridOptions, bits: int) -> Scheme:
     """The scheme for these options. Raises UserError for values that no grid can have."""
     check_integer("activation_bits", options.activation_bits, 4, 8)
     check_flag("activation_symmetric", options.activation_symmetric)
+    check_names("float_activations", options.float_activations)
     grid = Grid(
         bits, options.granularity, options.group_size, options.symmetric, options.narrow,
         options.power_of_two,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressbench.core.activation_quantizers import CHILD
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest_of_many
+from compressbench.core.parametrizations import plain_copy
 from compressbench.core.protocols import FeatureLoss
 
 Shape = tuple[int, ...]  # without the batch axis
@@ -35,6 +36,7 @@ def shapes(model: nn.Module, example: Tensor) -> dict[str, Shape]:
     modules that do not return a tensor are omitted.
     """
     outputs: dict[str, Shape] = {}
+    model = plain_copy(model)
     names = [n for n, _ in model.named_modules() if n and n.partition(".")[0] != CHILD]
 
     def note(name: str, output: Tensor) -> None:

@@ -139,7 +139,8 @@ def compared_layers(
 class DistillationObjective(nn.Module):
     """The distillation loss as `fit_` takes it; teachers see the same images as the student.
 
-    The parameters of this module are those of the connectors. `terms` holds the parts of the last
+    The parameters of this module are those of the connectors. A pair whose student layer was not
+    called for a batch adds nothing to the loss of that batch. `terms` holds the parts of the last
     loss; `teacher_outputs(inputs, rows)` returns the outputs of the teachers.
     """
 
@@ -181,6 +182,9 @@ class DistillationObjective(nn.Module):
             terms["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
+            if f"s{number}" not in self._seen:  # a block that is skipped at random
+                terms.setdefault(compared.term, logits.new_zeros(()))
+                continue
             pair = compared.connected(self._seen[f"s{number}"], taught[f"t{number}"])
             labels = (targets,) if getattr(loss, "sees_labels", False) else ()
             value = loss.weight * loss(*pair, *labels)

@@ -1,0 +1,98 @@
+"""Runs calibration images through a model and looks at the values of its activation sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressbench.core.activation_quantizers import CHILD, ActivationQuantizers
+from compressbench.core.calls import tensors_in
+from compressbench.core.distributed import max_over_ranks
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.protocols import Observer
+from compressbench.core.types import Context
+from compressbench.data.calibration import training_images
+
+
+@dataclass
+class Seen:
+    """What was seen at a site: a statistic of this rank's finite values, and facts of all ranks.
+
+    `least` is the smallest number of finite values on a rank, `magnitude` the largest of them.
+    """
+
+    statistic: Any
+    least: float = 0.0
+    magnitude: float = 0.0
+    infinite: bool = False
+    undefined: bool = False  # held NaN
+
+
+def site_quantizers(model: nn.Module) -> ActivationQuantizers:
+    """The quantizers of a model. Raises CheckFailedError if it has none."""
+    quantizers = model.get_submodule(CHILD)
+    if not isinstance(quantizers, ActivationQuantizers):
+        kind = type(quantizers).__name__
+        raise CheckFailedError(f"{CHILD} of the model must be ActivationQuantizers, got {kind}")
+    return quantizers
+
+
+def observe_sites(
+    model: nn.Module,
+    quantizers: ActivationQuantizers,
+    observer: Observer,
+    context: Context,
+    images: int,
+    batch_size: int,
+) -> list[Seen]:
+    """What each site holds on training images, with float activations.
+
+    Infinities of a mask disappear before the output of the model: others make a site undefined.
+    """
+    seen = [Seen(observer.start()) for _ in quantizers]
+    quantizers.observe = lambda number, values: _update(seen[number], observer, values.detach())
+    try:
+        finite = run_images(model, context, images, batch_size)
+    finally:
+        quantizers.observe = None
+    _share_(seen, finite, context.runtime.device)
+    return seen
+
+
+def _update(seen: Seen, observer: Observer, values: Tensor) -> None:
+    if not values.numel():
+        return
+    if not all(math.isfinite(bound.item()) for bound in values.aminmax()):
+        seen.undefined |= bool(values.isnan().any())
+        seen.infinite |= bool(values.isinf().any())
+        values = values[values.isfinite()]
+    if values.numel():
+        seen.statistic = observer.update(seen.statistic, values)
+        seen.least += values.numel()
+        seen.magnitude = max(seen.magnitude, values.abs().max().item())
+
+
+def _share_(seen: Sequence[Seen], finite: bool, device: torch.device) -> None:
+    """Replace the facts of this rank by those of all ranks."""
+    facts = [[-s.least, s.magnitude, s.infinite, s.undefined, not finite] for s in seen]
+    shared = max_over_ranks(torch.tensor(facts, dtype=torch.float64, device=device))
+    for one, (least, magnitude, infinite, undefined, broken) in zip(
+        seen, shared.tolist(), strict=True
+    ):
+        one.least, one.magnitude, one.infinite = -least, magnitude, bool(infinite)
+        one.undefined = bool(undefined) or (bool(infinite) and bool(broken))
+
+
+def run_images(model: nn.Module, context: Context, images: int, batch_size: int) -> bool:
+    """Run `model` on training images; return whether all its outputs are finite."""
+    finite = True
+    with torch.no_grad():
+        for inputs in training_images(context, images, batch_size):
+            outputs = tensors_in([model(inputs)])
+            finite &= all(bool(output.isfinite().all()) for output in outputs)
+    return finite

@@ -1,0 +1,209 @@
+"""Is a model without some channels the wide model whose consumers ignore them?
+
+Values are drawn anew for every tensor of the wide model, BatchNorm statistics among them, so that
+nothing is nearly constant or zero by training; the narrow one gets slices of the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from compressbench.core.types import Artifact
+
+TOLERANCE = 2e-3  # of the variation between images
+ROUNDING, LEAST = 3e-6, 2e-3  # of the largest output: float sums; the least variation that proves
+FLOOR, SHARE, STEP = 0.1, 0.5, 2  # of the channels of a layer; asked; multiple that is left
+
+Removed = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+def compaction_problems(
+    before: Artifact, after: Artifact, warnings: Sequence[str], inputs: Tensor
+) -> Iterator[str]:
+    """Objections to a stage that removed channels; none if it removed none."""
+    edits = [e for e in after.edits[len(before.edits) :] if e["kind"] == "resize"]
+    if not edits:
+        return
+    (edit,) = edits
+    removed: Removed = edit["removed"]
+    wide, narrow = deepcopy(before.model).eval(), deepcopy(after.model).eval()
+    yield from shares(wide, removed, warnings)
+    try:
+        slices = Slices(wide, narrow, removed)
+        wrong = [*slices.wrong(wide, narrow)]
+    except (IndexError, RuntimeError, AttributeError, StopIteration) as error:
+        wrong = [f"the removed channels do not explain the shapes: {str(error).splitlines()[:1]}"]
+    if wrong:
+        yield wrong[0]
+        return
+    redraw_(wide)
+    slices.copy_(wide, narrow)
+    yield from _outputs_differ(wide, narrow, removed, inputs)
+
+
+def _outputs_differ(
+    wide: nn.Module, narrow: nn.Module, removed: Removed, inputs: Tensor
+) -> Iterator[str]:
+    ignoring = deepcopy(wide)
+    ignore_(ignoring, removed)
+    with torch.no_grad():
+        expected, found, whole = ignoring(inputs), narrow(inputs), wide(inputs)
+    largest, varies = float(expected.abs().max()), float(expected.std(0).max())
+    apart = float((found - expected).abs().max())
+    if not apart <= TOLERANCE * varies + ROUNDING * largest:
+        yield (
+            f"outputs differ by {apart:.3g} from those of the wide model that ignores the channels,"
+            f" which vary by {varies:.3g} between images (cut: {', '.join(removed)})"
+        )
+    if varies < LEAST * largest:
+        yield f"the proof is empty: outputs up to {largest:.3g} vary by {varies:.3g} between images"
+    if float((whole - expected).abs().max()) < TOLERANCE * varies:
+        yield "the proof is empty: the removed channels have no effect"
+
+
+class Slices:
+    """Which part of each tensor of the wide model is left, by the channels that are said to be
+    removed; by the values, for tensors of which nothing is said.
+    """
+
+    def __init__(self, wide: nn.Module, narrow: nn.Module, removed: Removed) -> None:
+        self.removed = removed
+        old = wide.state_dict()
+        self.matched = {
+            name: _matches(old[name], tensor)
+            for name, tensor in narrow.state_dict().items()
+            if name.rpartition(".")[0] not in removed and tensor.shape != old[name].shape
+        }
+
+    def wrong(self, wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
+        """Narrow weights that are no slices of the wide ones; BatchNorm statistics may move."""
+        old = wide.state_dict()
+        for name, tensor in narrow.state_dict().items():
+            leaf = name.rpartition(".")[2]
+            if leaf.startswith(("running_", "num_batches")) or not tensor.is_floating_point():
+                continue
+            expected = self.part(wide, name, old[name])
+            if expected.shape != tensor.shape:
+                yield f"{name} is {list(tensor.shape)}, its channels leave {list(expected.shape)}"
+            elif not torch.equal(expected, tensor):
+                yield f"{name} is no slice of the weight before"
+
+    def copy_(self, wide: nn.Module, narrow: nn.Module) -> None:
+        old = wide.state_dict()
+        names = [*narrow.state_dict()]
+        narrow.load_state_dict({name: self.part(wide, name, old[name]) for name in names})
+
+    def part(self, wide: nn.Module, name: str, tensor: Tensor) -> Tensor:
+        path, _, leaf = name.rpartition(".")
+        layer, sides = wide.get_submodule(path), self.removed.get(path, {})
+        out, inner = (set(sides.get(side, ())) for side in ("out", "in"))
+        if name in self.matched:
+            for dim, left in self.matched[name]:
+                tensor = tensor.index_select(dim, left)
+            return tensor
+        if leaf == "weight" and isinstance(layer, _ConvNd):
+            return _sliced_convolution(layer, tensor, out, inner)
+        if leaf == "weight" and isinstance(layer, nn.Linear):
+            return _without(_without(tensor, 0, out), 1, inner)
+        if path in self.removed and tensor.numel() > 1:  # one slope of a PReLU is for all
+            both = not isinstance(layer, (_ConvNd, nn.Linear)) or _is_depthwise(layer)
+            return _without(tensor, 0, out | (inner if both else set()))
+        return tensor
+
+
+def _matches(wide: Tensor, narrow: Tensor) -> list[tuple[int, Tensor]]:
+    """(dimension, indices that are left), found by the values; for one narrower dimension."""
+    (dim,) = (d for d in range(wide.ndim) if wide.shape[d] != narrow.shape[d])
+    rows = [*wide.unbind(dim)]
+    left = [next(j for j, row in enumerate(rows) if torch.equal(row, part))
+            for part in narrow.unbind(dim)]  # fmt: skip
+    return [(dim, torch.tensor(left))]
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
+
+
+def _without(tensor: Tensor, dim: int, gone: set[int]) -> Tensor:
+    if not gone:
+        return tensor
+    left = [i for i in range(tensor.shape[dim]) if i not in gone]
+    return tensor.index_select(dim, torch.tensor(left, dtype=torch.long))
+
+
+def _sliced_convolution(layer: _ConvNd, weight: Tensor, out: set[int], inner: set[int]) -> Tensor:
+    """Of a weight [out, in / groups, ...], or [in, out / groups, ...] where it is transposed."""
+    if _is_depthwise(layer):  # inputs are outputs
+        return _without(weight, 0, out | inner)
+    first, second = (inner, out) if layer.transposed else (out, inner)
+    rows, columns = weight.shape[:2]
+    per = rows // layer.groups
+    parts = []
+    for row in range(rows):
+        start = row // per * columns
+        left = [c for c in range(columns) if start + c not in second]
+        if row not in first and left:
+            parts.append(weight[row, left])
+    return torch.stack(parts)
+
+
+def redraw_(model: nn.Module) -> None:
+    """New values for all parameters and BatchNorm statistics, of a scale that keeps maps alive."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point():
+                continue
+            draw = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            leaf = name.rpartition(".")[2]
+            if leaf == "running_var":
+                tensor.copy_(0.2 + 0.3 * draw.abs())
+            elif leaf in ("running_mean", "bias"):
+                tensor.copy_(0.2 * draw)
+            elif isinstance(tensor, nn.Parameter):
+                fan = tensor[0].numel() if tensor.ndim > 1 else 0
+                tensor.copy_(1.6 * draw / fan**0.5 if fan else 1 + 0.3 * draw)
+
+
+def ignore_(model: nn.Module, removed: Removed) -> None:
+    """Zero the weights that read removed channels."""
+    with torch.no_grad():
+        for name, sides in removed.items():
+            layer = model.get_submodule(name)
+            if not isinstance(layer, (_ConvNd, nn.Linear)):
+                continue
+            for channel in sides.get("in", ()):
+                _reading(layer, channel).zero_()
+
+
+def _reading(layer: _ConvNd | nn.Linear, channel: int) -> Tensor:
+    """The weights that are multiplied with one input channel."""
+    if isinstance(layer, nn.Linear):
+        return layer.weight[:, channel]
+    if layer.transposed:
+        return layer.weight[channel]
+    rows, columns = layer.weight.shape[0] // layer.groups, layer.weight.shape[1]
+    if _is_depthwise(layer):  # the layer after it reads the channel
+        return layer.weight[:0]
+    group = channel // columns
+    return layer.weight[group * rows : (group + 1) * rows, channel % columns]
+
+
+def shares(wide: nn.Module, removed: Removed, warnings: Sequence[str]) -> Iterator[str]:
+    """Of each layer half is gone, within rounding, and never more than the floor allows."""
+    for name, sides in removed.items():
+        layer, gone = wide.get_submodule(name), len(sides.get("out", ()))
+        if not gone or not isinstance(layer, (_ConvNd, nn.Linear)):
+            continue
+        total = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+        if total - gone < FLOOR * total - 1e-9:
+            yield f"{name}: {total - gone} of {total} channels are left, below the floor"
+        elif gone > SHARE * total + max(STEP, total / 6) and not warnings:
+            yield f"{name}: {gone} of {total} channels are gone, half was asked for, no warning"
+        elif gone < SHARE * total - max(2 * STEP, total / 4) and not warnings:
+            yield f"{name}: only {gone} of {total} channels are gone, half was asked for"

@@ -1,0 +1,75 @@
+"""The judge objects to models that are wrong."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from compressbench.core.edits import apply_edit_
+from compressbench.core.types import TRAINED, Artifact
+from tests.zoo.compaction import compaction_problems, redraw_
+
+
+class Net(nn.Module):
+    """`uses`: whether a channel is used outside of layers, too."""
+
+    def __init__(self, uses: bool) -> None:
+        super().__init__()
+        self.uses = uses
+        self.a, self.norm = nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.b, self.fc = nn.Conv2d(12, 8, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).relu()
+        y = self.b(x).relu()
+        y = y * x.mean(1, keepdim=True).sigmoid() if self.uses else y
+        return self.fc(y.mean((2, 3)))
+
+
+def cut(net: Net, gone: list[int], said: list[int]) -> tuple[Artifact, Artifact]:
+    """The net before and after it lost channels of `a`, of which `said` are told."""
+    torch.manual_seed(0)
+    redraw_(net)
+    start = Artifact(net.eval(), {}, (), frozenset({TRAINED}))
+    left = [i for i in range(12) if i not in gone]
+    small, sizes = deepcopy(net), {}
+    state = net.state_dict()
+    for name, value in state.items():
+        if name.startswith(("a.", "norm.")) and value.ndim:
+            state[name] = value[left]
+        elif name == "b.weight":
+            state[name] = value[:, left]
+        sizes[name] = list(state[name].shape)
+    attributes = {"norm": {"num_features": len(left)}, "a": {"out_channels": len(left)},
+                  "b": {"in_channels": len(left)}}  # fmt: skip
+    sides = {"a": {"out": said}, "norm": {"out": said, "in": said}, "b": {"in": said}}
+    edit = {"kind": "resize", "tensors": sizes, "attributes": attributes, "removed": sides}
+    apply_edit_(small, edit)
+    small.load_state_dict(state)
+    return start, Artifact(small.eval(), {}, (edit,), frozenset({TRAINED}))
+
+
+def objections(*artifacts: Artifact) -> list[str]:
+    inputs = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return [*compaction_problems(*artifacts, (), inputs)]
+
+
+def test_channels_that_only_layers_read_can_go():
+    assert objections(*cut(Net(False), [1, 2, 4, 6, 7, 9], [1, 2, 4, 6, 7, 9])) == []
+
+
+@pytest.mark.parametrize(
+    ("uses", "gone", "said", "problem"),
+    [
+        (True, [1, 2, 4, 6, 7, 9], [1, 2, 4, 6, 7, 9], "outputs differ"),
+        (False, [1, 2, 4, 6, 7, 9], [1, 2, 4, 6, 7, 8], "no slice"),
+        (False, [*range(10)], [*range(10)], "half was asked for"),
+        (False, [1, 2, 4, 6, 7, 9], [1, 2, 4, 6, 7], "its channels leave"),
+    ],
+)
+def test_what_is_wrong_is_named(uses, gone, said, problem):
+    found = objections(*cut(Net(uses), gone, said))
+    assert any(problem in text for text in found), found
