@@ -70,7 +70,7 @@ def _layer(kind, shape):
         case "convolution":
             return nn.Conv2d(channels, 6, 3, padding=1)
         case "depthwise":
-            return nn.Conv2d(channels, channels, 3, groups=channels, bias=False)
+            return nn.Conv2d(channels, 2 * channels, 3, groups=channels, bias=False)
         case "transposed":
             return nn.ConvTranspose2d(channels, 6, 3)
         case _:
