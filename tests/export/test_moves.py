@@ -27,6 +27,7 @@ MOVES = {
     "reflect": lambda x: F.pad(x, (1, 2, 1, 0), mode="reflect"),
     "slice": lambda x: x[:, :, 1:, ::2],
     "slice_channels": lambda x: x[:, 2:6],
+    "one_channel": lambda x: x[:, 1:2],
     "chunk": lambda x: x.chunk(2, 1)[1],
     "split": lambda x: x.split([3, 5], 1)[1],
     "transpose": lambda x: x.transpose(2, 3),
@@ -69,7 +70,7 @@ def _layer(kind, shape):
         case "convolution":
             return nn.Conv2d(channels, 6, 3, padding=1)
         case "depthwise":
-            return nn.Conv2d(channels, channels, 3, groups=channels, bias=False)
+            return nn.Conv2d(channels, 2 * channels, 3, groups=channels, bias=False)
         case "transposed":
             return nn.ConvTranspose2d(channels, 6, 3)
         case _:

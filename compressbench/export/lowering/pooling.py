@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from compressbench.export.graph import attribute, constant, inputs, insert_before, replace
+from compressbench.export.graph import (
+    add_initializer,
+    attribute,
+    constant,
+    inputs,
+    insert_before,
+    replace,
+)
 
 
 def mean_to_pool(graph: ir.Graph) -> None:
-    """ReduceMean over the last two axes of [B, C, H, W] -> GlobalAveragePool (then Flatten)."""
+    """ReduceMean over the last two axes of [B, C, H, W] -> GlobalAveragePool (then Reshape).
+
+    ONNX Runtime moves a QuantizeLinear in front of a Reshape, next to the pooling, but not in front
+    of a Flatten.
+    """
     for node in list(graph):
         if node.op_type != "ReduceMean" or not _is_of_images(node):
             continue
         pooled = insert_before(node, "GlobalAveragePool", [node.inputs[0]])
         if attribute(node, "keepdims", 1) == 0:
-            pooled = insert_before(node, "Flatten", [pooled])
+            pooled = insert_before(node, "Reshape", [pooled, _flat(graph)])
         replace(node, pooled)
+
+
+def _flat(graph: ir.Graph) -> ir.Value:
+    """The shape [B, C] of a pooled [B, C, 1, 1], as Reshape takes it."""
+    name = "pooled.shape"
+    return graph.initializers.get(name) or add_initializer(graph, name, np.array([0, -1], np.int64))
 
 
 def _is_of_images(node: ir.Node) -> bool:

@@ -191,11 +191,16 @@ def keep_float(graph: ir.Graph, storages: Mapping[str, Storage]) -> None:
 
 def _per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """What the DequantizeLinear of `value` computes, with its scale and zero point repeated along
-    axis 1; a runtime repeats them once, on loading.
+    axis 1; a runtime repeats them once, on loading. One channel is copied instead, by a Sum with
+    one term.
     """
     source = value.producer()
     assert source is not None
     assert value.shape is not None
+    if value.shape[1] == 1:
+        copy = ir.node("Sum", [value])
+        graph.insert_after(source, copy)
+        return copy.outputs[0]
     name, count = f"channels.{value.shape[1]}", np.array([value.shape[1]], np.int64)
     shape = graph.initializers.get(name) or add_initializer(graph, name, count)
     codes, scale, zero_point = source.inputs
