@@ -86,14 +86,15 @@ def tasks(chosen: argparse.Namespace) -> Iterator[Task]:
         return
     for recipe in recipes:
         for entry in reversed(ZOO):  # the odd ones first
-            if names is None or entry.name in names:
+            alone = recipe == DIRECT and entry.expected != "right"  # planning would refuse it
+            if not alone and (names is None or entry.name in names):
                 yield _task(entry, recipe)
 
 
 def _task(entry: Entry, recipe: str) -> Task:
     """Without layers that must be cut, a model whose channels cannot be pruned may be refused."""
     channels = recipe in ("prune_channels", DIRECT)
-    open_end = channels and not entry.cut and (entry.expected == "right" or recipe == DIRECT)
+    open_end = channels and not entry.cut and entry.expected == "right"
     expected = "either" if open_end else entry.expected
     return Task(entry.name, config_of(entry), recipe, expected, entry.cut if channels else ())
 

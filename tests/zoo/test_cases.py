@@ -28,10 +28,8 @@ HALVED = {  # layers -> how many channels of a layer may be left
 
 
 PENDING = {
-    "TwoInputs", "DataBranch", "NumpyInForward", "StaticBatch", "Decoder", "MaskTimesMap",
-    "FlattenedBranches", "GroupedQueryEncoder", "BilinearPooling", "GramMatrix", "AuxiliaryHead",
-    "TupleInTraining", "NewWeightNorm", "OldWeightNorm", "InfinityMaskEncoder", "AsymmetricPads",
-    "SmallestMaskEncoder", "FrozenStem",
+    "DataBranch", "NumpyInForward", "StaticBatch", "AuxiliaryHead", "TupleInTraining",
+    "NewWeightNorm", "OldWeightNorm", "InfinityMaskEncoder", "AsymmetricPads",
 }  # fmt: skip
 
 
