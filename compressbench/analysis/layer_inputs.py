@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.input_moments import Moments
 from compressbench.analysis.probe import probe_of
+from compressbench.core.batchnorm import Pairs
 from compressbench.core.calls import tensors_in
 from compressbench.core.errors import UserError
 from compressbench.core.types import Context
@@ -18,17 +20,47 @@ from compressbench.data.calibration import training_images
 PASS_BATCH = 256  # images per forward pass, over which BatchNorm also takes its statistics
 
 
-def layer_moments(
-    name: str, models: tuple[nn.Module, nn.Module], context: Context, images: int
-) -> Moments:
-    """Moments of the layer `name` over `images` training images.
+@dataclass(frozen=True)
+class WorkingCopies:
+    """A copy of the float model in eval mode, and one whose layers are changed in turn.
 
-    `models` are the float model and the partly quantized one, from `working_copies`.
+    BatchNorm in `changed` normalizes as the finished model will, for `Context.batchnorm`: for
+    "shift" by statistics that follow the changes (`pairs`), for "measure" by those of the batch,
+    for "keep" by its own.
     """
-    reference, quantized = models
-    moments = Moments(reference.get_submodule(name))
+
+    reference: nn.Module
+    changed: nn.Module
+    pairs: Pairs | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, context: Context) -> WorkingCopies:
+        device = context.runtime.device
+        reference = deepcopy(model).to(device).eval().requires_grad_(False)
+        if context.batchnorm == "measure":
+            return cls(reference, probe_of(reference, device))
+        changed = deepcopy(reference)
+        pairs = Pairs(reference, changed) if context.batchnorm == "shift" else None
+        return cls(reference, changed, pairs)
+
+    def inputs_of(self, name: str, images: Tensor, drift: bool) -> tuple[Tensor, Tensor]:
+        """Inputs of a layer in the reference and in the changed copy; twice the latter's without
+        `drift`.
+        """
+        if not drift and self.pairs is None:
+            return (input_of(self.changed, name, images),) * 2
+        clean = input_of(self.reference, name, images)
+        seen = input_of(self.changed, name, images)
+        return clean if drift else seen, seen
+
+
+def layer_moments(
+    name: str, models: WorkingCopies, context: Context, images: int, drift: bool = True
+) -> Moments:
+    """Moments of the layer `name` over `images` training images; x = x' without `drift`."""
+    moments = Moments(models.reference.get_submodule(name))
     for batch in calibration_batches(context, images):
-        moments.add_(input_of(reference, name, batch), input_of(quantized, name, batch))
+        moments.add_(*models.inputs_of(name, batch, drift))
     moments.reduce_()
     return moments
 
@@ -60,16 +92,6 @@ def input_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
         f"{name}: the forward pass never calls this layer, so its rounding cannot be fitted; "
         f"keep it in float with a rule {{layers: {name}, bits: null}}"
     )
-
-
-def working_copies(model: nn.Module, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """A copy of the float model, and a second copy whose layers are to be quantized in turn.
-
-    The second normalizes each batch by its own statistics (`probe_of`). Stages measure BatchNorm
-    statistics again after rounding, so weights must not be fitted to the old ones.
-    """
-    reference = deepcopy(model).to(device).eval().requires_grad_(False)
-    return reference, probe_of(reference, device)
 
 
 def calibration_batches(context: Context, images: int) -> Iterator[Tensor]:

@@ -19,8 +19,8 @@ from compressbench.data.calibration import training_batches
 def probe_of(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of `model` on `device` in eval mode, except that BatchNorm normalizes each batch.
 
-    Stages measure BatchNorm statistics again after they change weights, which undoes a shift or
-    scaling of whole channels; normalizing each batch keeps such changes out of the measurements.
+    After a stage changed weights, BatchNorm statistics follow, which undoes a shift or scaling of
+    whole channels; normalizing each batch keeps such changes out of the measurements.
     """
     probe = deepcopy(model).eval().to(device)
     for layer in probe.modules():

@@ -15,6 +15,7 @@ _HEAD = """compressbench: recipes of model compression, measured on the file tha
   python run.py -m recipe=prune,quantize                     run several recipes in turn
   python run.py -m search=prune_quant search.n_trials=40     search for the accuracy-size front
   compressbench replay RUN/recipe.yaml                       repeat a run, to the same bytes
+  compressbench explain RUN                                  which layer costs which accuracy
   compressbench front SWEEP [--budget 100kB]                 show a front, choose a file to ship
   compressbench store list|explain|verify|collect|pin        manage the store of computed results
   compressbench sync [RUN ...]                               log what a tracking server has missed

@@ -86,6 +86,10 @@ def _dispatch(arguments: list[str]) -> int:
         from compressbench.cli.front import main as front
 
         return front(arguments[1:])
+    if first == "explain":
+        from compressbench.cli.explain import main as explain_run
+
+        return explain_run(arguments[1:])
     if first == "sync":
         from compressbench.cli.sync import sync
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,12 @@ class Sums:
         if channels is not None:
             first, second = first[:, channels], second[:, channels]
         return Sums(self.count, first, second)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sums]) -> Sums:
+        """Of the images of all parts, in their order."""
+        first, second = (torch.cat([getattr(p, n) for p in parts]) for n in ("first", "second"))
+        return cls(parts[0].count, first, second)
 
     def total(self) -> Tensor:
         """Number, sum and sum of squares over all images, float64 [3, C]."""
@@ -169,6 +175,18 @@ class Pairs:
             return (Match.of(layer, before, after).apply(args[0]), *args[1:])
 
         self.handles.append(layer.register_forward_pre_hook(match))
+
+    def take(self) -> dict[str, list[Sums]]:
+        """What is waiting, by layer in the order of its calls; nothing is left."""
+        taken = {name: list(calls) for name, calls in self.waiting.items() if calls}
+        self.waiting.clear()
+        return taken
+
+    def expect(self, calls: Mapping[str, Sequence[Sums]]) -> None:
+        """Let `calls` wait, and nothing else."""
+        self.waiting.clear()
+        for name, sums in calls.items():
+            self.waiting[name].extend(sums)
 
     def remove(self) -> None:
         """Remove the hooks from both models."""

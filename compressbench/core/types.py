@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from compressbench.core.batchnorm import BatchNormRule
+
 SplitName = Literal["train", "validation", "test"]
 Edit = dict[str, Any]
 
@@ -218,6 +220,7 @@ class Context:
     timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
     checkpoint_seconds: float = 15.0  # minimum time between checkpoints of a fit
     recall: Recall = lambda parts, compute: compute()
+    batchnorm: BatchNormRule = "shift"  # what the stage does with statistics after its changes
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,22 @@ WRAP = "wrap the model in a module whose forward returns the logits alone"
 
 
 def tried_model(
-    config: dict[str, Any], checkpoint: Path | None, spec: DataSpec, where: str
+    config: dict[str, Any],
+    checkpoint: Path | None,
+    spec: DataSpec,
+    where: str,
+    offered: Collection[str] = (),
 ) -> tuple[dict[str, Any], nn.Module]:
     """The config that builds a model, and the model in eval mode, with plain weights, after one
     pass over two blank samples.
 
-    The config is `config`, unless the model has lazy layers. `where` is its place in the run's
+    The config is `config`, unless the model has lazy layers, or hands on options to something that
+    refuses some of those `offered`. `where` is its place in the run's
     config, for messages. Raises UserError for a model that cannot be built or run, or that does not
     fit the data.
     """
     with torch.random.fork_rng(devices=()):
-        model = build_model(config, where)
+        config, model = _built(config, where, offered)
         _check_inputs(model, where)
         if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
             config = initialised_config(config, spec)
@@ -45,6 +50,22 @@ def tried_model(
         logits = answer(model, inputs, where)
     check_logits(logits, inputs, spec, where)
     return config, plain_copy(model)
+
+
+def _built(
+    config: dict[str, Any], where: str, offered: Collection[str]
+) -> tuple[dict[str, Any], nn.Module]:
+    """The model, and its config without those `offered` options that a call inside refuses."""
+    try:
+        return config, build_model(config, where)
+    except UserError:
+        raise
+    except Exception as error:  # the class is the user's: it may raise anything
+        for name in offered:
+            if isinstance(error, TypeError) and f"keyword argument '{name}'" in str(error):
+                fewer = {option: value for option, value in config.items() if option != name}
+                return _built(fewer, where, [n for n in offered if n != name])
+        raise UserError(f"{where} cannot be built: {reason(error)}") from error
 
 
 def answer(model: nn.Module, inputs: Tensor, where: str, when: str = "") -> Any:

@@ -68,5 +68,6 @@ def checked_architecture(
     path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
     if path is not None and not path.is_file():
         raise UserError(f"{where}.checkpoint={path}: no such file")
-    config, model = tried_model(config, path, spec, where)
+    offered = [name for name in config if name not in own]
+    config, model = tried_model(config, path, spec, where, offered)
     return config, path, model

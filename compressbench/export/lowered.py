@@ -14,6 +14,7 @@ from compressbench.export.lowering import (
     constants,
     dynamic,
     linear,
+    moves,
     oldest,
     pooling,
     reshape,
@@ -29,11 +30,13 @@ def lower(model: ir.Model, grids: Mapping[str, WeightGrid]) -> dict[str, WeightG
     constants.fold_constants(model, grids.keys())
     reshape.static_shapes(graph)
     pooling.mean_to_pool(graph)
+    moves.pad_in_convolutions(graph)
     constants.drop_zero_biases(graph)  # torch writes that of a Conv3d in a wrong shape
     folded = batchnorm.fold_batchnorm(graph, grids)
     constants.drop_zero_biases(graph)
     clamps.drop_clamps(graph)
     dynamic.share_quantizers(graph)
+    moves.move_integers(graph)
     return folded
 
 

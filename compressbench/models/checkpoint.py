@@ -15,6 +15,14 @@ from compressbench.core.errors import UserError
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, wrappers and torch.compile
 WRAPPED = "network."  # prefix in the wrappers around models of other libraries
+_PARAMETRIZED = "parametrizations"
+_DEPRECATED = {
+    "original0": "_g",
+    "original1": "_v",
+    "original": "_orig",
+    "0._u": "_u",
+    "0._v": "_v",
+}
 SHOWN = 3  # names listed in a message
 
 
@@ -29,7 +37,7 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
-    state = _without_prefix(_tensors(_read(path), path), model)
+    state = _renamed(_without_prefix(_tensors(_read(path), path), model), model)
     _check(state, model, path)
     model.load_state_dict(state)
 
@@ -97,6 +105,20 @@ def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
             shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
             return _without_prefix(shorter, model)
     return state
+
+
+def _renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of torch's deprecated weight_norm and spectral_norm under the names that the
+    parametrizations of a model have for them.
+    """
+    renamed = dict(state)
+    for name in model.state_dict():
+        layer, _, rest = name.rpartition(f"{_PARAMETRIZED}.")
+        tensor, _, part = rest.partition(".")
+        old = f"{layer}{tensor}{_DEPRECATED.get(part, '')}"
+        if layer and part in _DEPRECATED and old in state and name not in state:
+            renamed[name] = renamed.pop(old)
+    return renamed
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:

@@ -26,12 +26,9 @@ def plain(model: nn.Module) -> nn.Module:
     Raises UserError for a scripted module, and for a mask of `torch.nn.utils.prune`.
     """
     model = unwrapped(model)
-    for name, module in list(model.named_modules()):
+    _unwrap_children_(model)
+    for name, module in model.named_modules():
         _refuse(name, module)
-        inner = unwrapped(module)
-        if inner is not module:
-            model.set_submodule(name, inner)
-    for module in model.modules():
         module._compiled_call_impl = None  # of module.compile(), which keeps the module's class
         _convert_hooks_(module)
     return model
@@ -43,6 +40,15 @@ def unwrapped(module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = module.module
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def _unwrap_children_(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):  # refused; its children cannot be listed so
+        return
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            module._modules[name] = unwrapped(child)
+            _unwrap_children_(unwrapped(child))
 
 
 def release_hooked_(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -201,7 +201,8 @@ class Prune(PruneOptions, BatchNormOptions):
         if update is None:
             return
         owners = weight_owners(model, layers).values()
-        moved = update(model, {name: masks[name] for name in owners}, context)
+        told = replace(context, batchnorm=self.batchnorm)
+        moved = update(model, {name: masks[name] for name in owners}, told)
         with torch.no_grad():
             for name, weight in moved.items():
                 layers[name].get_parameter("weight").copy_(weight)

@@ -168,9 +168,9 @@ class PruneChannels(BatchNormOptions):
         """
         skipped(self.skip, prunable_layers(model))
         try:
-            coupling = settled_coupling(deepcopy(model).cpu(), example_inputs(spec))
-        except CheckFailedError as error:
-            raise UserError(str(error)) from error
+            coupling = settled_coupling(deepcopy(model).cpu().eval(), example_inputs(spec))
+        except (CheckFailedError, RuntimeError) as error:  # RuntimeError: cannot be copied
+            raise UserError(str(error).partition("\n")[0]) from error
         candidates, left = self._candidates(model, coupling)
         if not candidates:
             raise UserError(f"no channel can be removed ({in_short(left)})")

@@ -192,10 +192,11 @@ class Quantize(GridOptions, BatchNormOptions):
     ) -> Artifact:
         """Quantize a copy of the float model `prepared`, which is not modified."""
         model = deepcopy(prepared)
-        edits: list[Edit] = [quantize_weights_(model, grids, method, context)]
+        told = replace(context, batchnorm=self.batchnorm)
+        edits: list[Edit] = [quantize_weights_(model, grids, method, told)]
         if self.correct_bias:
             edit = correct_bias_(
-                model, prepared, list(grids), context, self.calibration_images, self.batch_size
+                model, prepared, list(grids), told, self.calibration_images, self.batch_size
             )
             edits += [] if edit is None else [edit]
         self.update_batchnorm_(model, prepared, context)

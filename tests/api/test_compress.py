@@ -24,6 +24,7 @@ import compressbench
 from compressbench.results.run_report import comparison_rows
 from tests.api.conftest import DATA, Net, compress
 from tests.end_to_end.running import finished_run
+from tests.engine.odd_models import DeprecatedNorms
 
 
 def hits(result):
@@ -250,3 +251,20 @@ def test_the_data_outlive_a_module_that_writes_into_its_input():
     kept = images.clone()
     compress(InPlace(), (images, DATA[1]), "baseline", trained=True)
     assert torch.equal(images, kept)
+
+
+def test_a_module_with_deprecated_hooks_stays_with_its_caller(tmp_path, digits):
+    """Its copy is trained with weight_norm; the result has plain weights, and can be loaded."""
+    net = DeprecatedNorms([1, 8, 8], 10)
+    net.train()(digits["train"][0][:4]).sum().backward()  # its weights are no leaves any more
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    result = compress(net, digits["train"], "baseline", folder=tmp_path / "run",
+                      overrides={"recipe.stages.train.epochs": 1})  # fmt: skip
+    assert all(tensor.equal(before[name]) for name, tensor in net.state_dict().items())
+    assert "stem.weight_g" in before
+    run = compressbench.load(result.folder, net)
+    names = set(run.model.state_dict())
+    assert "stem.weight" in names and not any("parametrizations" in n for n in names)
+    images = digits["test"][0][:9]
+    logits = torch.from_numpy(run.session.run(None, {"input": images.numpy()})[0])
+    assert torch.allclose(run.model(images), logits, atol=1e-4)

@@ -129,6 +129,13 @@ def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_command, "supervise", stop)
 
 
+def quantized_run(folder: Path) -> Path:
+    """`folder`, with a run in `run` whose results are in its `store`."""
+    given = ["recipe=quantize", "model=mlp", "trainer=debug", "tracking=none", "hydra.run.dir=run"]
+    assert run_here(given, folder, folder / "store").code == 0
+    return folder
+
+
 @pytest.mark.parametrize("command", OURS)
 def test_a_command_can_be_planned(reader, tmp_path, monkeypatch, keys, command):
     for argument, library in LIBRARIES.items():
@@ -142,7 +149,8 @@ def test_a_command_can_be_planned(reader, tmp_path, monkeypatch, keys, command):
         without_workers(monkeypatch)
         given = [a for a in given if not a.startswith(("tracking=", "search.name="))]
         given += ["tracking=none", f"search.folder={tmp_path / 'sweeps'}"]
-    done = run_here(given, reader, tmp_path / "store")
+    folder = quantized_run(tmp_path) if what == "explain" else reader
+    done = run_here(given, folder, tmp_path / "store")
     if what == "search":
         assert (done.code, done.err) == (1, f"compressbench: {PLANNED}\n")
     else:

@@ -74,6 +74,22 @@ class Broken(Plain):
 ERRORS = (TypeError, AttributeError, KeyError, IndexError, AssertionError, ZeroDivisionError)
 
 
+class CannotBeBuilt(Plain):
+    def __init__(self, input_shape, num_classes, error="KeyError"):
+        super().__init__(input_shape, num_classes)
+        raise {e.__name__: e for e in ERRORS}[error]("oh")  # the line of the message
+
+
+class InChannels(Plain):
+    def __init__(self, num_classes, in_channels=1):
+        super().__init__([in_channels], num_classes)
+
+
+def hub(**options):
+    """Passes its options on, as the functions of torchvision do."""
+    return InChannels(**options)
+
+
 class Frozen(Plain):
     def __init__(self, input_shape, num_classes):
         super().__init__(input_shape, num_classes)

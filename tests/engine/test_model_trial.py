@@ -86,6 +86,20 @@ def test_any_error_of_the_users_code_names_its_line(start, error, training):
     assert ("in training mode" in line) == training
 
 
+@pytest.mark.parametrize("error", [e.__name__ for e in odd_models.ERRORS])
+def test_an_error_while_the_model_is_built_names_its_line(start, error):
+    line = refusal(start, "CannotBeBuilt", error=error)
+    assert line.startswith(f"model cannot be built: {error}")
+    assert "# the line of the message" in line
+
+
+def test_a_function_that_passes_its_options_on_gets_those_that_arrive(start):
+    plan, _ = start("hub")
+    assert plan[0].job.model == {"_target_": f"{MODULE}.hub", "num_classes": 10}
+    with pytest.raises(UserError, match="unexpected keyword argument 'input_shape'"):
+        start("hub", input_shape=[1, 8, 8])
+
+
 def test_a_teacher_of_another_architecture_is_tried_too(start):
     own = {"_target_": f"{MODULE}.TupleInTraining"}
     stages = {"train": {**STAGES["train"], "model": own}, "other": STAGES["train"]}

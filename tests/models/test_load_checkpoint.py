@@ -26,7 +26,9 @@ def prefixed(state, prefix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "model.module.", "_orig_mod.", "module._orig_mod."]
+)
 def test_tensors_arrive_whatever_the_container(tmp_path, suffix, prefix):
     trained, fresh = network(1), network(2)
     state = prefixed(trained.state_dict(), prefix)

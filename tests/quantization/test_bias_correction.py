@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,19 @@ def test_before_an_unfolded_norm_the_shift_counts_as_absorbed():
         aligned.get_submodule(norm).running_mean += shift
     means = [output_of(m, "fc", inputs) for m in (aligned, reference)]
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_whose_statistics_are_kept_absorbs_nothing():
+    reference = make(Residual, 3)
+    model, names = rounded(reference, 3)
+    own = replace(context(), batchnorm="keep")
+    edit = correct_bias_(model, reference, names, own, 40, batch_size=40)
+    bare = [name for name in names if reference.get_submodule(name).bias is None]
+    assert bare and edit == {"kind": "bias", "layers": bare}
+    inputs = Noise().prepare(Noise().split("train").inputs)
+    for name in names:
+        means = [output_of(m, name, inputs) for m in (model, reference)]
+        torch.testing.assert_close(*means, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shared_layer_is_left_alone_and_nan_is_refused():

@@ -17,6 +17,7 @@ from compressbench.training.fits.checkpoints import load_checkpoint, save_checkp
 from compressbench.training.fits.fit import fit_
 from compressbench.training.fits.schedule import Schedule
 from compressbench.training.train import cross_entropy
+from tests.two_ranks import on_two_ranks
 
 
 @dataclass
@@ -214,3 +215,36 @@ def test_refuses(options, message):
     good = {"epochs": 1, "batch_size": 8, "optimizer": partial(torch.optim.SGD, lr=0.1)}
     with pytest.raises(UserError, match=message):
         Schedule(**{**good, **options})
+
+
+class Skipping(nn.Module):
+    """Has a layer that is skipped in some batches, a frozen one, and one that nothing calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.frozen, self.unused = nn.Linear(4, 4).requires_grad_(False), nn.Linear(3, 3)
+
+    def forward(self, images):
+        hidden = self.frozen(self.first(images.flatten(1)))
+        if not self.training or torch.rand(1).item() < 0.5:
+            hidden = hidden + self.block(hidden)
+        return self.last(hidden)
+
+
+def fit_skipping(rank, folder):
+    torch.manual_seed(0)
+    model = Skipping()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    context = Context(Blobs(), Runtime(devices=2), 3, Path(folder) / str(rank), instantiate)
+    fit_(model, cross_entropy(0.0), schedule(), context)
+    after = model.state_dict()
+    return [name for name in after if not after[name].equal(before[name])], after["last.bias"]
+
+
+def test_two_ranks_train_a_model_whose_layers_are_not_all_used(tmp_path):
+    (moved, bias), (other, same) = on_two_ranks(fit_skipping, tmp_path, str(tmp_path))
+    assert set(moved) == {
+        f"{n}.{p}" for n in ("first", "block", "last") for p in ("weight", "bias")
+    }
+    assert moved == other and bias.equal(same)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from compressbench.export.graph import constant, inputs
-
-_MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool"}
+from compressbench.export.lowering.moves import MOVES
 
 
 class ActivationGrid(NamedTuple):
@@ -20,11 +19,9 @@ class ActivationGrid(NamedTuple):
 
 
 def input_grid(node: ir.Node) -> ActivationGrid | None:
-    """The uint8 grid of the first input of a node; None if it has none."""
+    """The uint8 grid of the first input of a node, after `moves`; None if it has none."""
     value = node.inputs[0]
     source = value.producer() if value is not None else None
-    while source is not None and source.op_type in _MOVES and source.inputs[0] is not None:
-        source = source.inputs[0].producer()
     if source is None or source.op_type != "DequantizeLinear":
         return None
     scale, zero_point = (constant(v) for v in inputs(source, 3)[1:])
@@ -36,6 +33,8 @@ def input_grid(node: ir.Node) -> ActivationGrid | None:
 def _levels(dequantize: ir.Node) -> int:
     integers = dequantize.inputs[0]
     clip = integers.producer() if integers is not None else None
+    while clip is not None and clip.op_type in MOVES and clip.inputs[0] is not None:
+        clip = clip.inputs[0].producer()
     high = constant(inputs(clip, 3)[2]) if clip is not None and clip.op_type == "Clip" else None
     return 255 if high is None else int(high)
 

@@ -25,7 +25,7 @@ def strip(model: ir.Model) -> onnx.ModelProto:
     """The model as protobuf; inputs and outputs keep their names, all others are shortened."""
     common.DeduplicateInitializersPass(size_limit=2**62)(model)
     _drop_defaults(model.graph, model.opset_imports[""])
-    _shorten(model.graph)
+    _shorten(model.graph, model.opset_imports[""])
     proto = ir.to_proto(model)
     _clear(proto)
     return proto
@@ -62,7 +62,7 @@ def _is_implied(operator: str, name: str, value: Any) -> bool:
     return expected is not None and set(value) == {expected}
 
 
-def _shorten(graph: ir.Graph) -> None:
+def _shorten(graph: ir.Graph, opset: int) -> None:
     """Rename values in order of use, so that the bytes do not depend on the exporter's counters."""
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _short_names() if name not in kept)
@@ -76,9 +76,17 @@ def _shorten(graph: ir.Graph) -> None:
         value.name = next(names)
         graph.initializers[value.name] = value
     for node in graph.all_nodes():
-        for value in node.outputs:
+        for position, value in enumerate(node.outputs):
             if value.name not in kept:
-                value.name = next(names) if value.uses() else ""
+                omitted = not value.uses() and _is_optional(node, position, opset)
+                value.name = "" if omitted else next(names)
+
+
+def _is_optional(node: ir.Node, position: int, opset: int) -> bool:
+    """Whether a node may leave out an output; ONNX Runtime crashes where a Split does."""
+    declared = onnx.defs.get_schema(node.op_type, opset, node.domain).outputs
+    option = declared[min(position, len(declared) - 1)].option
+    return bool(option == onnx.defs.OpSchema.FormalParameterOption.Optional)
 
 
 def _alike(value: ir.Value) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ class Coupling:
     counted: Mapping[str, Tensor]  # of normalizations, [channels]
     widths: Sequence[Width]  # sizes that modules may have as attributes
     places: Mapping[Place, tuple[int, frozenset[int]]]  # options of reshapes, and their labels
-    depthwise: frozenset[str]  # layers
+    depthwise: frozenset[str]  # layers with one input channel per group
     reasons: Mapping[str, str]
     failed: Mapping[str, str] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ def couple(model: nn.Module, example: Tensor, choices: Mapping[Place, int]) -> C
         widths=[Width(w.owner, _root(shadows, w.labels)) for w in shadows.widths],
         places={p: (n, frozenset(_root(shadows, labels).flatten().tolist()))
                 for p, (n, labels) in shadows.places.items()},
-        depthwise=frozenset(n for n in outputs if is_depthwise(model.get_submodule(n))),
+        depthwise=frozenset(n for n in outputs if _per_input(model.get_submodule(n))),
         reasons=_reasons(shadows, outputs, prunable_layers(model)),
     )  # fmt: skip
 
@@ -205,6 +205,11 @@ def is_depthwise(layer: nn.Module) -> bool:
         and layer.groups == layer.out_channels == layer.in_channels
         and layer.groups > 1
     )
+
+
+def _per_input(layer: nn.Module) -> bool:
+    """Whether every group has a single input channel."""
+    return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels
 
 
 def without(coupling: Coupling, failed: Mapping[str, str]) -> Coupling:

@@ -27,9 +27,12 @@ from compressbench.pruning.channels.limits import (
 from compressbench.pruning.channels.removal import (
     Cuts,
     atoms_of,
+    failing,
     remove_channels,
     resize_edit,
 )
+
+OTHER = "only the channels of convolutions and linear layers are chosen"
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,16 @@ class Cutter:
         return None
 
     def _blame(self, cuts: Cuts) -> None:
-        """Add to `failed` the groups whose channels cannot be removed, trying each alone."""
-        before = len(self.failed)
-        for root, atoms in cuts.items():
-            self.alone(root, atoms)
-        if len(self.failed) == before:
-            raise CheckFailedError("groups whose channels can be removed alone fail together")
+        """Add to `failed` the groups whose channels cannot be removed."""
+
+        def attempt(atoms: Sequence[int]) -> str:
+            try:
+                remove_channels(self.model, self.coupling, atoms, self.example)
+            except CheckFailedError as error:
+                return str(error)
+            return ""
+
+        self.failed |= failing(cuts, attempt)
 
     def figures(self, cut: Cut, names: Collection[str], context: Context) -> dict[str, float]:
         """The figures of a pruned model: `params`, `macs`, and if in `names` also `onnx_bytes` and
@@ -200,6 +207,8 @@ def _detail(old: nn.Module, new: nn.Module, reason: str) -> str:
     (wide, wide_in), (narrow, narrow_in) = _widths(old), _widths(new)
     if narrow != wide:
         return f"{wide} → {narrow} channels"
+    if not wide:
+        return "its channels follow" if weights(new) < weights(old) else f"left: {reason or OTHER}"
     inputs = f"inputs {wide_in} → {narrow_in}, " if narrow_in != wide_in else ""
     return f"{inputs}{wide} channels left: {reason or 'sparsity and rounding remove none'}"
 

@@ -58,7 +58,7 @@ def _held(shadows: Shadows, call: Call, inputs: Tensor, axes: Sequence[int]) -> 
     """The shadow with size 1 along `axes`; removable labels along them are fixed."""
     shadow = shadows.of(inputs)
     if any(shadow.shape[axis] > 1 for axis in axes):
-        if shadows.labels.raw(shadow):
+        if shadows.labels.raw(shadow) and set(shadows.varying(shadow)) - set(axes):
             return shadows.unite_along(shadow, axes)
         shadows.labels.fix(shadow, f"{call.what} runs over its channels")
         shadow = shadows.of(inputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.analysis.layer_inputs import layer_moments, working_copies
+from compressbench.analysis.layer_inputs import WorkingCopies, layer_moments
 from compressbench.analysis.obs import compensated, damped, inverse_factor
 from compressbench.core.errors import UserError
 from compressbench.core.layers import per_output
@@ -57,11 +57,12 @@ class SparseGpt:
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> dict[str, Tensor]:
         _check_kinds(layers)
-        models = working_copies(model, context.runtime.device)[:1] * 2
+        reference = WorkingCopies.of(model, context).reference
+        models = WorkingCopies(reference, reference)
         scores = {}
         for number, (name, layer) in enumerate(layers.items()):
             context.progress(number, len(layers), f"inputs of {name}")
-            moments = layer_moments(name, models, context, self.images)
+            moments = layer_moments(name, models, context, self.images, drift=False)
             factor = inverse_factor(damped(moments.second.double(), self.damping))
             diagonal = factor.diagonal(dim1=1, dim2=2)[:, None]
             score = (moments.rows(moments.weight).double() / diagonal).square()
@@ -73,14 +74,13 @@ class SparseGpt:
         self, model: nn.Module, masks: Mapping[str, Tensor], context: Context
     ) -> dict[str, Tensor]:
         """New weights of the layers in `masks`, zero where the mask is False."""
-        reference, pruned = working_copies(model, context.runtime.device)
-        models = (reference if self.drift else pruned, pruned)
+        models = WorkingCopies.of(model, context)
         updated = {}
         for number, (name, mask) in enumerate(masks.items()):
             context.progress(number, len(masks), f"updating {name}")
-            moments = layer_moments(name, models, context, self.images)
+            moments = layer_moments(name, models, context, self.images, self.drift)
             weight = self.repair(moments, mask.to(moments.weight.device))
-            pruned.get_parameter(f"{name}.weight").copy_(weight)
+            models.changed.get_parameter(f"{name}.weight").copy_(weight)
             updated[name] = weight.cpu()
         context.progress(len(masks), len(masks), "updating weights")
         return updated

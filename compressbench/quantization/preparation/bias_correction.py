@@ -32,9 +32,9 @@ def correct_bias_(
     its output. The bias gets the mean of the shifts over the batches: exact for a single batch,
     approximate for several, and computed in one pass.
 
-    Layers are left out if a BatchNorm follows (its statistics, measured again later, absorb the
-    shift), if they are called more than once, and if they share parameters. Nagel et al. 2019
-    (arXiv:1906.04721, section 4.2 and appendix D).
+    Layers are left out if a BatchNorm follows whose statistics will (`context.batchnorm`), since
+    they absorb the shift, if they are called more than once, and if they share parameters. Nagel
+    et al. 2019 (arXiv:1906.04721, section 4.2 and appendix D).
 
     Args:
         model: The model with quantized weights, in eval mode on the CPU; modified in place.
@@ -52,7 +52,8 @@ def correct_bias_(
     """
     calls, _, places = single_calls(model, context.data.spec.blank(2))
     measured = [n for n in places if n in set(layers) and _has_channels(model, n, calls[places[n]])]
-    shifted = [name for name in measured if norm_after(calls, places[name]) is None]
+    kept = context.batchnorm == "keep"
+    shifted = [n for n in measured if kept or norm_after(calls, places[n]) is None]
     if not shifted:
         return None
     shifts = _shifts(model, reference, measured, context, images, batch_size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.analysis.layer_inputs import working_copies
+from compressbench.analysis.layer_inputs import WorkingCopies
 from compressbench.core.grid import Grid, GridWeight
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
@@ -59,5 +59,5 @@ class AdaRound:
         def fitted(moments: Moments, grid: Grid) -> GridWeight:
             return fit_layer(moments, grid, self.ranges, self.fit())
 
-        models = working_copies(model, context.runtime.device)
+        models = WorkingCopies.of(model, context)
         return rounded_in_order(models, grids, fitted, context, self.images)

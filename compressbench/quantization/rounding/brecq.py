@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from torch.func import functional_call
 
 from compressbench.analysis.layer_inputs import (
     PASS_BATCH,
+    WorkingCopies,
     calibration_batches,
-    input_of,
     layer_moments,
-    working_copies,
 )
+from compressbench.core.batchnorm import Pairs, Sums
 from compressbench.core.distributed import mean_over_ranks, world_size
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, GridWeight, choose_scale, on_cpu, round_to_grid
@@ -34,7 +34,7 @@ class Brecq:
 
     W' = s * clip(floor(W / s) + h(V)) for all layers in B together. x and x' are the inputs of B
     in the float model and in the model whose earlier blocks are already quantized. BatchNorm in B
-    normalizes each batch, since its statistics are measured again later. Layers outside of blocks
+    normalizes as it will later (`WorkingCopies`), by the batch at hand. Layers outside of blocks
     (`find_units`) are fitted alone, as in `AdaRound`. Blocks with a larger error than with
     rounding to nearest are rounded to nearest. Gradients are averaged over processes.
 
@@ -78,9 +78,9 @@ class Brecq:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        models = working_copies(model, context.runtime.device)
+        models = WorkingCopies.of(model, context)
         example = next(calibration_batches(context, self.images))[:2]
-        units = find_units(models[0], list(grids), example)
+        units = find_units(models.reference, list(grids), example)
         generator = torch.Generator().manual_seed(context.seed)
         rounded: dict[str, GridWeight] = {}
         for number, unit in enumerate(units):
@@ -92,13 +92,13 @@ class Brecq:
                 else self._fit_layer(unit.name, models, unit_grids[unit.name], context)
             )
             for name, result in results.items():
-                models[1].get_parameter(f"{name}.weight").copy_(result.weight)
+                models.changed.get_parameter(f"{name}.weight").copy_(result.weight)
             rounded |= results
         context.progress(len(units), len(units), "rounding")
         return {name: on_cpu(rounded[name]) for name in grids}
 
     def _fit_layer(
-        self, name: str, models: tuple[nn.Module, nn.Module], grid: Grid, context: Context
+        self, name: str, models: WorkingCopies, grid: Grid, context: Context
     ) -> dict[str, GridWeight]:
         moments = layer_moments(name, models, context, self.images)
         return {name: fit_layer(moments, grid, self.ranges, self.fit(), self.scale_learning_rate)}
@@ -127,35 +127,43 @@ class Brecq:
 
 @dataclass(frozen=True)
 class Block:
-    """A block before quantization, its inputs x' and its target outputs for x."""
+    """A block before quantization, its inputs x' and its target outputs for x.
+
+    With `pairs`, `sums` are those of the inputs of its BatchNorm layers for x, call by call.
+    """
 
     unit: Unit
     module: nn.Module
     inputs: Tensor
     targets: Tensor
+    pairs: Pairs | None = None
+    sums: Mapping[str, Sequence[Sums]] = field(default_factory=dict)
 
     @classmethod
     @torch.no_grad()
-    def of(
-        cls, unit: Unit, models: tuple[nn.Module, nn.Module], context: Context, images: int
-    ) -> Block:
+    def of(cls, unit: Unit, models: WorkingCopies, context: Context, images: int) -> Block:
         """Collect inputs and targets of `unit` from the float and the quantized model."""
-        reference, quantized = models
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
+        sums: list[dict[str, list[Sums]]] = []
         for batch in calibration_batches(context, images):
-            inputs.append(input_of(quantized, unit.name, batch))
-            clean = input_of(reference, unit.name, batch)
-            targets.append(reference.get_submodule(unit.name)(clean))
+            clean, seen = models.inputs_of(unit.name, batch, drift=True)
+            inputs.append(seen)
+            targets.append(models.reference.get_submodule(unit.name)(clean))
+            sums.append({} if models.pairs is None else models.pairs.take())
             if sum(t.nbytes for t in (*inputs, *targets)) > CACHE_BYTES:
                 break
-        module = quantized.get_submodule(unit.name)
-        return cls(unit, module, torch.cat(inputs), torch.cat(targets))
+        module = models.changed.get_submodule(unit.name)
+        joined = {name: [Sums.joined(call) for call in zip(*(s[name] for s in sums), strict=True)]
+                  for name in sums[0]}  # fmt: skip
+        return cls(unit, module, torch.cat(inputs), torch.cat(targets), models.pairs, joined)
 
     def error(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """The mean squared error of the outputs with these weights, for the images in `rows`."""
         rows = rows.to(self.inputs.device)
         named = {self.unit.weight_of(name): weight for name, weight in weights.items()}
+        if self.pairs is not None:
+            self.pairs.expect({n: [s.part(rows) for s in calls] for n, calls in self.sums.items()})
         outputs: Tensor = functional_call(self.module, named, (self.inputs[rows],))
         return (outputs - self.targets[rows]).square().mean()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.input_moments import Moments
-from compressbench.analysis.layer_inputs import working_copies
+from compressbench.analysis.layer_inputs import WorkingCopies
 from compressbench.analysis.obs import columns, compensated, damped
 from compressbench.core.errors import UserError
 from compressbench.core.grid import (
@@ -75,9 +75,8 @@ class Gptq:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        reference, quantized = working_copies(model, context.runtime.device)
-        models = (reference if self.drift else quantized, quantized)
-        return rounded_in_order(models, grids, self.round, context, self.images)
+        models = WorkingCopies.of(model, context)
+        return rounded_in_order(models, grids, self.round, context, self.images, self.drift)
 
     def round(self, moments: Moments, grid: Grid) -> GridWeight:
         """Quantize one layer, minimizing the output error given by `moments`."""

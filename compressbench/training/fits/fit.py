@@ -265,6 +265,7 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -281,6 +282,8 @@ def _placement(context: Context) -> dict[str, Any]:
 
     backend = "nccl" if runtime.accelerator == "gpu" else "gloo"
     strategy = DDPStrategy(
-        process_group_backend=backend, cluster_environment=LightningEnvironment()
+        process_group_backend=backend,
+        cluster_environment=LightningEnvironment(),
+        find_unused_parameters=True,  # of layers that nothing calls, or that a batch skips
     )
     return {**base, "devices": runtime.devices, "strategy": strategy}

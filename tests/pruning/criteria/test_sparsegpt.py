@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ def test_sparsegpt_scores_and_moves_equal_a_slow_loop(name):
     torch.testing.assert_close(found.flatten(1).double(), scores, rtol=1e-3, atol=1e-6)
 
     for norm in (model.bn, model.bn2):
-        norm.train().momentum = 0.0  # weights are fitted under the statistics of the batch
+        norm.train().momentum = 0.0  # those that will be measured
     batch_normed = hessian_of(model, name)
     model.eval()
     hessian = batch_normed + torch.eye(len(hessian)) * 0.02 * batch_normed.diagonal().mean()
@@ -47,7 +49,8 @@ def test_sparsegpt_scores_and_moves_equal_a_slow_loop(name):
         rest = torch.linalg.inv(hessian[j:, j:])
         moved[:, j:] -= gone[:, None] * (rest[0] / rest[0, 0])
     masks = {name: mask.view_as(layer.weight)}
-    result = criterion.update(model, masks, context())[name]
+    measuring = replace(context(), batchnorm="measure")
+    result = criterion.update(model, masks, measuring)[name]
     assert not bool(result[~masks[name]].any())
     raw = batch_normed
     change, plain = moved - weight, weight * ~mask

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressbench.analysis.layer_inputs import calibration_batches, input_of, working_copies
+from compressbench.analysis.layer_inputs import WorkingCopies, calibration_batches
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, choose_scale, expand, step_limits
@@ -113,14 +113,16 @@ def test_a_block_is_called_once_with_one_tensor_for_one_tensor_and_is_the_smalle
 
 
 def block_error(model: nn.Module, name: str, results) -> float:
-    """Squared error of a block's output relative to its variance, BatchNorm by the batch."""
+    """Squared error of a block's output relative to its variance, statistics shifted."""
     inputs = Digits().prepare(Digits().split("train").inputs[:400])
-    reference, quantized = working_copies(model, torch.device("cpu"))
+    copies = WorkingCopies.of(model, context())
+    quantized = copies.changed
     for layer, result in results.items():
         quantized.get_parameter(f"{layer}.weight").copy_(result.weight)
     with torch.no_grad():
-        expected = reference.get_submodule(name)(input_of(reference, name, inputs))
-        found = quantized.get_submodule(name)(input_of(quantized, name, inputs))
+        clean, seen = copies.inputs_of(name, inputs, drift=True)
+        expected = copies.reference.get_submodule(name)(clean)
+        found = quantized.get_submodule(name)(seen)
         return ((found - expected).square().mean() / expected.var()).item()
 
 
@@ -179,7 +181,7 @@ class InPlace(nn.Module):
 def test_a_block_that_overwrites_its_input_is_fitted_on_what_it_was_handed():
     torch.manual_seed(0)
     model = InPlace().eval()
-    models = working_copies(model, torch.device("cpu"))
+    models = WorkingCopies.of(model, context())
     block = Block.of(Unit("body", ("body.1", "body.3")), models, context(), 30)
     images = torch.cat(list(calibration_batches(context(), 30)))
     weights = {name: model.get_parameter(f"{name}.weight") for name in ("body.1", "body.3")}
