@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -143,7 +144,7 @@ def _child(task: Task, store: Path, sending: Connection) -> None:
             f for f in traceback.extract_tb(error.__traceback__) if "compressbench" in f.filename
         ]
         where = own[-1] if own else place
-        first = str(error).strip().partition("\n")[0]
+        first = re.sub(r"\x1b\[\d*m", "", str(error).strip().partition("\n")[0])  # colours
         text = f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
         sending.send(("crash", text, "", ""))
     os._exit(0)
