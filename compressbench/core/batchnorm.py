@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressbench.core.errors import CheckFailedError
 
 BatchNormRule = Literal["shift", "measure", "keep"]
+Args = tuple[Any, ...]
 KNOWN = 0.01  # least variance, as a share of the running one, from which a ratio is taken
 
 
@@ -31,7 +32,8 @@ class Sums:
     @classmethod
     def of(cls, inputs: Tensor) -> Sums:
         """Of inputs [N, C, ...]."""
-        values = inputs.reshape(*inputs.shape[:2], -1)
+        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        values = wide.reshape(*wide.shape[:2], -1)
         variance, mean = torch.var_mean(values, dim=2, correction=0)
         variance, mean, count = variance.double(), mean.double(), values.shape[2]
         return cls(count, count * mean, count * (variance + mean.square()))
@@ -116,6 +118,12 @@ def _statistic(values: Tensor | None) -> Tensor:
     return values.double()
 
 
+def given_to(args: Args, kwargs: Mapping[str, Any]) -> Tensor:
+    """The inputs of a call of a layer, which may be given by keyword."""
+    inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return inputs
+
+
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Name -> layer, for all BatchNorm layers with running statistics."""
     return {
@@ -157,24 +165,30 @@ class Pairs:
             self._match(name, layer)
 
     def _watch(self, name: str, layer: _BatchNorm) -> None:
-        def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            sums = Sums.of(args[0].detach())
+        def watch(module: nn.Module, args: Args, kwargs: dict[str, Any]) -> None:
+            sums = Sums.of(given_to(args, kwargs).detach())
             self.waiting[name].append(sums.part(slice(None), self.kept.get(name)))
 
-        self.handles.append(layer.register_forward_pre_hook(watch))
+        self.handles.append(layer.register_forward_pre_hook(watch, with_kwargs=True))
 
     def _match(self, name: str, layer: _BatchNorm) -> None:
-        def match(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def match(
+            module: nn.Module, args: Args, kwargs: dict[str, Any]
+        ) -> tuple[Args, dict[str, Any]]:
             if not self.waiting[name]:
                 raise CheckFailedError(
                     f"BatchNorm {name} is called more often after the change than before it"
                 )
-            before, after = self.waiting[name].popleft().total(), Sums.of(args[0]).total()
+            inputs = given_to(args, kwargs)
+            before, after = self.waiting[name].popleft().total(), Sums.of(inputs).total()
             if self.note is not None:
                 self.note(name, before, after)
-            return (Match.of(layer, before, after).apply(args[0]), *args[1:])
+            matched = Match.of(layer, before, after).apply(inputs)
+            if args:
+                return (matched, *args[1:]), kwargs
+            return args, kwargs | {next(iter(kwargs)): matched}
 
-        self.handles.append(layer.register_forward_pre_hook(match))
+        self.handles.append(layer.register_forward_pre_hook(match, with_kwargs=True))
 
     def take(self) -> dict[str, list[Sums]]:
         """What is waiting, by layer in the order of its calls; nothing is left."""

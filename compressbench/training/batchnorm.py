@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressbench.core.batchnorm import BatchNormRule, Match, Pairs, batchnorm_layers
+from compressbench.core.batchnorm import (
+    Args,
+    BatchNormRule,
+    Match,
+    Pairs,
+    batchnorm_layers,
+    given_to,
+)
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Context
@@ -135,10 +142,10 @@ class _Cumulative:
 
     seen: float = 0.0
 
-    def __call__(self, layer: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+    def __call__(self, layer: _BatchNorm, args: Args, kwargs: dict[str, Any]) -> None:
         if self.seen == 0.0:
             layer.reset_running_stats()
-        values = args[0].numel() / layer.num_features
+        values = given_to(args, kwargs).numel() / layer.num_features
         self.seen += values
         layer.momentum = values / self.seen
 
@@ -168,7 +175,8 @@ def reestimate_batchnorm_(
         return 0
     meters = [_Cumulative() for _ in layers]
     handles = [
-        layer.register_forward_pre_hook(meter) for layer, meter in zip(layers, meters, strict=True)
+        layer.register_forward_pre_hook(meter, with_kwargs=True)
+        for layer, meter in zip(layers, meters, strict=True)
     ]
     before = [(layer.training, layer.momentum) for layer in layers]
     model.eval().to(context.runtime.device)

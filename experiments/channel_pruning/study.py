@@ -69,7 +69,8 @@ class Setting:
 
     def overrides(self) -> list[str]:
         chosen = OURS.get(self.method, OURS["l2"])
-        limits = [f"{STAGE}.sparsity=null", f"{STAGE}.macs={self.target}", f"seed={self.seed}"]
+        limits = [f"{STAGE}.sparsity=null", f"{STAGE}.macs={self.target}", f"seed={self.seed}",
+                  f"{STAGE}.batchnorm=measure"]  # fmt: skip
         ratio = [RATIO] if "scope=global" in " ".join(chosen) else []
         return [
             "recipe=prune_channels", f"recipe.stages.finetune.epochs={self.epochs}", *limits,

@@ -25,7 +25,12 @@ FINETUNE, QAT = "recipe.stages.finetune", "recipe.stages.qat"
 CASES: dict[str, tuple[str, list[str]]] = {  # the stage that learns, and what there is to it
     "90 % pruned, finetuned": (
         FINETUNE,
-        ["recipe=prune", "recipe.stages.prune.sparsity=0.9", f"{FINETUNE}.optimizer.lr=0.02"],
+        [
+            "recipe=prune",
+            "recipe.stages.prune.sparsity=0.9",
+            f"{FINETUNE}.optimizer.lr=0.02",
+            "recipe.stages.prune.batchnorm=measure",
+        ],
     ),
     "weights of 3 bits, lsq": (
         QAT,

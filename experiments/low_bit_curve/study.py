@@ -40,7 +40,8 @@ class Setting:
     def overrides(self) -> list[str]:
         if self.rounding == "codebook":
             stage = "recipe.stages.codebook"
-            return ["recipe=codebook", f"{stage}.bits={self.bits}", f"{stage}.rules=[]"]
+            return ["recipe=codebook", f"{stage}.bits={self.bits}", f"{stage}.rules=[]",
+                    f"{stage}.batchnorm=measure"]  # fmt: skip
         if self.rounding.startswith("lsq"):
             stage = "recipe.stages.qat"
             found = ["recipe=qat", f"{stage}.bits={self.bits}", f"{stage}.activation=null",
@@ -55,6 +56,7 @@ class Setting:
             f"{STAGE}.activation=null",
             f"{STAGE}.bits={self.bits}",
             f"{STAGE}.granularity={self.granularity}",
+            f"{STAGE}.batchnorm=measure",
         ]
         ranges = "minmax" if "min-max" in self.rounding else "mse"
         found.append(f"quantizer@{STAGE}.weight.ranges={ranges}")

@@ -60,6 +60,7 @@ class Setting:
         found = [
             "recipe=prune", f"seed={self.seed}", f"{STAGE}.sparsity={self.sparsity}",
             f"{STAGE}.scope={scope}", f"criterion@{STAGE}.criterion={criterion}",
+            f"{STAGE}.batchnorm=measure",
         ]  # fmt: skip
         finetune = "recipe.stages.finetune"
         return [*found, f"{finetune}.epochs=0.25" if self.finetune else f"~{finetune}"]

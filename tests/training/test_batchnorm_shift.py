@@ -252,6 +252,28 @@ def test_a_layer_called_more_often_than_before_is_an_error():
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_inputs_may_be_given_by_keyword():
+    class Keyword(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(input=self.fc(F.relu(self.bn(input=self.conv(x))).mean((2, 3))))
+
+    results = []
+    for kind in (Net, Keyword):
+        before, found = net(), kind()
+        found.load_state_dict(before.state_dict())
+        model = deepcopy(found)
+        with torch.no_grad():
+            model.conv.weight.mul_(0.5)
+        shift_batchnorm_(model, found, context(), 37)
+        results.append(statistics(model))
+        reestimate_batchnorm_(model, context(), 37)
+        results.append(statistics(model))
+    for shifted_or_measured in (0, 1):
+        for name in ("bn.running_mean", "bn.running_var"):
+            found, wanted = (results[n + shifted_or_measured][name] for n in (2, 0))
+            torch.testing.assert_close(found, wanted)
+
+
 def test_without_batchnorm_nothing_happens():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(105, 3))
     assert shift_batchnorm_(plain, deepcopy(plain), context(), 37) == 0
