@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -86,14 +87,15 @@ def tasks(chosen: argparse.Namespace) -> Iterator[Task]:
         return
     for recipe in recipes:
         for entry in reversed(ZOO):  # the odd ones first
-            if names is None or entry.name in names:
+            alone = recipe == DIRECT and entry.expected != "right"  # planning would refuse it
+            if not alone and (names is None or entry.name in names):
                 yield _task(entry, recipe)
 
 
 def _task(entry: Entry, recipe: str) -> Task:
     """Without layers that must be cut, a model whose channels cannot be pruned may be refused."""
     channels = recipe in ("prune_channels", DIRECT)
-    open_end = channels and not entry.cut and (entry.expected == "right" or recipe == DIRECT)
+    open_end = channels and not entry.cut and entry.expected == "right"
     expected = "either" if open_end else entry.expected
     return Task(entry.name, config_of(entry), recipe, expected, entry.cut if channels else ())
 
@@ -142,7 +144,7 @@ def _child(task: Task, store: Path, sending: Connection) -> None:
             f for f in traceback.extract_tb(error.__traceback__) if "compressbench" in f.filename
         ]
         where = own[-1] if own else place
-        first = str(error).strip().partition("\n")[0]
+        first = re.sub(r"\x1b\[\d*m", "", str(error).strip().partition("\n")[0])  # colours
         text = f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
         sending.send(("crash", text, "", ""))
     os._exit(0)

@@ -91,7 +91,7 @@ ZOO = [
         "norms",
         WeightStandardization="last.0", GroupNormNet="stem.0 last.0",
         InstanceNormNet="stem.0 last.0", NoAffineNet="stem.0 a.0 last.0",
-        ResponseNormNet="last.0", NewWeightNorm="stem.0 last.0", PReLUNet="stem.0 a.0 last.0",
+        ResponseNormNet="last.0", NewWeightNorm="last.0", PReLUNet="stem.0 a.0 last.0",
         ReflectionPads="stem.0 a.1 last.0", CircularPads="stem.0 a last.0", Maxout="last.0",
         BilinearPooling="stem.0", GramMatrix="stem.0", SqueezeByMatmul="fc1", Highway="",
         Modulated="stem.0 last.0", Conv3dNet="a b",

@@ -19,6 +19,7 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import TRAINED, Artifact, Context, Runtime, Step
 from compressbench.data.digits import Digits
 from compressbench.engine.executor import run
+from compressbench.engine.model_trial import try_models
 from compressbench.engine.prepare import Prepared, prepare
 from compressbench.pruning.criteria.l2 import L2
 from compressbench.pruning.prune_channels import PruneChannels
@@ -61,7 +62,9 @@ def prepared(model: Mapping[str, Any], recipe: str, store: Path, more: Sequence[
     os.environ["COMPRESSBENCH_STORE"] = str(store)
     torch.set_num_threads(1)
     config = compose_config([f"recipe={recipe}", *DEBUG, *more], [config_folder()])
-    return prepare(RunConfig.of({**config, "model": dict(model)}))
+    ready = prepare(RunConfig.of({**config, "model": dict(model)}))
+    try_models(ready.plan, ready.context)
+    return ready
 
 
 def steps_of(

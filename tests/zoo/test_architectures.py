@@ -12,7 +12,7 @@ QUICK = {
     "SpacePyramid", "BlockAttention", "VisionTransformer", "MixtureOfExperts", "ConvNeXt",
     "WaveNet", "PReLUNet", "CalledTwice", "Slices",
 }  # fmt: skip
-WHOLE = [("EfficientNet", "prune_then_quant"), ("UNet", "prune_channels")]
+WHOLE = [(e.name, r) for e in ZOO if e.expected == RIGHT for r in ("quantize", "prune_channels")]
 
 
 def quick(entry: Entry) -> object:
@@ -27,11 +27,13 @@ def test_removed_channels_change_nothing_else(entry):
     assert ended.kind == "refused" or set(entry.cut) <= set(ended.cut), ended.cut
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "recipe"), WHOLE)
 def test_a_recipe_ends_right(name, recipe, tmp_path):
     (entry,) = (e for e in ZOO if e.name == name)
     ended = run_recipe(config_of(entry), recipe, tmp_path)
-    assert ended.kind == "right", ended
+    refused = ended.kind == "refused" and recipe == "prune_channels" and not entry.cut
+    assert ended.kind == "right" or refused, ended
 
 
 def test_names_are_unique_and_more_than_sixty_must_come_out_right():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 
 from compressbench.core.errors import UserError
+from compressbench.data.digits import Digits
 from tests.zoo.catalogue import ZOO, config_of
 from tests.zoo.judge import outputs, outputs_of
 from tests.zoo.running import RECIPES, cut_channels, prepared, run_recipe, steps_of
 
+DATA = Digits()
 CONFIG = {entry.name: config_of(entry) for entry in ZOO}
 BEFORE_TRAINING = {
     "TwoInputs": "quantize", "DataBranch": "baseline", "NumpyInForward": "baseline",
@@ -25,14 +26,7 @@ HALVED = {  # layers -> how many channels of a layer may be left
     "GroupedQueryEncoder": {},
     "AuxiliaryHead": {"a.0": (10, 12)},
 }
-
-
-PENDING = {
-    "TwoInputs", "DataBranch", "NumpyInForward", "StaticBatch", "Decoder", "MaskTimesMap",
-    "FlattenedBranches", "GroupedQueryEncoder", "BilinearPooling", "GramMatrix", "AuxiliaryHead",
-    "TupleInTraining", "NewWeightNorm", "OldWeightNorm", "InfinityMaskEncoder", "AsymmetricPads",
-    "SmallestMaskEncoder", "FrozenStem",
-}  # fmt: skip
+PENDING = {"NumpyInForward"}  # its numbers become constants, within what a trial may differ
 
 
 def _cases(*names: str) -> list[object]:
@@ -44,12 +38,6 @@ def _cases(*names: str) -> list[object]:
         )
         for name, _, recipe in (text.partition(" ") for text in names)
     ]
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch, one_thread):
-    for name in ("COMPRESSBENCH_ALLOW", "COMPRESSBENCH_STORE"):
-        monkeypatch.setenv(name, "")  # put back afterwards
 
 
 @pytest.mark.parametrize("name", _cases(*BEFORE_TRAINING))
@@ -98,16 +86,14 @@ def test_four_bit_activations_beside_eight_bit_weights(tmp_path):
     assert ended.kind == "right", ended
 
 
-@pytest.mark.xfail(run=False, reason="not yet")
 def test_quantization_does_not_lose_what_a_mask_of_the_smallest_float_hides(tmp_path):
     steps = steps_of(CONFIG["SmallestMaskEncoder"], "quantize", tmp_path, RECIPES["quantize"])
-    inputs = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    inputs = DATA.prepare(DATA.split("validation").inputs[:64])
     exact = outputs(steps[0].artifact.model, inputs)
     lost = outputs_of(steps[-1].files / "model.onnx", inputs) - exact
     assert float(lost.square().mean()) < 0.01 * float(exact.var())
 
 
-@pytest.mark.xfail(run=False, reason="not yet")
 def test_a_frozen_layer_is_not_reported_as_trained(tmp_path):
     steps = steps_of(CONFIG["FrozenStem"], "baseline", tmp_path, RECIPES["quantize"])
     (stem,) = (row for row in steps[0].coverage if row.layer == "stem.0")

@@ -81,7 +81,7 @@ class Decoder(nn.Module):
 
     def forward(self, x):
         x = F.relu(self.embed(self.stem(x).mean((2, 3))))
-        x = F.relu(self.norm(self.up(x.view(len(x), -1, 2, 2))))
+        x = F.relu(self.norm(self.up(x.view(x.shape[0], -1, 2, 2))))
         return self.head(self.last(x))
 
 
@@ -185,7 +185,7 @@ class NonLocal(nn.Module):
         x = self.stem(x)
         theta, phi, g = (f(x).flatten(2) for f in (self.theta, self.phi, self.g))
         weights = (theta.transpose(1, 2) @ phi).softmax(-1)
-        y = (g @ weights.transpose(1, 2)).view(len(x), -1, *x.shape[2:])
+        y = (g @ weights.transpose(1, 2)).view(x.shape[0], -1, *x.shape[2:])
         return self.head(F.relu(x + self.out(y)))
 
 
