@@ -196,7 +196,7 @@ class ActivationQuantizers(nn.ModuleList):
 
     def enter(self, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if model.training and self.places is None:
-            self.places = self._find_places(model, args)
+            self.find_places_(model, *args)
         numbers = self.numbers
         number = numbers.get(_INPUT)
         first = args[0] if number is None else self.act(number, args[0])
@@ -221,8 +221,8 @@ class ActivationQuantizers(nn.ModuleList):
                 "the model does not make the same calls as when it was calibrated"
             )
 
-    def _find_places(self, model: nn.Module, args: tuple[Tensor, ...]) -> Places:
-        """The places of the sites, from a pass of the model in evaluation mode."""
+    def find_places_(self, model: nn.Module, *args: Tensor) -> None:
+        """Find the places of the sites, for training, by a pass of `model` in evaluation mode."""
         modes = {module: module.training for module in model.modules()}
         observe, self.observe = self.observe, lambda number, values: None
         self._learnt = Places()
@@ -230,7 +230,7 @@ class ActivationQuantizers(nn.ModuleList):
             with torch.no_grad():
                 model.eval()(*args)
             self._learnt.settle_()
-            return self._learnt
+            self.places = self._learnt
         finally:
             self._learnt, self.observe = None, observe
             for module, training in modes.items():

@@ -17,6 +17,7 @@ from compressbench.core.calls import UNCOUNTED, Call, trace
 
 _FUSES_BATCHNORM = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"}
 _SUMS = {"add", "radd", "sub", "rsub"}
+_REPLACE = {"where", "masked_fill"}
 _CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clip"}
 _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
     "add", "radd", "sub", "mul", "rmul", "div", "cat", "concat", "concatenate", "batch_norm",
@@ -31,12 +32,14 @@ class TracedSite:
     """A site and where its values come from.
 
     `description` is its entry in an edit, `before` the numbers of the sites that its values come
-    from directly, and `shifted` is whether it is a sum with something that no input determines.
+    from directly. `adds` is whether it is a sum, and `constant` whether something that no input
+    determines is added, or put in place of values on the way.
     """
 
     description: dict[str, Any]
     before: tuple[int, ...]
-    shifted: bool
+    adds: bool
+    constant: bool
 
     @property
     def name(self) -> str:
@@ -62,30 +65,28 @@ def trace_sites(model: nn.Module, example: Tensor) -> list[TracedSite]:
     }
     positions = [p for p in sorted(chosen) if p != last and calls[p].site.index != UNCOUNTED]
     numbers = {position: number for number, position in enumerate(positions)}
-    return [
-        TracedSite(
-            _described(calls[position]),
-            _sites_before(calls, position, numbers),
-            calls[position].constant and calls[position].function in _SUMS,
-        )
-        for position in positions
-    ]
+    return [_traced(calls, position, numbers) for position in positions]
 
 
-def _sites_before(calls: list[Call], position: int, numbers: Mapping[int, int]) -> tuple[int, ...]:
-    """The numbers of the nearest sites on the ways to a call; none if a way has no site."""
-    found: set[int] = set()
-    waiting, seen = list(calls[position].sources), set[int]()
+def _traced(calls: list[Call], position: int, numbers: Mapping[int, int]) -> TracedSite:
+    call, ways = calls[position], _ways(calls, position, numbers)
+    starts = any(not calls[n].sources for n in ways if n != position)  # at ids, which have no site
+    nearest = {source for n in ways for source in calls[n].sources if source in numbers}
+    before = () if starts else tuple(sorted(numbers[source] for source in nearest))
+    adds = call.function in _SUMS
+    replaced = any(calls[n].function in _REPLACE for n in ways)
+    return TracedSite(_described(call), before, adds, replaced or (adds and call.constant))
+
+
+def _ways(calls: list[Call], position: int, numbers: Mapping[int, int]) -> set[int]:
+    """The positions of a site's call and of the calls between it and the sites before."""
+    found, waiting = {position}, [position]
     while waiting:
-        source = waiting.pop()
-        if source in numbers:
-            found.add(numbers[source])
-        elif not calls[source].sources:
-            return ()
-        elif source not in seen:
-            seen.add(source)
-            waiting.extend(calls[source].sources)
-    return tuple(sorted(found))
+        for source in calls[waiting.pop()].sources:
+            if source not in numbers and source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
 
 
 def find_readers(model: nn.Module, example: Tensor, layers: Iterable[str]) -> list[dict[str, Any]]:

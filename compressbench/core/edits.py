@@ -14,7 +14,8 @@ Kinds of edits:
   plain parameters (core/parametrizations.py)
 - `activation_grid`: `sites`, `bits`, `symmetric`, `power_of_two`, `calibration`, or `sites`, `bits`
   and `dynamic` (core/activation_quantizers.py). A site is a call: the `index`-th of `function` that
-  the module `layer` makes itself, in the call of that module at `path` (core/call_stack.py)
+  the module `layer` makes itself, in the call of that module at `path` (core/call_stack.py).
+  `in_float` counts the sites that were left out to be faster
 """
 
 from __future__ import annotations

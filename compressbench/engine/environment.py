@@ -22,7 +22,7 @@ LIBRARIES = (
     "torch", "onnx", "onnxruntime", "pytorch-lightning", "hydra-core", "compressbench",
 )  # fmt: skip
 KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS",
-           "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE")  # fmt: skip
+           "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE", "ON_CPU")  # fmt: skip
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part",
                "CPU variant", "CPU revision")  # fmt: skip
 _INSTRUCTIONS = re.compile("avx|amx|fma|f16c|sse4|asimd|sve|sme(?!p)|i8mm|bf16")
@@ -70,7 +70,8 @@ def machine() -> dict[str, Any]:
     """The part of the machine that measured figures depend on, and which kernels it may use.
 
     The CPU's name alone says little: many virtual machines have the same. `kernels` are what the
-    environment chooses (`ATEN_CPU_CAPABILITY` and its kin), which changes times and last digits.
+    environment chooses (`ATEN_CPU_CAPABILITY` and its kin, and `ON_CPU` of .ci/on_cpu), which
+    changes times and last digits.
     """
     facts = _cpu_facts()
     return {

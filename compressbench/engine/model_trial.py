@@ -6,12 +6,13 @@ What goes well is stored, so that a model is tried once; a failure is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from compressbench.config.instantiate import own_targets
 from compressbench.core.errors import UserError
@@ -32,7 +33,7 @@ _TOLERANCE = 1e-4  # relative, between two passes over one input
 def try_models(plan: Sequence[Planned], run_context: RunContext) -> None:
     """Raise UserError for a model that cannot be trained or exported, before anything is.
 
-    Models of stages that the store has are left out: they were.
+    Models whose stages the store has are left out: they were.
     """
     for planned, trains in _new_starts(plan, run_context):
         parts = _parts(planned, trains, run_context)
@@ -50,21 +51,22 @@ def try_passes(plan: Sequence[Planned], run_context: RunContext) -> None:
 
 
 def _new_starts(plan: Sequence[Planned], run_context: RunContext) -> Iterator[tuple[Planned, bool]]:
-    for planned, trains in _starts(plan):
-        if run_context.store.peek(planned.key) is None:
-            yield planned, trains
+    """The stages that start from a fresh model, and whether a stage of its chain trains it; not
+    those of a chain that the store has.
+    """
+    for chain in _chains(plan):
+        if any(run_context.store.peek(planned.key) is None for planned in chain):
+            yield chain[0], any(map(_trains, chain))
 
 
-def _starts(plan: Sequence[Planned]) -> Iterator[tuple[Planned, bool]]:
-    """The stages that start from a fresh model, and whether a stage of its chain trains it."""
+def _chains(plan: Sequence[Planned]) -> list[list[Planned]]:
+    """The stages of each fresh model, in order."""
     chains: dict[str, list[Planned]] = {}
-    first: dict[str, str] = {}
     for planned in plan:
         parent = planned.parents.get("model")
-        first[planned.name] = planned.name if parent is None else first[parent]
-        chains.setdefault(first[planned.name], []).append(planned)
-    for chain in chains.values():
-        yield chain[0], any(map(_trains, chain))
+        chains[planned.name] = [] if parent is None else chains[parent]
+        chains[planned.name].append(planned)
+    return [chains[planned.name] for planned in plan if "model" not in planned.parents]
 
 
 def _trains(planned: Planned) -> bool:
@@ -78,8 +80,7 @@ def _parts(planned: Planned, trains: bool, run_context: RunContext) -> dict[str,
     shared = {
         "model": planned.job.model,
         "trains": trains,
-        "data": run_context.data.manifest(),
-        "spec": asdict(run_context.data.spec),
+        "data": run_context.data_identity,
         "opset": run_context.opset,
         "environment": versions(EXPORT_LIBRARIES),
     }
@@ -102,6 +103,7 @@ def _try_eval(model: nn.Module, inputs: Tensor, where: str) -> None:
     """Raise UserError where two passes in eval mode differ, or an answer is not finite."""
     with torch.no_grad():
         logits, again = (answer(model, inputs.clone(), where) for _ in range(2))
+        _try_copy(model, inputs.clone(), where)
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"{where} gives NaN or infinity on {len(inputs)} training samples")
     scale = logits.abs().max().item()
@@ -109,6 +111,28 @@ def _try_eval(model: nn.Module, inputs: Tensor, where: str) -> None:
         raise UserError(
             f"{where} gives two answers to one input in eval mode: a model that is not in training "
             "must neither draw random numbers (ask self.training) nor change itself"
+        )
+
+
+def _try_copy(model: nn.Module, inputs: Tensor, where: str) -> None:
+    """Raise UserError if a copy of the model calls layers of the original."""
+    originals = {id(module): name for name, module in model.named_modules()}
+    called: list[str] = []
+
+    def note(module: nn.Module, inputs: object) -> None:
+        if id(module) in originals:
+            called.append(originals[id(module)])
+
+    copy = deepcopy(model)
+    handle = register_module_forward_pre_hook(note)
+    try:
+        answer(copy, inputs, where)
+    finally:
+        handle.remove()
+    if called:
+        raise UserError(
+            f"{where} cannot be copied: an attribute of it is a function that calls its own layer "
+            f"{called[0]}, such as a lambda; make that function a method"
         )
 
 

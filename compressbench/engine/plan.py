@@ -8,7 +8,7 @@ that the store has). What passes between the two is plain JSON, `stage_job.Job`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
-from compressbench.store.sources import source_digest, versions
+from compressbench.store.sources import library_versions, source_digest, versions
 
 SCHEMA = 1
 _FIT_LIBRARIES = ("torch", "pytorch-lightning")
@@ -227,12 +227,17 @@ def _key_parts(
         "checkpoint": file_digest(start.checkpoint) if start.checkpoint else None,
         "data": recipe.data_identity,
         "code": source_digest(sorted(targets)),
-        "environment": versions(libraries),
+        "environment": versions(libraries) | library_versions(sorted(_of_the_user(targets))),
         "seed": stage_seed(recipe.seed, name),
         "runtime": asdict(recipe.runtime),
         **({"opset": recipe.opset} if weighs else {}),
         **({"machine": machine()} if _times(stage) else {}),
     }
+
+
+def _of_the_user(targets: Iterable[str]) -> Iterator[str]:
+    ours = __name__.partition(".")[0]
+    return (target for target in targets if target.partition(".")[0] != ours)
 
 
 def _times(stage: Stage) -> bool:

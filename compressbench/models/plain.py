@@ -30,6 +30,7 @@ def plain(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         _refuse(name, module)
         module._compiled_call_impl = None  # of module.compile(), which keeps the module's class
+        _uncompile_attributes_(module)
         _convert_hooks_(module)
     return model
 
@@ -49,6 +50,16 @@ def _unwrap_children_(module: nn.Module) -> None:
         if child is not None:
             module._modules[name] = unwrapped(child)
             _unwrap_children_(unwrapped(child))
+
+
+def _uncompile_attributes_(module: nn.Module) -> None:
+    """Keep the methods that were compiled into attributes as they were: a copy of a module would go
+    on to call the compiled method of the original.
+    """
+    for name, value in list(vars(module).items()):
+        original = getattr(value, "_torchdynamo_orig_callable", None)
+        if original is not None:
+            vars(module)[name] = original
 
 
 def release_hooked_(model: nn.Module) -> None:
@@ -93,6 +104,8 @@ def _convert_weight_norm_(module: nn.Module, hook: WeightNorm) -> None:
     name = hook.name
     originals = [module.get_parameter(f"{name}_{part}") for part in "gv"]
     remove_weight_norm(module, name)
+    if isinstance(module, nn.RNNBase):  # does not see its parametrizations: plain from the start
+        return
     weight_norm(module, name, hook.dim)
     parts = module.get_submodule(f"parametrizations.{name}")
     parts.original0, parts.original1 = originals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -188,19 +188,21 @@ class PruneChannels(BatchNormOptions):
         example = example_inputs(context.data.spec)
         coupling = settled_coupling(original, example)
         candidates, left = self._candidates(original, coupling)
+        if not candidates:
+            raise CheckFailedError(self._nothing([], left))
         cutter = Cutter(start, original, coupling, example, self._timer(start, context))
         ranked = self._ranked(cutter, candidates, context)
-        warnings: tuple[str, ...] = ()
         tables: dict[str, list[dict[str, Any]]] = {}
         if self.limits():
             cut, warning, tables[TABLE] = cut_to_limits(
                 cutter, partial(self._cuts, ranked), self.limits(), self.tolerance, context,
                 lambda cuts: [] if self.scope == "layer" else without_one(ranked, cuts),
             )  # fmt: skip
-            warnings = (warning,) if warning else ()
+            warnings: tuple[str, ...] = (warning,) if warning else ()
         else:
             cut = cutter.cut(self._cuts(ranked, self.sparsity or 0.0))
-            warnings = self._missed(ranked, cut.atoms)
+            share, whole = self.sparsity or 0.0, self.scope != "layer"
+            warnings = share_missed(ranked, coupling, cut.atoms, share, self.tolerance, whole)
         left |= reasons_of(coupling.parts, cutter.failed)
         assert_same_on_ranks(_digest(cut.removed), "which channels were removed")
         coverage = narrowed(original, cut.model, left)
@@ -242,17 +244,8 @@ class PruneChannels(BatchNormOptions):
         """Map the root of each group to the channels of the root to remove."""
         if self.threshold is not None:
             return by_root(choose_below(ranked))
-        return by_root(pair for pool in self._pools(ranked) for pair in choose(pool, share))
-
-    def _pools(self, ranked: list[Ranked]) -> list[list[Ranked]]:
-        """The parts whose channels are in one ranking."""
-        return [[part] for part in ranked] if self.scope == "layer" else [ranked]
-
-    def _missed(self, ranked: list[Ranked], atoms: Collection[int]) -> tuple[str, ...]:
-        if self.sparsity is None:
-            return ()
-        warning = share_missed(self._pools(ranked), atoms, self.sparsity)
-        return (warning,) if warning else ()
+        pools = [[part] for part in ranked] if self.scope == "layer" else [ranked]
+        return by_root(pair for pool in pools for pair in choose(pool, share))
 
     def _worth(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> Worth:
         def scores_by(criterion: Criterion | ModelCriterion) -> dict[str, Tensor]:

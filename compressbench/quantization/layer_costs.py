@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_sites import site_name
 from compressbench.core.edits import activation_grid, weight_bits
+from compressbench.core.parametrizations import with_plain_weights
 from compressbench.core.types import Artifact, DataSpec, Edit
 from compressbench.quantization.grids.site_values import site_quantizers
 from compressbench.quantization.preparation.prepare import prepare_
@@ -57,7 +58,7 @@ def float_parameters(
     stage: Quantize, start: Artifact, artifact: Artifact, spec: DataSpec
 ) -> Floats:
     """What `stage` rounded to make `artifact` from `start`: the weights and biases of layers."""
-    model = deepcopy(start.model).cpu().eval()
+    model = deepcopy(with_plain_weights(start).model).cpu().eval()
     grids, _ = stage.scheme().grids(model, spec)
     prepare_(model, grids, spec.blank(2), stage.fold_batchnorm, stage.equalize)
     return {

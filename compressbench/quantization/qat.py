@@ -30,6 +30,7 @@ from compressbench.quantization.grids.calibration import (
     quantize_activations_,
 )
 from compressbench.quantization.grids.scheme import GridOptions, Scheme, check_found, scheme_of
+from compressbench.quantization.grids.site_values import site_quantizers
 from compressbench.quantization.grids.weights import coverage_of_grids
 from compressbench.quantization.preparation.folding import check_scales_survive
 from compressbench.quantization.preparation.prepare import prepare_
@@ -139,7 +140,7 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         return Outcome(artifact, rows, history, warnings, losses.tables, notes)
 
     def _calibrate_(self, model: nn.Module, context: Context) -> Edit:
-        return quantize_activations_(
+        edit = quantize_activations_(
             model,
             self.ranges,
             context,
@@ -150,6 +151,8 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
             batch_size=self.calibration_batch_size,
             in_float=self.float_activations,
         )
+        site_quantizers(model).find_places_(model, context.data.spec.blank(2))
+        return edit
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:

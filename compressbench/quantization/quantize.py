@@ -25,7 +25,8 @@ from compressbench.core.types import (
     Edit,
     Outcome,
 )
-from compressbench.core.validation import check_flag, check_integer
+from compressbench.core.validation import check_flag, check_integer, check_share
+from compressbench.quantization.float_where_slower import FILES, fastest, with_gains
 from compressbench.quantization.grids import site_losses
 from compressbench.quantization.grids.calibration import (
     is_observer,
@@ -66,6 +67,9 @@ class Quantize(GridOptions, BatchNormOptions):
         calibration_images: Training images for `correct_bias` and the observer.
         batch_size: Images per batch of calibration.
         allocation: Chooses the bits of all layers for which neither rules nor widths set them.
+        float_where_slower: Leave activations in float where the file is then faster on this
+            machine, as measured in interleaved pairs; needs static ranges.
+        max_growth: With that, share by which the file may be larger than without.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -81,6 +85,8 @@ class Quantize(GridOptions, BatchNormOptions):
     calibration_images: int = 512
     batch_size: int = 64
     allocation: Allocation | None = None
+    float_where_slower: bool = False
+    max_growth: float = 0.1
 
     def __post_init__(self) -> None:
         self.scheme()
@@ -95,12 +101,19 @@ class Quantize(GridOptions, BatchNormOptions):
             raise UserError(f"allocation must be an Allocation or null, got {self.allocation!r}")
         if self.allocation is not None and self.reduce_range:
             raise UserError("reduce_range=true does not work with allocation: use 7 in its widths")
+        check_flag("float_where_slower", self.float_where_slower)
+        check_share("max_growth", self.max_growth)
         if isinstance(self.activation, Dynamic):
             self._check_dynamic()
         elif self.activation is not None and not is_observer(self.activation):
             raise UserError(f"activation must be an observer or null, got {self.activation!r}")
         if self.float_activations and not self._is_static():
             raise UserError("float_activations needs activations with calibrated ranges")
+        if self.float_where_slower and not self._is_static():
+            raise UserError(
+                "float_where_slower=true needs static ranges of activations, such as "
+                "activation=minmax"
+            )
 
     def _is_static(self) -> bool:
         return self.activation is not None and not isinstance(self.activation, Dynamic)
@@ -120,6 +133,10 @@ class Quantize(GridOptions, BatchNormOptions):
     @property
     def weighs_files(self) -> bool:
         return self.allocation is not None
+
+    @property
+    def times_files(self) -> bool:
+        return self.float_where_slower
 
     def scheme(self) -> Scheme:
         """The grids of the layers."""
@@ -166,6 +183,10 @@ class Quantize(GridOptions, BatchNormOptions):
             artifact, grids = allocated.artifact, dict(allocated.grids)
             tables[TABLE] = allocated.rows
         rows = coverage_of_grids(model, grids, reasons)
+        if self.float_where_slower:
+            chosen = fastest(artifact, context, self.max_growth)
+            artifact, rows = chosen.artifact, with_gains(rows, chosen)
+            tables[FILES] = chosen.rows
         losses = site_losses.of_artifact(artifact, context)
         tables |= losses.tables
         return Outcome(artifact, rows, warnings=(*warnings, *losses.warnings), tables=tables)

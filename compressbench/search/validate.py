@@ -62,11 +62,13 @@ def read_dataset(dataset: Mapping[str, Any]) -> DatasetFacts:
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
-    """Plan the recipes at the ends of the space, and with every choice and bound.
+    """Plan the recipes at the ends of the space, and with every choice and bound; try the models
+    of the first end.
 
     Raises UserError for an end that is refused, and for a value that is refused at all ends.
     """
     from compressbench.config.run_config import RunConfig
+    from compressbench.engine.model_trial import try_models
     from compressbench.engine.prepare import prepare
 
     datasets: dict[bytes, Data] = {}  # by their config, since reading one may take a second
@@ -76,7 +78,10 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
         try:
             config = RunConfig.of(configs(tuple(chosen)))
             name = canonical(config.dataset)
-            datasets[name] = prepare(config, datasets.get(name)).context.data
+            prepared = prepare(config, datasets.get(name))
+            datasets[name] = prepared.context.data
+            if settings == ends[0]:  # once: a step of training and an export take seconds
+                try_models(prepared.plan, prepared.context)
         except UserError as error:
             raise UserError(f"{error} (with {' '.join(chosen)})") from error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 
+NOT_INSTALLED = "not installed"
 _OURS = __name__.partition(".")[0]
 _Asked = tuple[tuple[str, ...], str, tuple[str, ...]]
 _known: dict[_Asked, tuple[dict[Path, tuple[int, int] | None], str]] = {}  # cache of this process
@@ -81,12 +82,33 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
+def library_versions(targets: Iterable[str]) -> dict[str, str]:
+    """Top-level module -> version, of the libraries that code outside of this package imports.
+
+    That code consists of the import closures of the dotted `targets`. A module of a distribution
+    of another name has the digest of the distribution's RECORD.
+    """
+    finder = _Finder()
+    start = [name for target in targets for name in finder.modules(target)]
+    found: set[str] = set()
+    for name, path in _follow(filter(finder.is_own, start), finder).items():
+        if name.partition(".")[0] != _OURS and path.suffix == ".py":
+            found |= {imported.partition(".")[0] for imported in _imports(path.read_bytes(), name)}
+    libraries = [top for top in sorted(found) if finder.is_library(top)]
+    return {top: _library_version(top, finder) for top in libraries}
+
+
+def _library_version(top: str, finder: _Finder) -> str:
+    version = _version(top)
+    return version if version != NOT_INSTALLED else _installed_digest(top, finder)
+
+
 @cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def _installed_digest(top: str, finder: _Finder) -> str:
@@ -191,6 +213,12 @@ class _Finder:
         if self.file(top) is None and not self._folders(top):
             return False
         return not any(self.place(top).is_relative_to(folder) for folder in self._installed)
+
+    def is_library(self, top: str) -> bool:
+        """Whether a top-level name is an installed library, not the interpreter's own."""
+        if top in sys.stdlib_module_names or self.is_own(top):
+            return False
+        return self.file(top) is not None or bool(self._folders(top))
 
     def place(self, top: str) -> Path:
         """The folder of a top-level package, the file of a top-level module."""

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import random
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -25,10 +29,10 @@ from compressbench.engine.plan import Planned
 from compressbench.engine.prepare import Prepared, prepare
 from compressbench.measure.accuracy import predict, score
 from compressbench.measure.kernels import INTEGER, integer_kernels
-from compressbench.measure.latency import measure_latency
+from compressbench.measure.session import open_session, options
 
 STAGE = "recipe.stages.quantize"
-LATENCY_RUNS = 5
+RACES, ROUNDS = 7, 1000
 
 
 class Reader:
@@ -72,16 +76,35 @@ def theirs(source: Path, target: Path, reader: Reader, form: str) -> Path:
     return target
 
 
-def row(name: str, path: Path, baseline: Path, data: Data) -> str:
+def races(files: Mapping[str, Path], sample: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Latency of each file over that of the first, one median for each race.
+
+    In every round of a race each file runs once, in random order, on one thread.
+    """
+    sessions = [open_session(path, options()) for path in files.values()]
+    ratios = [_race(sessions, sample, random.Random(seed)) for seed in range(RACES)]
+    return dict(zip(files, np.array(ratios).T, strict=True))
+
+
+def _race(sessions: Sequence[Any], sample: NDArray[Any], order: random.Random) -> NDArray[Any]:
+    seconds = np.zeros((ROUNDS, len(sessions)))
+    for round_ in seconds:
+        for number in order.sample(range(len(sessions)), len(sessions)):
+            start = time.perf_counter()
+            sessions[number].run(None, {"input": sample})
+            round_[number] = time.perf_counter() - start
+    ratios: NDArray[Any] = np.median(seconds / seconds[:, :1], axis=0)
+    return ratios
+
+
+def row(name: str, path: Path, data: Data, ratios: NDArray[Any]) -> str:
     """One line: accuracy over the test split, bytes, integer kernels, latency over float."""
     accuracy = score("accuracy", predict(path, data, "test"), data.split("test").targets)
-    sample = data.prepare(data.split("validation").inputs[:1]).numpy()
-    ratios = [1 / measure_latency(path, baseline, sample).speedup for _ in range(LATENCY_RUNS)]
     counts = integer_kernels(path)
     kernels = sum(counts.get(name, 0) for name in INTEGER)
     return (
         f"| {name} | {100 * accuracy:.2f} | {path.stat().st_size:,} | {kernels} | "
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |"
+        f"{np.median(ratios):.3f} ({ratios.min():.3f} to {ratios.max():.3f}) |"
     )
 
 
@@ -104,10 +127,13 @@ def main() -> None:
         for form in ("QDQ", "QOperator"):
             reader = Reader(plan, run_context, folder)
             files[f"ONNX Runtime, {form}"] = theirs(baseline, folder / f"{form}.onnx", reader, form)
+        data = run_context.data
+        sample = data.prepare(data.split("validation").inputs[:1]).numpy()
+        ratios = races(files, sample)
         print("| file | test accuracy, % | bytes | integer kernels | latency over float |")
         print("|---|---|---|---|---|")
         for label, path in files.items():
-            print(row(label, path, baseline, run_context.data), flush=True)
+            print(row(label, path, data, ratios[label]), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,3 +86,19 @@ def test_a_transformer_chooses_the_optimizer_of_all_stages_and_can_be_overruled(
     assert targets() == [adamw] * 3
     assert targets("optimizers@_global_=sgd") == [sgd] * 3
     assert targets(f"optimizer@{STAGE}.qat.optimizer=sgd_qat") == [adamw, adamw, sgd]
+
+
+def test_a_checkpoint_can_be_given_to_a_model_whose_yaml_has_no_such_key(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# mine\n_target_: mine.Net\n")
+    folders = [config_folder(), tmp_path]
+    for overrides in (
+        ["model=mine", "model.checkpoint=a.pt"],
+        ["model=small_cnn", "model.checkpoint=a.pt", "seed=1"],
+    ):
+        assert compose_config(overrides, folders)["model"]["checkpoint"] == "a.pt"
+    overrides = ["recipe=distill", "model@recipe.stages.distill.model=mine",
+                 "recipe.stages.distill.model.checkpoint=b.pt"]  # fmt: skip
+    stage = compose_config(overrides, folders)["recipe"]["stages"]["distill"]
+    assert stage["model"] == {"_target_": "mine.Net", "checkpoint": "b.pt"}

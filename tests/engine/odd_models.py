@@ -90,6 +90,39 @@ def hub(**options):
     return InChannels(**options)
 
 
+class CompiledMethod(Plain):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.fast = torch.compile(self.features, backend="eager")
+
+    def forward(self, x):
+        return self.fc(self.fast(x))
+
+
+class KeepsALambda(Plain):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.block = lambda x: F.relu(self.body(x))
+
+    def forward(self, x):
+        return self.fc(self.block(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of the image; its recurrent weight has the deprecated weight_norm."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        with warnings.catch_warnings(action="ignore"):
+            self.reader = nn.utils.weight_norm(
+                nn.GRU(input_shape[2], 12, batch_first=True), "weight_hh_l0"
+            )
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.reader(x[:, 0])[0][:, -1])
+
+
 class Frozen(Plain):
     def __init__(self, input_shape, num_classes):
         super().__init__(input_shape, num_classes)

@@ -67,6 +67,7 @@ def refusal(start, name, **options) -> str:
         ("Half", "body.weight is bfloat16, but parameters must be float32"),
         ("DoubleLogits", "gives logits of float64"),
         ("scripted", "is a TorchScript module"),
+        ("KeepsALambda", "cannot be copied: an attribute of it is a function that calls its own"),
         ("pruned_by_torch", "its layer body has a mask of torch.nn.utils.prune"),
     ],
 )
@@ -140,7 +141,7 @@ def test_a_refused_model_leaves_no_store(start, tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["AuxiliaryHead", "OptionalInput", "LayerDrop", "Lazy", "compiled", "parallel", "WeightNorm",
-     "DeprecatedNorms"],
+     "DeprecatedNorms", "CompiledMethod", "Recurrent"],
 )  # fmt: skip
 def test_it_trains_and_is_quantized(start, name):
     """And what is stored can be built again: `run` loads every stage from the store."""

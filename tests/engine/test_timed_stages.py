@@ -74,6 +74,27 @@ def test_the_machine_counts_in_the_key_of_a_limit_of_time_alone(monkeypatch):
     assert [p.timed for p in plan(latency=None, macs=0.6)] == [False] * 3
 
 
+def test_the_machine_counts_where_quantization_chooses_by_time_alone(monkeypatch):
+    def last(**options):
+        ranges = {"_target_": "compressbench.quantization.observers.minmax.MinMax"}
+        rounding = "compressbench.quantization.rounding.nearest.Nearest"
+        quantize = {
+            "_target_": "compressbench.quantization.quantize.Quantize",
+            "weight": {"_target_": rounding, "ranges": ranges}, "activation": ranges, **options,
+        }  # fmt: skip
+        stages = {"train": STAGES["train"], "quantize": quantize}
+        return make_plan(
+            stages, model=MODEL, dataset=DATASET, data=Digits(), runtime=CAPPED, seed=0
+        )[-1]
+
+    before = last().key, last(float_where_slower=True).key
+    monkeypatch.setattr(environment, "_cpu_model", lambda: "another")
+    after = last().key, last(float_where_slower=True).key
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+    assert [last().timed, last(float_where_slower=True).timed] == [False, True]
+
+
 def test_a_cut_is_kept_and_another_one_takes_what_was_made_from_it_along(run, caplog):
     _, first = run(1.0)
     _, again = run(0.5)

@@ -33,6 +33,11 @@ class Masked(nn.Module):
                 return torch.where(self.above, self.low, scores) * 1.0
             case "fill":
                 return torch.cat([scores.masked_fill(self.above, self.low)], 1)
+            case "replaced":
+                return torch.where(self.above, self.low, scores) / 1.5
+            case "computed":  # a mask that depends on the input
+                hidden = (k.mean(2, keepdim=True) > 0).float().transpose(1, 2)
+                return scores + (hidden + 0 * k.mean(2)[:, None]) * self.low
             case "number":
                 return scores + self.low
             case _:

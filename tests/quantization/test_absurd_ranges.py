@@ -79,6 +79,8 @@ def test_a_masked_sum_stays_in_float_and_is_named(observer, low):
         ("fill", -1e9, ":cat"),
         ("fill", -math.inf, ":cat"),
         ("number", 1e6, ":add"),
+        ("replaced", -100.0, ":div"),
+        ("computed", -1e9, ":add:1"),
         ("attention", FINITE, None),
         ("attention", -math.inf, None),
         ("none", 0.0, None),
@@ -159,6 +161,29 @@ def test_the_grid_that_an_outlier_spoils_is_named_with_what_it_loses():
     plain = stage(MinMax()).run({"model": start(Outlier(1.0))}, context())
     assert next(r for r in plain.tables["activations"] if r["site"] == "act:relu")["lost"] < 0.01
     assert plain.warnings == ()
+
+
+class Turned(nn.Module):
+    """Activations with the batch as their only, their second or their last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        brightness = x.mean((1, 2, 3)) * 2.0
+        x = torch.relu(x.mean(3).permute(1, 0, 2)) + brightness[:, None]
+        x = torch.relu(x.permute(2, 0, 1))
+        return self.fc(x.permute(2, 1, 0)).mean(1)
+
+
+@pytest.mark.parametrize("count", [41, 48])
+def test_losses_of_activations_with_the_batch_on_any_axis(count):
+    torch.manual_seed(0)
+    made = stage(MinMax(), calibration_images=count)
+    rows = made.run({"model": start(Turned())}, context()).tables["activations"]
+    assert {":mul", ":add", ":relu:1"} <= {row["site"] for row in rows}
+    assert all(0 <= row["lost"] < 0.05 for row in rows)
 
 
 def test_named_activations_stay_in_float_and_the_layers_behind_them_get_what_the_model_has():

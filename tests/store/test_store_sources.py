@@ -7,7 +7,7 @@ import pytest
 
 from compressbench.core.errors import UserError
 from compressbench.store import sources
-from compressbench.store.sources import source_digest, versions
+from compressbench.store.sources import library_versions, source_digest, versions
 
 FILES = {
     "shop/__init__.py": "VALUE = 1\n",
@@ -120,6 +120,28 @@ def test_an_installed_library_counts_as_its_record(shop, tmp_path, monkeypatch):
     assert source_digest(["lib_of_shop.Net"]) == before
     record.write_text("lib_of_shop/__init__.py,sha256=xyz,16\n")
     assert source_digest(["lib_of_shop.Net"]) != before
+
+
+def test_the_libraries_that_own_code_imports_have_versions(shop, tmp_path, monkeypatch):
+    """Wherever it imports them: here in a module that it imports. Our own imports do not count."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "lib_of_shop.py").write_text("")
+    (site / "lib-of-shop.dist-info").mkdir()
+    record = site / "lib-of-shop.dist-info/RECORD"
+    record.write_text("lib_of_shop.py,sha256=abc,16\n")
+    monkeypatch.syspath_prepend(str(site))
+    (shop / "model_of_shop.py").write_text("import part_of_shop, json, absent_of_shop\n")
+    (shop / "part_of_shop.py").write_text(
+        "import compressbench.core.errors, torch.nn\nfrom lib_of_shop import x\n"
+    )
+    before = library_versions(["model_of_shop.Net"])
+    assert before.keys() == {"torch", "lib_of_shop"}
+    assert before["torch"] == versions(["torch"])["torch"]
+    record.write_text("lib_of_shop.py,sha256=xyz,16\n")
+    after = library_versions(["model_of_shop.Net"])
+    assert [before[n] == after[n] for n in ("torch", "lib_of_shop")] == [True, False]
+    assert library_versions(["compressbench.models.mlp.Mlp"]) == {}
 
 
 @pytest.mark.parametrize("target", ["math.sqrt", "sys.path", "collections.OrderedDict"])

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compressbench.export.graph import attribute, inputs, insert_before
+from compressbench.export.graph import add_initializer, attribute, inputs, insert_before
 from compressbench.export.grids import Grids, WeightGrid
 from compressbench.export.lowering.integer import (
     dynamic_quantizer,
@@ -171,14 +171,33 @@ def _zero_point(grid: WeightGrid, width: int) -> NDArray[np.int64]:
 
 
 def keep_float(graph: ir.Graph, storages: Mapping[str, Storage]) -> None:
-    """Insert a Sum with one term, a copy, before float layers whose input is quantized.
+    """Dequantize the input of float layers with a scale per channel, all of them the same.
 
-    Otherwise ONNX Runtime 1.32 would quantize their float weights to 8 bits on its own.
+    Behind a DequantizeLinear with one scale, ONNX Runtime 1.32 would round their weights to 8 bits
+    on its own. A copy in between would stop it as well, but takes 2 to 4 % of the layer's time.
     """
+    changed: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type not in {"Conv", "ConvTranspose", "Gemm"} or node.inputs[1] is None:
             continue
         storage = storages.get(node.inputs[1].name or "")
         planned = storage is not None and storage.kernel == "integer"
-        if not planned and input_grid(node) is not None:
-            node.replace_input_with(0, insert_before(node, "Sum", [node.inputs[0]]))
+        value = node.inputs[0]
+        if not planned and value is not None and input_grid(node) is not None:
+            if value not in changed:
+                changed[value] = _per_channel(graph, value)
+            node.replace_input_with(0, changed[value])
+
+
+def _per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """What the DequantizeLinear of `value` computes, with its scale and zero point repeated along
+    axis 1; a runtime repeats them once, on loading.
+    """
+    source = value.producer()
+    assert source is not None
+    assert value.shape is not None
+    name, count = f"channels.{value.shape[1]}", np.array([value.shape[1]], np.int64)
+    shape = graph.initializers.get(name) or add_initializer(graph, name, count)
+    codes, scale, zero_point = source.inputs
+    repeated = [insert_before(source, "Expand", [v, shape]) for v in (scale, zero_point)]
+    return insert_before(source, "DequantizeLinear", [codes, *repeated], {"axis": 1})

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 
 from compressbench.pruning.channels.coupling import Coupling, GroupPart, is_shared
-from compressbench.pruning.channels.ranking import Ranked
+from compressbench.pruning.channels.ranking import Ranked, step_of
 
 NAMED = 3  # layers that a message names for each reason
 
@@ -28,6 +28,9 @@ def candidates_of(
             left |= dict.fromkeys(part.layers, held)
         elif min(part.widths.values()) <= round_to:
             left |= dict.fromkeys(part.layers, f"no more than {round_to} channels")
+        elif len(part.atoms) <= (step := step_of(part, round_to)):
+            reason = f"its channels go in steps of {step * part.size} (round_to={round_to})"
+            left |= dict.fromkeys(part.layers, reason)
         elif not coupled and is_shared(part, model):
             reason = "other layers share its channels (coupled=false)"
             left |= dict.fromkeys(part.layers, reason)
@@ -38,6 +41,8 @@ def candidates_of(
 
 def in_short(left: Mapping[str, str]) -> str:
     """The reasons why layers stay, each with the first layers that it holds."""
+    if not left:
+        return "it has no convolution or linear layer"
     layers: defaultdict[str, list[str]] = defaultdict(list)
     for name, reason in left.items():
         layers[reason].append(name)
@@ -50,23 +55,41 @@ def _names(names: Sequence[str]) -> str:
 
 
 def share_missed(
-    pools: Sequence[Sequence[Ranked]], atoms: Collection[int], share: float
-) -> str | None:
-    """A warning where less than the share of channels goes, by more than the steps explain.
+    ranked: Sequence[Ranked], coupling: Coupling, atoms: Collection[int],
+    share: float, slack: float, whole: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """A warning if `atoms` are fewer channels than the asked share, else none.
 
-    `pools` are the parts that are ranked together; blocks are taken as long as they bring the sum
-    nearer to the share, so it is missed by half of a block at most, unless no block is left.
+    Layers are compared one by one, with all their channels, or with `whole` the sum of those that
+    can be removed. What the steps explain, half of a block for each part, and the share `slack` of
+    the channels are no reason to warn.
     """
-    gone = set(atoms)
-    whole = sum(item.part.width for pool in pools for item in pool)
-    wanted = share * whole
-    removed, steps = 0, 0.0
-    for item in (item for pool in pools for item in pool):
-        removed += item.part.size * len(gone & set(item.part.atoms))
-        steps += max((len(b) for b in item.blocks), default=0) * item.part.size / 2
-    if wanted - removed <= steps + 1e-9:
-        return None
-    return (
-        f"{removed / whole:.1%} of the channels that can be removed were removed, {share:.1%} were "
-        "asked for: min_channels, max_layer_sparsity, round_to or a failed removal keeps the rest"
-    )
+    missed = []
+    for name, removed, total, step in _counts(ranked, coupling, set(atoms), whole):
+        if share * total - removed > step + slack * total + 1e-9:
+            missed.append(f"{removed} of {total}{name}")
+    if not missed:
+        return ()
+    why = "round_to, min_channels, max_layer_sparsity, or what they are coupled with"
+    return (f"fewer channels than {share:.1%} were removed: {_names(missed)} (others stay: {why})",)
+
+
+def _counts(
+    ranked: Sequence[Ranked], coupling: Coupling, gone: set[int], whole: bool
+) -> list[tuple[str, int, int, float]]:
+    """What is counted: its name, channels removed, all channels, and what the steps explain."""
+    longest = {id(item): max((len(b) for b in item.blocks), default=0) for item in ranked}
+    if whole:
+        removed = sum(item.part.size * len(gone & set(item.part.atoms)) for item in ranked)
+        step = max((longest[id(item)] * item.part.size for item in ranked), default=0)
+        total = sum(item.part.width for item in ranked)
+        return [(" that can be removed", removed, total, step / 2)]
+    sides = coupling.removed(gone)
+    steps: defaultdict[str, float] = defaultdict(float)
+    for item in ranked:
+        for name, size in item.part.sizes.items():
+            steps[name] += longest[id(item)] * size / 2
+    return [
+        (f" of {name}", len(sides.get(name, {}).get("out", ())), len(coupling.outputs[name]), step)
+        for name, step in steps.items()
+    ]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compressbench.pruning.channels.tracing import plainly
+
 SHIFT = 0.3  # deviation of random shifts, relative to that of the values
 
 
@@ -22,7 +24,7 @@ def lively(model: nn.Module, example: Tensor) -> nn.Module:
     copy = deepcopy(model)
     generator = torch.Generator().manual_seed(1)
     norms = [m for m in copy.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), plainly():
         for module in copy.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 _enliven_(name, parameter, generator)

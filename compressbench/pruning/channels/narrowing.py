@@ -13,16 +13,14 @@ from compressbench.pruning.channels.coupling import Coupling
 from compressbench.pruning.channels.rules_layers import whole_groups
 from compressbench.pruning.channels.rules_reshape import counts_heads
 
-_SIZES = ("dim", "size", "width", "channel", "feature", "planes", "hidden")  # in attributes' names
-
 
 def narrow_(
     model: nn.Module, coupling: Coupling, atoms: Collection[int], with_sizes: bool = False
 ) -> None:
     """Remove all channels that go with `atoms`.
 
-    Attributes of modules that hold a number of heads follow, and `with_sizes` also those of sizes
-    by which the module reshapes. Nothing is verified here.
+    Attributes of modules that hold a number of heads follow; with `with_sizes`, so do all that
+    hold a size by which the module reshapes or splits. Nothing is verified here.
     """
     gone = torch.tensor(sorted(atoms), dtype=torch.int64)
     for name in coupling.outputs:
@@ -116,7 +114,11 @@ def _set_widths_(model: nn.Module, coupling: Coupling, gone: Tensor, with_sizes:
         before, after = len(width.labels), int((~torch.isin(width.labels, gone)).sum())
         module = model.get_submodule(width.owner)
         for name, value in vars(module).items():
-            if type(value) is int and value == before > after and _follows(name, with_sizes):
+            if (
+                type(value) is int
+                and value == before > after
+                and (with_sizes or counts_heads(name))
+            ):
                 new[width.owner, name] = after
     for (owner, name), value in new.items():
         setattr(model.get_submodule(owner), name, value)
@@ -124,7 +126,3 @@ def _set_widths_(model: nn.Module, coupling: Coupling, gone: Tensor, with_sizes:
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Embedding):
             module.embedding_dim = module.weight.shape[1]
-
-
-def _follows(name: str, with_sizes: bool) -> bool:
-    return counts_heads(name) or (with_sizes and any(word in name for word in _SIZES))

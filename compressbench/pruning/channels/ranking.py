@@ -26,6 +26,11 @@ def channel_scores(
     return {name: over_mean(score) for name, score in result.items()} if normalize else result
 
 
+def step_of(part: GroupPart, round_to: int) -> int:
+    """The least number of atoms whose channels are a multiple of `round_to` in every layer."""
+    return math.lcm(*(math.lcm(round_to, size) // size for size in part.sizes.values()))
+
+
 @dataclass(frozen=True)
 class Ranked:
     """The atoms of a part, least important first, in blocks that are removed in this order.
@@ -43,7 +48,7 @@ class Ranked:
     def of(cls, part: GroupPart, worth: Worth, round_to: int, least: int) -> Ranked:
         # of equal importance, the lower channels first
         ranked = sorted((worth(part, atom), atom) for atom in part.atoms)
-        step = math.lcm(*(math.lcm(round_to, size) // size for size in part.sizes.values()))
+        step = step_of(part, round_to)
         kept, start = len(ranked), 0
         blocks: list[tuple[int, ...]] = []
         means = [-math.inf]

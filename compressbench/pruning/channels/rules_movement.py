@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from compressbench.core.calls import tensors_in
 from compressbench.pruning.channels.rules_elementwise import unknown
-from compressbench.pruning.channels.shadows import ELEMENTS, Call, Shadows
+from compressbench.pruning.channels.shadows import ELEMENTS, Call, Shadows, Width
 
+_PIECES = ("chunk", "split", "tensor_split", "getitem", "narrow")  # by sizes that code may hold
 PADDING = "its channels are combined with zeros of padding"
 
 
@@ -26,6 +27,8 @@ def moved(shadows: Shadows, call: Call) -> None:
             reason = f"its channels are spread over several axes ({call.name})"
             shadows.labels.fix(result, reason)
         shadows.put(output, result)
+        if shadows.varying(result) and output.ndim == result.ndim and call.name in _PIECES:
+            shadows.widths.append(Width(call.owner, result.reshape(-1)))
     return None
 
 

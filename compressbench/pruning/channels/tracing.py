@@ -78,7 +78,7 @@ def trace(model: nn.Module, example: Tensor, choices: Mapping[Place, int]) -> Sh
     of a fixed seed, and the global generator is left alone.
     """
     shadows = Shadows(model, choices)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_attention():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), plainly():
         _pass(shadows, model.eval(), example)
         with suppress(*REFUSALS):  # training as such may fail, whatever the channels are
             _pass(shadows, model.train(), example)
@@ -101,7 +101,7 @@ def _names(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[N
     """Keeps the modules that are running in `running`, the innermost last."""
     handles = []
     for name, module in model.named_modules():
-        if module is not model:
+        if module is not model and not isinstance(module, torch.jit.ScriptModule):
             handles += [
                 module.register_forward_pre_hook(lambda m, a, n=name: running.append((n, m))),
                 module.register_forward_hook(lambda m, a, o: running.pop() and None),
@@ -114,12 +114,15 @@ def _names(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[N
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Disables the fused encoder layers of torch, which hide what they call."""
+def plainly() -> Iterator[None]:
+    """Runs compiled models as they were written, and encoder layers of torch without the fused
+    kernels that hide what they call.
+    """
     fast = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         mha.set_fastpath_enabled(fast)
 

@@ -22,6 +22,10 @@ _LOST = 0.1  # share of the variance, as in a signal-to-noise ratio of 10 dB
 _NEAR_ZERO = 1.5  # steps of the grid: values that round to -1, 0 or 1 step
 
 
+# the smallest and the largest magnitude at a site, or at those before it if it is looked through
+_Span = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Extremes:
     """What a site was seen to hold: the largest finite magnitude, and whether it was infinite."""
@@ -32,40 +36,47 @@ class Extremes:
 
 def dominated(sites: Sequence[TracedSite], seen: Sequence[Extremes]) -> dict[int, str]:
     """Numbers of the sites that infinities or constants dominate, and why."""
-    reasons = {n: "it holds infinities" for n, extremes in enumerate(seen) if extremes.infinite}
-    for number, site in enumerate(sites):
-        given = _given(number, sites, seen, reasons)
-        if number in reasons or not site.shifted or not given:
-            continue
-        if seen[number].magnitude >= DOMINATES * given:
+    reasons: dict[int, str] = {}
+    spans: list[_Span] = []
+    for number, (site, extremes) in enumerate(zip(sites, seen, strict=True)):
+        _, given = span = _before(site, spans)
+        if extremes.infinite:
+            reasons[number] = "it holds infinities"
+        elif site.constant and given and extremes.magnitude >= DOMINATES * given:
             reasons[number] = (
-                f"a constant makes its magnitude {seen[number].magnitude:.3g}, that of what is "
-                f"added to it is {given:.3g}"
+                f"a constant makes its magnitude {extremes.magnitude:.3g}, what else is in it "
+                f"has {given:.3g}"
             )
+        spans.append(span if number in reasons else (extremes.magnitude, extremes.magnitude))
     return reasons
 
 
 def suspects(
     sites: Sequence[TracedSite], seen: Sequence[Extremes], known: Mapping[int, str], bits: int
 ) -> list[int]:
-    """Numbers of other sites with values 2**bits times as large as any that they come from."""
-    doubtful = dict(known)
-    for number in range(len(sites)):
-        given = _given(number, sites, seen, doubtful)
-        if number not in doubtful and given and seen[number].magnitude >= 2**bits * given:
-            doubtful[number] = ""
-    return [number for number in doubtful if number not in known]
+    """Numbers of other sites with values 2**bits times as large as any that they come from.
+
+    A sum is one already if that is true of one of what it adds.
+    """
+    found: list[int] = []
+    spans: list[_Span] = []
+    for number, (site, extremes) in enumerate(zip(sites, seen, strict=True)):
+        least, most = span = _before(site, spans)
+        given = least if site.adds else most
+        doubtful = bool(given) and extremes.magnitude >= 2**bits * given
+        if doubtful and number not in known:
+            found.append(number)
+        looked_through = doubtful or number in known
+        spans.append(span if looked_through else (extremes.magnitude, extremes.magnitude))
+    return found
 
 
-def _given(
-    number: int, sites: Sequence[TracedSite], seen: Sequence[Extremes], passed: Mapping[int, str]
-) -> float:
-    """The largest magnitude at the sites before a site, looking through those in `passed`."""
-    before = sites[number].before
-    return max(
-        (_given(n, sites, seen, passed) if n in passed else seen[n].magnitude for n in before),
-        default=0.0,
-    )
+def _before(site: TracedSite, spans: Sequence[_Span]) -> _Span:
+    """The smallest and the largest magnitude of what a site comes from, 0 if that is unknown."""
+    known = [spans[number] for number in site.before if spans[number][1] > 0]
+    if not known:
+        return 0.0, 0.0
+    return min(least for least, _ in known), max(most for _, most in known)
 
 
 def isolated(

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import ActivationQuantizers, SiteQuantizer
 from compressbench.core.activation_sites import site_name
-from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.distributed import max_over_ranks, sum_over_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.types import Artifact, Context, Edit
 from compressbench.quantization.grids.site_values import run_images, site_quantizers
 
 TABLE = "activations"  # its name among the tables of a stage
-IMAGES, BATCH = 128, 32
+IMAGES, BATCH = 128, 8  # few at a time: values are summed in float64
 BAD = 0.2  # lost share that is worth a warning
 _NAMED = 3  # sites that a warning names
 
 Row = dict[str, Any]
+_Sums = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,11 @@ def site_losses(model: nn.Module, edit: Edit | None, context: Context) -> list[R
     if edit is None or edit.get("dynamic", False):
         return []
     quantizers = site_quantizers(model)
-    sums: dict[int, list[Tensor]] = {}
+    sums: dict[int, _Sums] = {}
 
     def observe(number: int, values: Tensor) -> None:
         new = _sums(values.detach(), _grid(quantizers, number))
-        old = sums.get(number)
-        sums[number] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+        sums[number] = _added(sums[number], new) if number in sums else new
 
     quantizers.observe = observe
     try:
@@ -77,7 +77,7 @@ def site_losses(model: nn.Module, edit: Edit | None, context: Context) -> list[R
         quantizers.observe = None
         model.cpu()
     rows = [
-        _row(site, _grid(quantizers, number), [sum_over_ranks(s).cpu() for s in sums[number]])
+        _row(site, _grid(quantizers, number), _shared(sums[number]))
         for number, site in enumerate(edit["sites"])
     ]
     return sorted(rows, key=lambda row: -row["lost"])
@@ -108,31 +108,56 @@ def _ends(grid: SiteQuantizer) -> tuple[float, float]:
     return -zero_point * scale, (2**grid.bits - 1 - zero_point) * scale
 
 
-def _sums(values: Tensor, grid: SiteQuantizer) -> list[Tensor]:
-    """[clipped, count], then for each axis of channels [4, C]: count, Σx, Σx² and Σ(Q(x) - x)²."""
+def _sums(values: Tensor, grid: SiteQuantizer) -> _Sums:
+    """For the whole tensor ("all") and for each axis of channels: [4, C], the count, Σx, Σx² and
+    Σ(Q(x) - x)² of each channel; "clipped" is the number of values beyond the grid.
+    """
     low, high = _ends(grid)
     half = float(grid.scale) / 2
     clipped = ((values < low - half) | (values > high + half)).sum()
     errors = (grid(values) - values).double().square()
     exact = values.double()
-    parts = torch.stack([torch.ones_like(exact), exact, exact.square(), errors])
-    axes = sorted({min(1, values.ndim - 1), values.ndim - 1})
-    whole = torch.stack([clipped.double(), torch.full_like(clipped, values.numel()).double()])
-    return [whole, *(parts.movedim(axis + 1, 1).flatten(2).sum(2) for axis in axes)]
+    axes = {str(axis): axis for axis in {1, values.ndim - 1} if 0 < axis < values.ndim}
+    found = {name: _per_channel(exact, errors, axis) for name, axis in axes.items()}
+    whole = _per_channel(exact.reshape(-1, 1), errors.reshape(-1, 1), 1)
+    return {"clipped": clipped.double(), "all": whole, **found}
 
 
-def _row(site: Mapping[str, Any], grid: SiteQuantizer, sums: Sequence[Tensor]) -> Row:
-    (clipped, count), *channels = sums
+def _per_channel(exact: Tensor, errors: Tensor, axis: int) -> Tensor:
+    others = [n for n in range(exact.ndim) if n != axis]
+    parts = [part.sum(others) for part in (exact, exact.square(), errors)]
+    return torch.stack([torch.full_like(parts[0], exact.numel() / exact.shape[axis]), *parts])
+
+
+def _added(old: _Sums, new: _Sums) -> _Sums:
+    """The sums of both; empty for an axis whose length differs, such as that of the batch."""
+    return {
+        n: old[n] + new[n] if old[n].shape == new[n].shape else old[n][:0]
+        for n in old.keys() & new.keys()
+    }
+
+
+def _shared(sums: _Sums) -> _Sums:
+    """The sums over all ranks, of the axes that have one length on all of them."""
+    names = sorted(sums)
+    sizes = torch.tensor([sums[n].numel() for n in names], device=sums["all"].device)
+    most, least = max_over_ranks(sizes), -max_over_ranks(-sizes)
+    alike = zip(names, (most == least).tolist(), least.tolist(), strict=True)
+    return {n: sum_over_ranks(sums[n]).cpu() for n, same, size in alike if same and size}
+
+
+def _row(site: Mapping[str, Any], grid: SiteQuantizer, sums: _Sums) -> Row:
     low, high = _ends(grid)
-    squares, errors = channels[0][2:].sum(1).tolist()
+    count, _, squares, errors = sums["all"].flatten().tolist()
     noise = 10 * math.log10(squares / errors) if squares and errors else None
+    channels = [sums[name] for name in sums if name not in ("clipped", "all")]
     return {
         "site": site_name(site),
         "low": low,
         "high": high,
-        "clipped": float(clipped / count),
+        "clipped": float(sums["clipped"]) / count,
         "sqnr_db": noise,
-        "lost": max(_lost(one) for one in channels),
+        "lost": max(map(_lost, channels or [sums["all"]])),
     }
 
 
