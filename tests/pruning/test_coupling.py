@@ -14,22 +14,24 @@ from compressbench.pruning.channels.settling import half_of, settled_coupling
 from compressbench.pruning.criteria.l2 import L2
 from compressbench.pruning.prune_channels import PruneChannels, example_inputs
 from tests.pruning.channel_zoo import SPEC, details, made, run
+from tests.pruning.coupling_layers_zoo import (
+    Experts,
+    Grouped,
+    Normed,
+    PaddedShortcut,
+    Recurrent,
+    Tied,
+    Volume,
+)
 from tests.pruning.coupling_zoo import (
     Bilinear,
-    Experts,
     FlatJoin,
     Gated,
     Ghost,
-    Grouped,
     LinearView,
     Moved,
-    Normed,
-    PaddedShortcut,
     Queries,
-    Recurrent,
-    Tied,
     TrainingHead,
-    Volume,
     ignoring,
 )
 

@@ -57,10 +57,11 @@ ENDS = [
 ]
 NEITHER = {
     "activation_symmetric", "allocation", "batch_size", "batchnorm", "batchnorm_images",
-    "calibration_batch_size", "calibration_images", "checkpoint", "correct_bias", "dropout",
-    "epochs", "equalize", "float_activations", "float_where_slower", "fold_batchnorm",
-    "group_lasso", "heads", "images", "keep_epoch", "label_smoothing", "layers", "loss",
-    "max_growth", "n_heads", "narrow", "normalize", "options", "power_of_two", "reduce_range", "rewind", "round_to", "rounds", "rules", "skip",
+    "calibration_batch_size", "calibration_images", "checkpoint", "correct_bias",
+    "dropout", "epochs", "equalize", "float_activations", "float_where_slower",
+    "fold_batchnorm", "group_lasso", "heads", "images", "keep_epoch", "label_smoothing",
+    "layers", "loss", "max_growth", "n_heads", "narrow", "normalize", "options",
+    "power_of_two", "reduce_range", "rewind", "round_to", "rounds", "rules", "skip",
     "sparsities", "teacher", "tolerance", "until", "updates", "warmup", "widths",
 }  # fmt: skip
 
