@@ -109,8 +109,10 @@ class CallStack:
         return self.frames[-1].layer
 
     def __enter__(self) -> Self:
+        seen = {id(vars(self.model))}  # under torch.export, each name of a module is an object
         for name, module in self.model.named_modules():
-            if module is not self.model and name.partition(".")[0] != self.skip:
+            if id(vars(module)) not in seen and name.partition(".")[0] != self.skip:
+                seen.add(id(vars(module)))
                 self._handles += [
                     module.register_forward_pre_hook(partial(self._push, name)),
                     module.register_forward_hook(self._pop),
