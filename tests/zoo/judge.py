@@ -106,6 +106,8 @@ def _masks(step: Step, inputs: Tensor) -> Iterator[str]:
     for name, layer in masked.items():
         if bool(layer.weight[~layer.weight_mask].any()):
             yield f"{name}: a pruned weight is not zero"
+    if any("pruned weights are not zero in the file" in w for w in step.warnings):
+        return  # test_measure judges whether it is said of the right layers
     used = {id(layer.weight): layer for layer in _called(model, masked, inputs[:1])}
     if used:
         graph = onnx.load(step.files / "model.onnx").graph
