@@ -65,7 +65,8 @@ def share_missed(
     can be removed. What the steps explain, half of a block for each part but at most a sixth of the
     channels, and the share `slack` of the channels are no reason to warn.
     """
-    fewer, more = [], []
+    fewer: list[str] = []
+    more: list[str] = []
     for name, removed, total, step in _counts(ranked, coupling, set(atoms), whole):
         allowed = min(step, total * STEPS) + slack * total + 1e-9
         if abs(share * total - removed) > allowed:
