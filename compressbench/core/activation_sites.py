@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compressbench.core.calls import UNCOUNTED, Call, trace
@@ -63,9 +64,15 @@ def trace_sites(model: nn.Module, example: Tensor) -> list[TracedSite]:
         for position, call in enumerate(calls)
         if call.function in _PRODUCERS
     }
-    positions = [p for p in sorted(chosen) if p != last and calls[p].site.index != UNCOUNTED]
+    positions = [p for p in sorted(chosen) if p != last and _can_be_rounded(calls[p])]
     numbers = {position: number for number, position in enumerate(positions)}
     return [_traced(calls, position, numbers) for position in positions]
+
+
+def _can_be_rounded(call: Call) -> bool:
+    """Whether the call has a place, and returns what QuantizeLinear takes: no float64."""
+    single = isinstance(call.output, Tensor) and call.output.dtype == torch.float32
+    return single and call.site.index != UNCOUNTED
 
 
 def _traced(calls: list[Call], position: int, numbers: Mapping[int, int]) -> TracedSite:
