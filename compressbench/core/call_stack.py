@@ -4,8 +4,8 @@ A site is a path of module calls, a function, and the index of its call among th
 module makes itself. So a call added in one module moves no site of another.
 
 Training may make more calls than evaluation (stochastic depth, auxiliary heads) or fewer (skipped
-blocks), also within a module. There a call is recognized by its place: the instructions of the
-module's code that lead to it, and the module called before it.
+blocks), also within a module. There a call is recognized by its place: the places in the text of
+the module's code that lead to it, and the module called before it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import partial
-from types import FrameType
+from functools import lru_cache, partial
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, Self
 
 from torch import nn
@@ -109,8 +109,10 @@ class CallStack:
         return self.frames[-1].layer
 
     def __enter__(self) -> Self:
+        seen = {id(vars(self.model))}  # under torch.export, each name of a module is an object
         for name, module in self.model.named_modules():
-            if module is not self.model and name.partition(".")[0] != self.skip:
+            if id(vars(module)) not in seen and name.partition(".")[0] != self.skip:
+                seen.add(id(vars(module)))
                 self._handles += [
                     module.register_forward_pre_hook(partial(self._push, name)),
                     module.register_forward_hook(self._pop),
@@ -180,11 +182,13 @@ def _counted(frame: _Frame, group: Hashable) -> Place:
     return Place(frame.place, group, number)
 
 
-def _location(modules: int) -> tuple[tuple[str, int, int], ...]:
-    """The code that leads from the running module to a call: file, first line and instruction of
-    each function. `modules` are the innermost module calls to leave out.
+def _location(modules: int) -> tuple[Hashable, ...]:
+    """The code that leads from the running module to a call: file, first line and position in the
+    text of each function. `modules` are the innermost module calls to leave out.
+
+    Positions stay when Python replaces instructions by faster ones, as it does after a few calls.
     """
-    steps: list[tuple[str, int, int]] = []
+    steps: list[Hashable] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
@@ -193,6 +197,13 @@ def _location(modules: int) -> tuple[tuple[str, int, int], ...]:
                 break
             modules, steps = modules - 1, []
         else:
-            steps.append((code.co_filename, code.co_firstlineno, frame.f_lasti))
+            position = _positions(code)[frame.f_lasti // 2]
+            steps.append((code.co_filename, code.co_firstlineno, position))
         frame = frame.f_back
     return tuple(steps)
+
+
+@lru_cache(maxsize=1024)
+def _positions(code: CodeType) -> list[Hashable]:
+    """Where in the text each instruction comes from: lines and columns."""
+    return list(code.co_positions())

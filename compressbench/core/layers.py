@@ -29,6 +29,16 @@ def weight_owners(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
     return {n: first.setdefault(id(model.get_parameter(f"{n}.weight")), n) for n in layers}
 
 
+def parameter_names(model: nn.Module, parameter: Tensor) -> list[str]:
+    """The names of a parameter, one for each module that holds it."""
+    return [
+        f"{name}.{leaf}" if name else leaf
+        for name, module in model.named_modules()
+        for leaf, held in module.named_parameters(recurse=False, remove_duplicate=False)
+        if held is parameter
+    ]
+
+
 def tied_modules(model: nn.Module) -> set[str]:
     """Names of the modules that share any parameter with another module."""
     ids = {n: {id(p) for p in m.parameters(recurse=False)} for n, m in model.named_modules()}

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from compressbench.core.errors import UserError
 from compressbench.core.parametrizations import plain_copy
 from compressbench.core.types import DataSpec
+from compressbench.engine.module_form import check_copy, registered
 from compressbench.engine.stage_job import build_model
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.models.lazy import initialised_config
@@ -43,10 +44,11 @@ def tried_model(
             config = initialised_config(config, spec)
             model = build_model(config, where)
     _check_parameters(model, where)
+    check_copy(model, where)
     if checkpoint is not None:
         load_checkpoint_(model, checkpoint)
     inputs = spec.blank(2)
-    with torch.no_grad():
+    with torch.no_grad(), registered(model, where):
         logits = answer(model, inputs, where)
     check_logits(logits, inputs, spec, where)
     return config, plain_copy(model)

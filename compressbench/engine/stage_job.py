@@ -34,9 +34,15 @@ def build_model(config: Mapping[str, Any], where: str = "model") -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{where}._target_={config['_target_']} is not a torch.nn.Module")
     try:
-        return plain(model).eval()
+        model = plain(model)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if model.eval() is not model:
+        raise UserError(
+            f"{where}: train() or eval() of {type(model).__name__} does not return the model: end "
+            "it with `return self`"
+        )
+    return model
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.edits import activation_grid, parameters
 from compressbench.core.types import Artifact, Data, Measurement
-from compressbench.measure import accuracy, agreement, kernels, latency, macs, size
+from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
 
+NAMED = 3  # layers in a message
 NOTABLY_SLOWER = 0.95  # of the float model's speed; smaller losses are noise on a shared machine
 
 
@@ -43,7 +44,12 @@ def measure_model(
         "latency/speedup": timed.speedup,
     }
     quality, logits = _quality(artifact, onnx, data, threads)
-    warnings = [*_chance(logits, data), *_slower(timed), *_not_integer(artifact, counts)]
+    warnings = [
+        *_chance(logits, data),
+        *_slower(timed),
+        *_not_integer(artifact, counts),
+        *_lost_zeros(artifact, data),
+    ]
     return Measurement(figures | quality, tuple(warnings))
 
 
@@ -110,6 +116,14 @@ def _slower(timed: latency.Latency) -> list[str]:
     if timed.speedup >= NOTABLY_SLOWER:
         return []
     return [f"slower than the float model: {timed.speedup:.2f} times its speed"]
+
+
+def _lost_zeros(artifact: Artifact, data: Data) -> list[str]:
+    lost = zeros.lost_zeros(artifact.model, data.prepare(data.split("validation").inputs[:1]))
+    if not lost:
+        return []
+    named = ", ".join(lost[:NAMED]) + (f" and {len(lost) - NAMED} more" * (len(lost) > NAMED))
+    return [f"pruned weights are not zero in the file: {named} change their weight before using it"]
 
 
 def _not_integer(artifact: Artifact, counts: dict[str, int]) -> list[str]:

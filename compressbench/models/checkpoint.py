@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compressbench.core.errors import UserError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+KEYS = ("model_state_dict", "model", "net")  # of the weights, beside other entries of a file
 PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, wrappers and torch.compile
 WRAPPED = "network."  # prefix in the wrappers around models of other libraries
 _PARAMETRIZED = "parametrizations"
@@ -30,9 +31,9 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
     """Load all tensors of the file `path` into `model`, or none.
 
     The file is `.safetensors`, or `.pt`, `.pth` or `.bin` with plain tensors, which torch's
-    weights-only reader loads without executing code. The tensors may be under the key `state_dict`,
-    and all names may have the prefix `module.` or `model.`. Raises UserError unless names and
-    shapes match the model and all values are finite.
+    weights-only reader loads without executing code. The tensors may be under a key, such as
+    `state_dict` or `model`, and all names may have the prefix `module.` or `model.`. Raises
+    UserError unless names and shapes match the model and all values are finite.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -81,7 +82,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    state = content.get("state_dict", content)
+    state = content.get(_key(content), content)
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"checkpoint {path}: contains no tensors")
     for name, value in state.items():
@@ -90,6 +91,23 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
                 f"checkpoint {path}: {name!r} must be a tensor, got {type(value).__name__}"
             )
     return {str(name): value for name, value in state.items()}
+
+
+def _key(content: Mapping[str, Any]) -> str:
+    """The key of the weights in a file that has more than them: the first of `KEYS`, or else the
+    only one that has tensors; "" if none has.
+    """
+    if "state_dict" in content:
+        return "state_dict"
+    held = [
+        key
+        for key, value in content.items()
+        if isinstance(value, Mapping)
+        and value
+        and all(isinstance(tensor, Tensor) for tensor in value.values())
+    ]
+    known = [key for key in KEYS if key in held]
+    return known[0] if known else held[0] if len(held) == 1 else ""
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Models of a user that cannot be trained or exported, or only after a change."""
 
 import warnings
+from threading import Lock
 
 import torch
 from torch import nn
@@ -225,3 +226,65 @@ def pruned_by_torch(input_shape, num_classes):
     model = Plain(input_shape, num_classes)
     prune.l1_unstructured(model.body, "weight", 0.5)
     return model
+
+
+class ForgetsToReturn(Plain):
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem.eval()
+
+
+class PlainList(Plain):
+    """Layers in a list of Python's own."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.more = {"blocks": [nn.ReLU(), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())]}
+
+    def features(self, x):
+        x = self.stem(x)
+        for block in self.more["blocks"]:
+            x = block(x)
+        return x.mean((2, 3))
+
+
+class PlainParameter(Plain):
+    """A parameter that only a function knows."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        scale = nn.Parameter(torch.ones(8))
+        self.scale = lambda: scale
+
+    def features(self, x):
+        return super().features(x) * self.scale()
+
+
+class MadeInForward(Plain):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.more = None
+
+    def features(self, x):
+        features = super().features(x)
+        if self.more is None:
+            self.more = nn.Linear(features.shape[1], 8)
+        return self.more(features)
+
+
+class KeepsALock(Plain):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.body.lock = Lock()
+
+
+class HiddenButUnused(Plain):
+    """Layers in a list that no forward pass calls, and slices of a registered sequence."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.teacher = [nn.Linear(8, 8)]
+        self.layers = nn.Sequential(self.stem, self.body)
+
+    def features(self, x):
+        return self.layers[1:](self.layers[:1](x)).mean((2, 3))

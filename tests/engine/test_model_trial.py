@@ -69,6 +69,11 @@ def refusal(start, name, **options) -> str:
         ("scripted", "is a TorchScript module"),
         ("KeepsALambda", "cannot be copied: an attribute of it is a function that calls its own"),
         ("pruned_by_torch", "its layer body has a mask of torch.nn.utils.prune"),
+        ("ForgetsToReturn", "train() or eval() of ForgetsToReturn does not return the model"),
+        ("PlainList", "does not register (more['blocks'][1].0.weight): keep layers in nn.Mod"),
+        ("PlainParameter", "does not register (one of shape [8]): keep"),
+        ("MadeInForward", "more.weight is made in the first forward pass"),
+        ("KeepsALock", "cannot be copied for its attribute body.lock: cannot pickle"),
     ],
 )
 def test_a_model_that_cannot_work_is_refused_in_one_line(start, name, words):
@@ -99,6 +104,10 @@ def test_a_function_that_passes_its_options_on_gets_those_that_arrive(start):
     assert plan[0].job.model == {"_target_": f"{MODULE}.hub", "num_classes": 10}
     with pytest.raises(UserError, match="unexpected keyword argument 'input_shape'"):
         start("hub", input_shape=[1, 8, 8])
+
+
+def test_layers_that_are_kept_but_not_called_are_no_fault(start):
+    try_models(*start("HiddenButUnused"))
 
 
 def test_a_teacher_of_another_architecture_is_tried_too(start):

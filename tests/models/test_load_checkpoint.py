@@ -38,12 +38,25 @@ def test_tensors_arrive_whatever_the_container(tmp_path, suffix, prefix):
     assert states_equal(fresh, trained)
 
 
-def test_a_nested_state_is_found(tmp_path):
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "weights"])
+def test_a_nested_state_is_found(tmp_path, key):
     trained, fresh = network(1), network(2)
     state = prefixed(trained.state_dict(), "model.")
-    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "c.pt")
+    more = {"epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+    torch.save({**more, key: state}, tmp_path / "c.pt")
     load_checkpoint_(fresh, str(tmp_path / "c.pt"))
     assert states_equal(fresh, trained)
+
+
+def test_of_two_nested_states_the_model_is_taken_or_none(tmp_path):
+    trained, fresh = network(1), network(2)
+    states = {"ema": network(3).state_dict(), "model": trained.state_dict()}
+    torch.save(states, tmp_path / "c.pt")
+    load_checkpoint_(fresh, tmp_path / "c.pt")
+    assert states_equal(fresh, trained)
+    torch.save({"ema": states["ema"], "weights": states["model"]}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match="'ema' must be a tensor"):
+        load_checkpoint_(fresh, tmp_path / "c.pt")
 
 
 def test_a_prefix_of_the_models_own_stays(tmp_path):

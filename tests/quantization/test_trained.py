@@ -16,6 +16,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, rows, scale_of, step_limits
 from compressbench.quantization.observers.minmax import MinMax
 from compressbench.quantization.trained.lsq import Lsq, LsqSite, LsqWeight, start
+from compressbench.quantization.trained.model import FakeQuantizedModel
 from compressbench.quantization.trained.pact import Pact
 from compressbench.quantization.trained.protocols import FixedSite
 from compressbench.quantization.trained.straight_through import StraightThrough
@@ -237,3 +238,30 @@ def test_ranges_that_are_no_observer_are_refused():
 def test_modules_are_modules():
     for method in (Lsq(), StraightThrough(MinMax())):
         assert isinstance(method.weight(weights(2, 3), Grid(4)), nn.Module)
+
+
+class TwoNamesAndATie(nn.Module):
+    """A layer that is registered twice, and another that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tied = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.tied.weight = self.first.weight
+        self.again = nn.Sequential(self.first, self.tied)
+
+    def forward(self, x):
+        return self.again(x)
+
+
+def test_rounded_weights_stay_out_of_a_layer_with_two_names():
+    model, inputs = TwoNamesAndATie(), weights(5, 3)
+    grids = {name: Grid(2, "tensor") for name in ("first", "tied")}
+    wrapped = FakeQuantizedModel(model, grids, StraightThrough(MinMax()), None)
+    exact, names = model.first.weight, [name for name, _ in model.named_parameters()]
+    for _ in range(2):
+        found = wrapped(inputs)
+    assert model.first.weight is model.tied.weight is exact
+    assert [name for name, _ in model.named_parameters()] == names
+    rounded = wrapped.weights[0](exact)
+    expected = F.linear(F.linear(inputs, rounded, model.first.bias), rounded, model.tied.bias)
+    torch.testing.assert_close(found, expected)

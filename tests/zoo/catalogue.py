@@ -106,7 +106,8 @@ ZOO = [
         Plain="stem.0 a.0 last.0", AsymmetricPads="a.0 b.0", MinusOnePad="stem.0 a.0 last.0",
         Slices="", AuxiliaryHead="a.0 last.0", FrozenStem="a.0 last.0",
         UnusedLayers="stem.0 a.0 last.0", TiedWeights="stem.0 last.0",
-        CalledTwice="stem.0 last.0", ReusedActivation="stem.0 last.0",
+        CalledTwice="stem.0 last.0", TwoNames="stem.0 a.0 last.0",
+        ReusedActivation="stem.0 last.0",
         DoubleProduct="stem.0 a.0 last.0", GatedDepth="stem.0",
     ),
     *_entries(

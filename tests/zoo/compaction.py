@@ -72,12 +72,14 @@ class Slices:
     """
 
     def __init__(self, wide: nn.Module, narrow: nn.Module, removed: Removed) -> None:
-        self.removed = removed
+        self.removed = {
+            name: removed[first] for name, first in _first_names(wide).items() if first in removed
+        }
         old = wide.state_dict()
         self.matched = {
             name: _matches(old[name], tensor)
             for name, tensor in narrow.state_dict().items()
-            if name.rpartition(".")[0] not in removed and tensor.shape != old[name].shape
+            if name.rpartition(".")[0] not in self.removed and tensor.shape != old[name].shape
         }
 
     def wrong(self, wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
@@ -123,6 +125,13 @@ def _matches(wide: Tensor, narrow: Tensor) -> list[tuple[int, Tensor]]:
     left = [next(j for j, row in enumerate(rows) if torch.equal(row, part))
             for part in narrow.unbind(dim)]  # fmt: skip
     return [(dim, torch.tensor(left))]
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of each module -> the first one."""
+    first: dict[int, str] = {}
+    named = model.named_modules(remove_duplicate=False)
+    return {name: first.setdefault(id(module), name) for name, module in named}
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

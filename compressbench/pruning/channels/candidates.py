@@ -11,6 +11,7 @@ from compressbench.pruning.channels.coupling import Coupling, GroupPart, is_shar
 from compressbench.pruning.channels.ranking import Ranked, step_of
 
 NAMED = 3  # layers that a message names for each reason
+STEPS = 1 / 6  # share of a layer's channels by which its steps may miss what was asked
 
 
 def candidates_of(
@@ -58,20 +59,28 @@ def share_missed(
     ranked: Sequence[Ranked], coupling: Coupling, atoms: Collection[int],
     share: float, slack: float, whole: bool,
 ) -> tuple[str, ...]:  # fmt: skip
-    """A warning if `atoms` are fewer channels than the asked share, else none.
+    """Warnings if `atoms` are fewer channels than the asked share, or more; else none.
 
     Layers are compared one by one, with all their channels, or with `whole` the sum of those that
-    can be removed. What the steps explain, half of a block for each part, and the share `slack` of
-    the channels are no reason to warn.
+    can be removed. What the steps explain, half of a block for each part but at most a sixth of the
+    channels, and the share `slack` of the channels are no reason to warn.
     """
-    missed = []
+    fewer: list[str] = []
+    more: list[str] = []
     for name, removed, total, step in _counts(ranked, coupling, set(atoms), whole):
-        if share * total - removed > step + slack * total + 1e-9:
-            missed.append(f"{removed} of {total}{name}")
-    if not missed:
-        return ()
-    why = "round_to, min_channels, max_layer_sparsity, or what they are coupled with"
-    return (f"fewer channels than {share:.1%} were removed: {_names(missed)} (others stay: {why})",)
+        allowed = min(step, total * STEPS) + slack * total + 1e-9
+        if abs(share * total - removed) > allowed:
+            (fewer if removed < share * total else more).append(f"{removed} of {total}{name}")
+    found = []
+    if fewer:
+        why = "round_to, min_channels, max_layer_sparsity, or what they are coupled with"
+        found.append(
+            f"fewer channels than {share:.1%} were removed: {_names(fewer)} (others stay: {why})"
+        )
+    if more:
+        why = "they go in larger steps: round_to, or what they are coupled with"
+        found.append(f"more channels than {share:.1%} were removed: {_names(more)} ({why})")
+    return tuple(found)
 
 
 def _counts(

@@ -16,7 +16,7 @@ from compressbench.core.activation_quantizers import (
 )
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.grid import Grid
-from compressbench.core.layers import weight_owners
+from compressbench.core.layers import parameter_names, weight_owners
 from compressbench.core.types import Edit
 from compressbench.quantization.grids.scheme import grid_options
 from compressbench.quantization.grids.weights import set_weights_
@@ -71,11 +71,13 @@ class FakeQuantizedModel(nn.Module):
             quantizers[number] = cast(nn.Module, trained)
 
     def forward(self, inputs: Tensor) -> Any:
-        weights = {
-            f"{name}.weight": module(self.model.get_parameter(f"{name}.weight"))
-            for name, module in zip(self.names, self.weights, strict=True)
-        }
-        return functional_call(self.model, weights, (inputs,))
+        rounded: dict[str, Tensor] = {}
+        for name, module in zip(self.names, self.weights, strict=True):
+            weight = self.model.get_parameter(f"{name}.weight")
+            rounded |= dict.fromkeys(parameter_names(self.model, weight), module(weight))
+        # ties are resolved here: torch takes a module with two names for two tied modules, and
+        # leaves a rounded weight in it
+        return functional_call(self.model, rounded, (inputs,), tie_weights=False)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer.

@@ -148,6 +148,17 @@ class CalledTwice(Plain):
         return self.last(F.relu(self.twice(F.relu(self.twice(x)))))
 
 
+class TwoNames(Plain):
+    """The layers are registered a second time, in a sequence that is called in two slices."""
+
+    def __init__(self, input_shape, num_classes, width=12):
+        super().__init__(input_shape, num_classes, width)
+        self.backbone = nn.Sequential(self.stem, self.a, self.last)
+
+    def forward(self, x):
+        return self.fc(self.backbone[1:](self.backbone[:1](x)).mean((2, 3)))
+
+
 class ReusedActivation(Plain):
     """One ReLU module at three places, in place."""
 
