@@ -111,8 +111,10 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
-        calibration = 0 if self.activation is None else min(self.calibration_images, train_images)
-        return trained, calibration
+        if self.activation is None:
+            return trained, 0
+        calibration = min(self.calibration_images, train_images)
+        return trained, calibration + min(calibration, site_losses.IMAGES)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import
