@@ -100,7 +100,8 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         """Reject rules without a layer, group sizes that do not fit, and models that compute
         otherwise in training, before the recipe runs.
         """
-        grids, _ = self.scheme().grids(model, spec)
+        grids, reasons = self.scheme().grids(model, spec)
+        check_found("qat", grids, reasons)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
         if self.activation is not None:

@@ -150,7 +150,8 @@ class Quantize(GridOptions, BatchNormOptions):
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Reject rules without a layer and group sizes that do not fit, before the recipe runs."""
-        grids, _ = self._grids(model, spec)
+        grids, reasons = self._grids(model, spec)
+        check_found("quantize", grids, reasons)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
         if self.float_activations:

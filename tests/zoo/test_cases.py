@@ -17,7 +17,7 @@ CONFIG = {entry.name: config_of(entry) for entry in ZOO}
 BEFORE_TRAINING = {
     "TwoInputs": "quantize", "DataBranch": "baseline", "NumpyInForward": "baseline",
     "StaticBatch": "baseline", "TupleAlways": "baseline", "DictOutput": "baseline",
-    "OpaqueConstructor": "baseline",
+    "OpaqueConstructor": "baseline", "NumpyFunctions": "baseline", "Conditional": "quantize",
 }  # fmt: skip
 HALVED = {  # layers -> how many channels of a layer may be left
     "Decoder": {"embed": (40, 48)},  # 22 groups of four, half of them
@@ -26,18 +26,11 @@ HALVED = {  # layers -> how many channels of a layer may be left
     "GroupedQueryEncoder": {},
     "AuxiliaryHead": {"a.0": (10, 12)},
 }
-PENDING = {"NumpyInForward"}  # its numbers become constants, within what a trial may differ
 
 
 def _cases(*names: str) -> list[object]:
-    """Parameters; what the package cannot do yet is marked."""
-    return [
-        pytest.param(
-            *((name, recipe) if recipe else (name,)),
-            marks=[pytest.mark.xfail(run=False, reason="not yet")] if name in PENDING else [],
-        )
-        for name, _, recipe in (text.partition(" ") for text in names)
-    ]
+    pairs = (text.partition(" ") for text in names)
+    return [pytest.param(*((name, recipe) if recipe else (name,))) for name, _, recipe in pairs]
 
 
 @pytest.mark.parametrize("name", _cases(*BEFORE_TRAINING))

@@ -16,7 +16,7 @@ from compressbench.core.nearest import nearest_of_many
 from compressbench.core.trees import leaves
 from compressbench.core.types import DataSpec
 from compressbench.core.validation import check_flag, check_integer, check_names
-from compressbench.quantization.grids.weight_uses import weight_uses
+from compressbench.quantization.grids.weight_uses import weight_uses, without_effect
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FUNCTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -142,9 +142,10 @@ def scheme_of(options: GridOptions, bits: int) -> Scheme:
 def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str]) -> None:
     """Raise UserError, with the reasons, if a stage has no layer to quantize."""
     if not grids:
+        named = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items()]
         raise UserError(
             f"{stage} found no layer it can quantize: "
-            + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+            + ("; ".join(named) or "the model has no weights")
         )
 
 
@@ -156,13 +157,16 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
     embedding: to the lookup), and to nothing else. Otherwise the exported file would contain
     other values than those on the grid.
     """
-    uses = weight_uses(model, spec.blank(2))
+    uses, idle = weight_uses(model, spec.blank(2)), without_effect(model, spec.blank(2))
     reasons = {}
     for name, layer in layers_with_weights(model).items():
         if not isinstance(layer, (*LAYERS, TABLES)):
             reasons[name] = "only convolutions, linear layers and embeddings are quantized"
             continue
         functions = uses.get(id(layer.weight), set())
+        if functions and id(layer.weight) in idle:
+            reasons[name] = "no output depends on it"
+            continue
         other = sorted(functions - (LOOKUP if isinstance(layer, TABLES) else FUNCTIONS))
         reasons[name] = (
             f"its weight also goes through {', '.join(other)}"
