@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressbench.core.calls import UNCOUNTED, Call, tensors_in, trace
+from compressbench.core.calls import UNCOUNTED, Call, trace
 
 _FUSES_BATCHNORM = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"}
 _SUMS = {"add", "radd", "sub", "rsub"}
@@ -64,15 +64,15 @@ def trace_sites(model: nn.Module, example: Tensor) -> list[TracedSite]:
         for position, call in enumerate(calls)
         if call.function in _PRODUCERS
     }
-    chosen = {position for position in chosen if _is_float32(calls[position].output)}
-    positions = [p for p in sorted(chosen) if p != last and calls[p].site.index != UNCOUNTED]
+    positions = [p for p in sorted(chosen) if p != last and _can_be_rounded(calls[p])]
     numbers = {position: number for number, position in enumerate(positions)}
     return [_traced(calls, position, numbers) for position in positions]
 
 
-def _is_float32(output: Any) -> bool:
-    """Whether a runtime can round an output; there are no grids for other floats."""
-    return all(t.dtype == torch.float32 for t in tensors_in([output]))
+def _can_be_rounded(call: Call) -> bool:
+    """Whether the call has a place, and returns what QuantizeLinear takes: no float64."""
+    single = isinstance(call.output, Tensor) and call.output.dtype == torch.float32
+    return single and call.site.index != UNCOUNTED
 
 
 def _traced(calls: list[Call], position: int, numbers: Mapping[int, int]) -> TracedSite:

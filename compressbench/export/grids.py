@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compressbench.core.edits import codebook_bits, integer_weight, weight_bits, zero_point
 from compressbench.core.errors import CheckFailedError
@@ -77,16 +79,23 @@ class WeightGrid:
 Grids = Mapping[str, WeightGrid]  # keyed by the name of the weight's initializer
 
 
-def read_grids(artifact: Artifact, graph: ir.Graph) -> tuple[dict[str, WeightGrid], dict[str, str]]:
+def read_grids(
+    artifact: Artifact, graph: ir.Graph, unused: Collection[str]
+) -> tuple[dict[str, WeightGrid], dict[str, str]]:
     """Return the grids by initializer name, and the initializer name of each quantized layer.
 
-    Raises CheckFailedError if the graph does not use the weight of a quantized layer.
+    Layers in `unused` are left out. Raises CheckFailedError if the graph does not use the weight of
+    another quantized layer.
     """
     grids: dict[str, WeightGrid] = {}
     owners: dict[str, str] = {}
     books = codebook_bits(artifact.edits)
     for layer, bits in weight_bits(artifact.edits).items():
+        if layer in unused:
+            continue
         name = _initializer(artifact.model, layer, graph)
+        if name is None:
+            raise CheckFailedError(f"{layer}: its quantized weight is not in the exported graph")
         read = _codebook if layer in books else _weight_grid
         grids[name] = read(artifact.model.get_submodule(layer), bits)
         owners[layer] = name
@@ -114,10 +123,34 @@ def _weight_grid(layer: nn.Module, bits: int) -> WeightGrid:
     )
 
 
-def _initializer(model: nn.Module, layer: str, graph: ir.Graph) -> str:
+def unused_layers(model: nn.Module, graph: ir.Graph, example: Tensor) -> set[str]:
+    """The layers with a weight that the graph lacks, and that the model's output is free of.
+
+    A layer may be called for nothing, or never. The proof is a weight of NaN, which any use passes
+    on to the output.
+    """
+    weights = {n: getattr(m, "weight", None) for n, m in model.named_modules()}
+    return {
+        name
+        for name, weight in weights.items()
+        if isinstance(weight, nn.Parameter)
+        and _initializer(model, name, graph) is None
+        and _is_unused(model, name, example)
+    }
+
+
+def _is_unused(model: nn.Module, layer: str, example: Tensor) -> bool:
+    spoilt = deepcopy(model).eval()
+    with torch.no_grad():
+        spoilt.get_submodule(layer).get_parameter("weight").fill_(torch.nan)
+        return torch.equal(spoilt(example), deepcopy(model).eval()(example))
+
+
+def _initializer(model: nn.Module, layer: str, graph: ir.Graph) -> str | None:
+    """The name of the weight of `layer` in the graph, where it may be that of a tied layer."""
     wanted = model.get_submodule(layer).weight
     for name, parameter in model.named_parameters(remove_duplicate=False):
         value = graph.initializers.get(name)
         if parameter is wanted and value is not None and value.uses():
             return name
-    raise CheckFailedError(f"{layer}: its quantized weight is not in the exported graph")
+    return None

@@ -58,7 +58,7 @@ def export_onnx(
     """
     import onnx
 
-    from compressbench.export.grids import read_grids
+    from compressbench.export.grids import read_grids, unused_layers
     from compressbench.export.lowered import finish, lower
     from compressbench.export.lowering import bias, storage, weights
     from compressbench.export.optimized import check_kernels, optimized_graph
@@ -70,7 +70,8 @@ def export_onnx(
     example = data.prepare(data.split("train").inputs[:2].cpu())
     model = (trace or to_graph)(artifact.model, example, max(declared, NATIVE))
     model.ir_version = IR_VERSION[declared]
-    grids, owners = read_grids(artifact, model.graph)
+    unused = unused_layers(artifact.model, model.graph, example)
+    grids, owners = read_grids(artifact, model.graph, unused)
     grids = lower(model, grids)
     wide = _wide_weights(artifact, data, model.graph, owners)
     stored = storage.plan_storage(model.graph, grids, wide, opset)
@@ -83,7 +84,9 @@ def export_onnx(
         "opset": declared,
         "min_onnxruntime": MIN_ONNXRUNTIME[NEWEST if newest else declared],
         "input": describe_input(data.spec),
-        "layers": layer_rows(artifact, {n: stored[i] for n, i in owners.items()}, owners, wide),
+        "layers": layer_rows(
+            artifact, {n: stored[i] for n, i in owners.items()}, owners, wide, unused
+        ),
         "activation_sites": len((activation_grid(artifact.edits) or {"sites": []})["sites"]),
         "bias": _describe_biases(biases, owners),
     }
@@ -123,7 +126,7 @@ def _wide_weights(
     from compressbench.export.saturation import IMAGES, may_saturate, wide_layers
 
     on_grids = weight_grids(artifact.edits)
-    large = [n for n in on_grids if may_saturate(artifact.model.get_submodule(n))]
+    large = [n for n in on_grids if n in owners and may_saturate(artifact.model.get_submodule(n))]
     grids = {layer: reading_grids(graph, owners[layer]) for layer in large}
     grids = {layer: found for layer, found in grids.items() if found}
     if not grids:
@@ -139,18 +142,27 @@ def layer_rows(
     stored: Mapping[str, Storage],
     owners: Mapping[str, str],
     wide: Collection[str],
+    unused: Collection[str],
 ) -> list[dict[str, Any]]:
     """One row per layer with a weight matrix, in the order of the model.
 
     A row has the layer's `bits`, `storage`, `granularity`, `kernel` ("integer", "float", or
     "lookup" for an embedding whose rows are converted to float when looked up), and the `reason`
     for its storage and kernel. `stored` and `owners` are keyed by layer; `wide` are initializers.
+    Layers in `unused` are not in the file: storage and kernel None, 0 bits.
     """
     grids, books = weight_grids(artifact.edits), codebook_bits(artifact.edits)
     rows: list[dict[str, Any]] = []
     for name, module in artifact.model.named_modules():
         weight = getattr(module, "weight", None)
-        if name in grids:
+        if name in unused and isinstance(weight, Tensor) and weight.ndim > 1:
+            rows.append(
+                {"layer": name, "bits": 0, "storage": None, "granularity": None, "kernel": None,
+                 "reason": "not in the file: the output does not depend on it"}
+            )  # fmt: skip
+        elif name in unused:
+            continue
+        elif name in grids:
             rows.append(_row(name, grids[name], stored[name], owners[name] in wide))
         elif name in books:
             rows.append(

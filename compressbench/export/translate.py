@@ -28,7 +28,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
-    with quiet(), FourAxes(), _as_it_runs():
+    with quiet(), FourAxes():
         program = torch.onnx.export(
             traced,
             (example,),
@@ -67,23 +67,6 @@ def _quantize_dynamically(values: Any) -> Any:
 
     integers, scale, zero_point = op.DynamicQuantizeLinear(values)
     return op.DequantizeLinear(integers, scale, zero_point)
-
-
-@contextlib.contextmanager
-def _as_it_runs() -> Iterator[None]:
-    """Trace the calls of the model as they are made, or not at all.
-
-    Where that fails, torch's exporter reads the bytecode instead, which turns NumPy's functions
-    into tensor operations; with the hooks of activation quantizers it cannot.
-    """
-    from torch.onnx._internal.exporter import _capture_strategies as capture
-
-    given = capture.CAPTURE_STRATEGIES
-    capture.CAPTURE_STRATEGIES = (capture.TorchExportNonStrictStrategy,)
-    try:
-        yield
-    finally:
-        capture.CAPTURE_STRATEGIES = given
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from compressbench.config.instantiate import instantiate
@@ -62,48 +63,55 @@ def read_dataset(dataset: Mapping[str, Any]) -> DatasetFacts:
 
 
 def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: Configs) -> None:
-    """Plan the recipes at the ends of the space, and with every choice and bound; try the models
-    of the first end.
+    """Plan the recipes at the ends of the space, and with every choice and bound; then try the
+    models of the first end.
 
     Raises UserError for an end that is refused, and for a value that is refused at all ends.
     """
     from compressbench.config.run_config import RunConfig
     from compressbench.engine.model_trial import try_models
-    from compressbench.engine.prepare import prepare
+    from compressbench.engine.prepare import Prepared, prepare
 
     datasets: dict[bytes, Data] = {}  # by their config, since reading one may take a second
 
-    def try_(settings: Settings) -> None:
+    def plan(settings: Settings) -> Prepared:
         chosen = overrides(space, settings)
-        try:
+        with _naming(chosen):
             config = RunConfig.of(configs(tuple(chosen)))
             name = canonical(config.dataset)
             prepared = prepare(config, datasets.get(name))
             datasets[name] = prepared.context.data
-            if settings == ends[0]:  # once: a step of training and an export take seconds
-                try_models(prepared.plan, prepared.context)
-        except UserError as error:
-            raise UserError(f"{error} (with {' '.join(chosen)})") from error
+            return prepared
 
-    for settings in unique(list(ends)):
-        try_(settings)
+    first, *_ = [plan(settings) for settings in unique(list(ends))]
     values = [(p, v) for p in space for v in p.choices or (p.rounded(p.low), p.rounded(p.high))]
     open_ = [(p, v) for p, v in values if not any(e.get(p.key) == v for e in ends)]
     for parameter, value in open_[:MOST_CHECKS]:
-        _try_value(parameter, value, ends, try_)
+        _try_value(parameter, value, ends, plan)
+    with _naming(overrides(space, ends[0])):
+        try_models(first.plan, first.context)
+
+
+@contextmanager
+def _naming(chosen: Sequence[str]) -> Iterator[None]:
+    """Add the overrides of a trial to the errors that they cause."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (with {' '.join(chosen)})") from error
 
 
 def _try_value(
     parameter: Parameter,
     value: Any,
     ends: Sequence[Settings],
-    try_: Callable[[Settings], None],
+    plan: Callable[[Settings], object],
 ) -> None:
     refused: UserError | None = None
     for settings in ends:
         if parameter.key in settings and not parameter.group:
             try:
-                try_({**settings, parameter.key: value})
+                plan({**settings, parameter.key: value})
                 return
             except UserError as error:
                 refused = error

@@ -109,6 +109,11 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def stages_in(store: Path) -> list[str]:
+    """The keys of the stages that the store has: entries with a model, which a trial leaves out."""
+    return sorted(path.parent.name for path in store.glob("entries/*/*/artifact.json"))
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: its folder, what it said, and the command that made it."""

@@ -16,7 +16,7 @@ from compressbench.core.nearest import nearest_of_many
 from compressbench.core.trees import leaves
 from compressbench.core.types import DataSpec
 from compressbench.core.validation import check_flag, check_integer, check_names
-from compressbench.quantization.grids.weight_uses import weight_uses, without_effect
+from compressbench.quantization.grids.weight_uses import weight_uses
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 FUNCTIONS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -157,16 +157,13 @@ def quantizable(model: nn.Module, spec: DataSpec) -> tuple[list[str], dict[str, 
     embedding: to the lookup), and to nothing else. Otherwise the exported file would contain
     other values than those on the grid.
     """
-    uses, idle = weight_uses(model, spec.blank(2)), without_effect(model, spec.blank(2))
+    uses = weight_uses(model, spec.blank(2))
     reasons = {}
     for name, layer in layers_with_weights(model).items():
         if not isinstance(layer, (*LAYERS, TABLES)):
             reasons[name] = "only convolutions, linear layers and embeddings are quantized"
             continue
         functions = uses.get(id(layer.weight), set())
-        if functions and id(layer.weight) in idle:
-            reasons[name] = "no output depends on it"
-            continue
         other = sorted(functions - (LOOKUP if isinstance(layer, TABLES) else FUNCTIONS))
         reasons[name] = (
             f"its weight also goes through {', '.join(other)}"
