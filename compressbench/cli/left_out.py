@@ -22,8 +22,10 @@ def overrides(name: str, stage: Any, parts: Sequence[Part]) -> list[str]:
     layers = [part.name for part in parts if part.kind == WEIGHTS]
     sites = [part.name for part in parts if part.kind == ACTIVATION]
     settings = []
-    if layers:
-        rules = [*stage.scheme().effective_rules(), {"layers": layers, "bits": None}]
+    wide = stage.scheme().flat_widths()  # these go before rules
+    settings += [f"++{where}.widths.{name}=null" for name in layers if name in wide]
+    if ruled := [name for name in layers if name not in wide]:
+        rules = [*stage.scheme().effective_rules(), {"layers": ruled, "bits": None}]
         settings.append(f"{where}.rules={_written(rules)}")
     if sites:
         settings.append(f"{where}.float_activations={_written([*stage.float_activations, *sites])}")
@@ -34,7 +36,7 @@ def pasted(command: Sequence[str], settings: Sequence[str]) -> str:
     """The command with `settings` in place of what it set before; "" for a replayed recipe."""
     if "replay" in command:
         return ""
-    keys = tuple(f"{setting.partition('=')[0]}=" for setting in settings)
+    keys = tuple(f"{setting.partition('=')[0].lstrip('+')}=" for setting in settings)
     kept = [word for word in command if not word.lstrip("+").startswith((*keys, *_NOT_AGAIN))]
     return shlex.join([*kept, *settings])
 

@@ -23,6 +23,7 @@ from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
 from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
+from compressbench.engine.first_pass import reason
 from compressbench.engine.model_config import (
     STUDENT,
     checked_architecture,
@@ -253,6 +254,12 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
             method(*given)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        except RuntimeError as error:  # torch.cond compiles what it calls
+            if not type(error).__module__.startswith("torch._dynamo"):
+                raise
+            raise UserError(
+                f"{where}: the calls of the model cannot be followed: {reason(error)}"
+            ) from error
 
 
 def _teachers(

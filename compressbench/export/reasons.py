@@ -42,7 +42,7 @@ def fixed_batch(model: nn.Module, example: Tensor) -> str:
     """Why the batch size became a constant of the traced graph."""
     return (
         f"its batch size becomes a constant{place_of_fixed_batch(model, example)}: use x.size(0) "
-        "or -1 as they are, without int(), comparisons, or loops over the samples"
+        "or -1 as they are, without int(), float(), len(), comparisons, or loops over the samples"
     )
 
 

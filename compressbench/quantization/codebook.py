@@ -60,8 +60,8 @@ class Codebook(BatchNormOptions):
                 raise UserError(f"rules[{number}]: {other[0]} does not apply to a codebook")
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Reject rules and widths that match no layer, before the recipe runs."""
-        self._bits(model, spec)
+        """Reject rules that match no layer, and models without one, before the recipe runs."""
+        _check_found(self._bits(model, spec)[0])
 
     def passes(self, train_images: int) -> tuple[int, int]:
         return 0, self.batchnorm_passes(train_images)
@@ -74,12 +74,16 @@ class Codebook(BatchNormOptions):
         start = inputs["model"]
         model = deepcopy(start.model).cpu().eval()
         bits, reasons = self._bits(model, context.data.spec)
-        if not bits:
-            raise UserError("codebook found no convolution or linear layer")
+        _check_found(bits)
         edit = share_weights_(model, bits)
         self.update_batchnorm_(model, start.model, context)
         texts = {name: f"codebook of {1 << width}" for name, width in bits.items()}
         return Outcome(start.changed(model, [edit], self.adds), quantized(model, texts, reasons))
+
+
+def _check_found(bits: Mapping[str, int]) -> None:
+    if not bits:
+        raise UserError("codebook found no convolution or linear layer")
 
 
 def share_weights_(model: nn.Module, bits: Mapping[str, int]) -> Edit:

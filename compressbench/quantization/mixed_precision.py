@@ -116,7 +116,8 @@ class Allocation:
             artifact, excess = _finished(chosen, (draft, method), finish, budget, context)
             if excess <= 0:
                 return Allocated(artifact, chosen, _rows(model, chosen, owners, costs))
-            spend -= excess
+            spent = int(sizes[np.arange(len(names)), picked].sum())
+            spend = min(spend, spent) - excess  # below what these bits take, so that others follow
         raise CheckFailedError(
             f"the file is still {excess:,} bytes over its budget of {budget:,} after {_ROUNDS} "
             "attempts"

@@ -100,7 +100,8 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         """Reject rules without a layer, group sizes that do not fit, and models that compute
         otherwise in training, before the recipe runs.
         """
-        grids, _ = self.scheme().grids(model, spec)
+        grids, reasons = self.scheme().grids(model, spec)
+        check_found("qat", grids, reasons)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
         if self.activation is not None:
@@ -111,8 +112,10 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained = round(self.epochs * train_images)
-        calibration = 0 if self.activation is None else min(self.calibration_images, train_images)
-        return trained, calibration
+        if self.activation is None:
+            return trained, 0
+        calibration = min(self.calibration_images, train_images)
+        return trained, calibration + min(calibration, site_losses.IMAGES)
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         from compressbench.training.fits.fit import fit_  # Lightning takes seconds to import

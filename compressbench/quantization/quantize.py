@@ -150,7 +150,8 @@ class Quantize(GridOptions, BatchNormOptions):
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
         """Reject rules without a layer and group sizes that do not fit, before the recipe runs."""
-        grids, _ = self._grids(model, spec)
+        grids, reasons = self._grids(model, spec)
+        check_found("quantize", grids, reasons)
         if not self.fold_batchnorm:
             check_scales_survive(model, grids, spec.blank(2))
         if self.float_activations:
@@ -159,10 +160,10 @@ class Quantize(GridOptions, BatchNormOptions):
             self._free(model, spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
-        runs = (1 if self._is_static() else 0) + (2 if self.correct_bias else 0)
-        calibration = runs * min(self.calibration_images, train_images)
-        followed = self.batchnorm_passes(train_images)
-        return 0, followed + calibration
+        images, static = min(self.calibration_images, train_images), self._is_static()
+        calibration = ((1 if static else 0) + (2 if self.correct_bias else 0)) * images
+        compared = min(images, site_losses.IMAGES) if static else 0
+        return 0, self.batchnorm_passes(train_images) + calibration + compared
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> Outcome:
         start = inputs["model"]

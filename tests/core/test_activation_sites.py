@@ -172,3 +172,18 @@ def test_dynamic_sites_are_found_by_the_weight_not_by_the_module():
     )
     attach_(model, edit)
     torch.testing.assert_close(model(x), expected)
+
+
+def test_values_that_are_not_float32_have_no_site():
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.conv(x).double()
+            x = (x - x.mean(1, keepdim=True)).mul(2.0).float().relu()
+            return self.fc(x.half().mean((2, 3)).float())
+
+    sites = find_sites(Careful(), torch.randn(2, 2, 8, 8))
+    assert [site["function"] for site in sites] == ["input", "conv2d", "relu"]

@@ -9,10 +9,12 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from compressbench.cli.left_out import overrides, pasted
+from compressbench.config.compose import compose_config
+from compressbench.config.groups import config_folder
 from compressbench.core import artifact as artifacts
 from compressbench.core.activation_quantizers import CHILD, activations_in_float
 from compressbench.core.activation_sites import site_name
-from compressbench.core.edits import activation_grid
+from compressbench.core.edits import activation_grid, weight_bits
 from compressbench.quantization.layer_costs import (
     ACTIVATION,
     WEIGHTS,
@@ -141,6 +143,28 @@ def test_settings_keep_what_was_set_and_hydra_reads_them(rules, kept):
     assert read[1].value() == ["input", ":add:1"]
     assert overrides("q", quantize, parts[:2]) == settings[:1]
     assert overrides("q", quantize, parts[2:]) == settings[1:]
+
+
+def test_settings_take_back_the_width_of_a_layer():
+    given, widths = start(), {"stem": 4, "fc": 6}
+    quantize = stage(bits=8, widths=widths)
+    settings = overrides("q", quantize, [Part(WEIGHTS, n, 4, 0) for n in ("stem", "grouped")])
+    assert settings == [
+        "++recipe.stages.q.widths.stem=null", "recipe.stages.q.rules=[{layers:[grouped],bits:null}]"
+    ]  # fmt: skip
+    composed = compose_config(
+        ["recipe=quantize", "+recipe.stages.quantize.widths.stem=4",
+         *(setting.replace(".q.", ".quantize.") for setting in settings)],
+        [config_folder()],
+    )["recipe"]["stages"]["quantize"]  # fmt: skip
+    left = stage(bits=8, widths={**widths, **composed["widths"]}, rules=composed["rules"])
+    outcome = left.run({"model": given}, context())
+    assert weight_bits(outcome.artifact.edits) == {"depthwise": 8, "fc": 6}
+    assert torch.equal(outcome.artifact.model.stem.weight, given.model.stem.weight)
+    (stem,) = (row for row in outcome.coverage if row.layer == "stem")
+    assert stem.touched == 0 and "its width of null keeps it in float" in stem.detail
+    command = ["python", "run.py", "+recipe.stages.q.widths.stem=4", "seed=1"]
+    assert pasted(command, settings[:1]) == f"python run.py seed=1 {settings[0]}"
 
 
 def test_a_pasted_command_sets_nothing_twice_and_writes_to_another_folder():

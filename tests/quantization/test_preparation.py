@@ -134,5 +134,5 @@ def test_the_estimate_counts_both_models_of_the_correction():
         Quantize(Nearest(MinMax()), MinMax(), correct_bias=flag, **options).passes(1000)
         for flag in (False, True)
     )
-    assert plain == (0, 240)
-    assert corrected == (0, 320)
+    assert plain == (0, 280)
+    assert corrected == (0, 360)

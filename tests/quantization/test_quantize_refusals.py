@@ -72,8 +72,8 @@ def test_order_words_and_passes():
     assert both.adds == {WEIGHT_QUANTIZED, ACTIVATION_QUANTIZED}
     assert both.destroys == weights.destroys == both.adds
     assert weights.passes(1000) == (0, 2 * 64)
-    assert both.passes(1000) == (0, 2 * 64 + 48)
-    assert both.passes(50) == (0, 2 * 50 + 48)
+    assert both.passes(1000) == (0, 2 * 64 + 2 * 48)
+    assert both.passes(50) == (0, 2 * 50 + 2 * 48)
 
 
 @pytest.mark.parametrize("value", ["abc", 4.5, 0, -3, True, None, math.nan])

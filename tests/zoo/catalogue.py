@@ -116,7 +116,10 @@ ZOO = [
         StaticBatch="", DoublePrecision="", BrainFloat="", ItemInForward="", NumpyInForward="",
         RandomInUse="", ReservedName="", PickyConstructor="", scripted="", compiled="",
     ),
-    *_entries("usage", REFUSED, DataBranch="", TwoInputs="", OpaqueConstructor=""),
+    *_entries(
+        "usage", REFUSED,
+        DataBranch="", TwoInputs="", OpaqueConstructor="", NumpyFunctions="", Conditional="",
+    ),
 ]  # fmt: skip
 
 SMALLER = {"_target_": f"{HERE}.usage.Plain", "width": 10}  # the student in a distillation

@@ -18,7 +18,7 @@ BEFORE_TRAINING = {
     "TwoInputs": "quantize", "DataBranch": "baseline", "NumpyInForward": "baseline",
     "ItemInForward": "quantize",
     "StaticBatch": "baseline", "TupleAlways": "baseline", "DictOutput": "baseline",
-    "OpaqueConstructor": "baseline",
+    "OpaqueConstructor": "baseline", "NumpyFunctions": "baseline", "Conditional": "quantize",
 }  # fmt: skip
 HALVED = {  # layers -> how many channels of a layer may be left
     "Decoder": {"embed": (40, 48)},  # 22 groups of four, half of them

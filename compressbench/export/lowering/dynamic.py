@@ -51,7 +51,8 @@ def integer_product(
     bias = inputs(node, 3)[2]
     values = constant(bias)
     if bias is not None and values is not None:
-        shaped = values.reshape(-1, *[1] * positions)
-        shifted = add_initializer(graph, f"{bias.name}.shaped", shaped)
+        name, shaped = f"{bias.name}.shaped", values.reshape(-1, *[1] * positions)
+        known = graph.initializers.get(name)  # of a layer that is called twice
+        shifted = add_initializer(graph, name, shaped) if known is None else known
         result = insert_before(node, "Add", [result, shifted])
     replace(node, result)

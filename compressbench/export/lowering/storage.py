@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compressbench.export.graph import add_initializer, attribute, inputs, insert_before
+from compressbench.export.graph import add_initializer, attribute, constant, inputs, insert_before
 from compressbench.export.grids import Grids, WeightGrid
 from compressbench.export.lowering.integer import (
     dynamic_quantizer,
@@ -140,11 +140,19 @@ def _is_coarse(grid: WeightGrid, node: ir.Node) -> bool:
     weight steps, the largest product is A * W units. The rounding moves about one output in 2 * W
     to a neighbouring level, 1 / A of the range: noise of 1 / sqrt(2 * A**2 * W) of the range. At
     0.4 % (8-bit weights, 4-bit activations) file and model no longer agree on every class.
+
+    That is for outputs which use the whole range. Where the products are small beside the bias, as
+    with inputs that are always zero, a unit may also be too large for the biases themselves.
     """
-    found = integer_grid(node)
+    found, bias = integer_grid(node), constant(inputs(node, 3)[2])
     if found is None or inputs(node, 3)[2] is None:
         return False
-    return found.levels**2 * ((1 << (grid.bits - 1)) - 1) < FINE_ENOUGH
+    if found.levels**2 * ((1 << (grid.bits - 1)) - 1) < FINE_ENOUGH:
+        return True
+    if bias is None or not bias.any() or grid.scale.ndim > 1:
+        return False
+    unit = found.scale * float(np.abs(np.broadcast_to(grid.scale, bias.shape)[bias != 0]).max())
+    return unit > float(np.sqrt(np.square(bias).mean()))
 
 
 def _fits(steps: NDArray[Any], width: int) -> bool:
@@ -191,13 +199,13 @@ def keep_float(graph: ir.Graph, storages: Mapping[str, Storage]) -> None:
 
 def _per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """What the DequantizeLinear of `value` computes, with its scale and zero point repeated along
-    axis 1; a runtime repeats them once, on loading. One channel is copied instead, by a Sum with
-    one term.
+    axis 1; a runtime repeats them once, on loading. One channel, or an unknown number of them, is
+    copied instead, by a Sum with one term.
     """
     source = value.producer()
     assert source is not None
     assert value.shape is not None
-    if value.shape[1] == 1:
+    if value.shape[1] == 1 or not isinstance(value.shape[1], int):
         copy = ir.node("Sum", [value])
         graph.insert_after(source, copy)
         return copy.outputs[0]

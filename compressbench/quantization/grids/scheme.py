@@ -39,7 +39,7 @@ class Scheme:
     and "last" are meant in the order of the forward pass, not counting embeddings), or by `type`
     ("Conv2d", "Linear", ..., "depthwise"). It sets options of `Grid`; `bits: null` keeps a layer
     in float. Rules of None mean `ENDS` for a grid of less than 4 bits, otherwise no rules.
-    `widths` maps layer names, nested at the dots, to bits.
+    `widths` maps layer names, nested at the dots, to bits, or to None for a layer in float.
 
     Example: `Scheme(Grid(4), rules=[{"layers": "fc", "bits": 8}])`.
     """
@@ -60,7 +60,8 @@ class Scheme:
             except UserError as error:
                 raise UserError(f"rules[{number}]: {error}") from None
         for name, bits in self.flat_widths().items():
-            check_integer(f"widths.{name}", bits, 2, 8)
+            if bits is not None:
+                check_integer(f"widths.{name}", bits, 2, 8)
 
     def effective_rules(self) -> Sequence[Rule]:
         """The rules, with the default for None filled in."""
@@ -94,10 +95,11 @@ class Scheme:
         for name, bits in self.flat_widths().items():
             if name not in chosen:
                 raise UserError(f"widths.{name}: no such layer{nearest_of_many(name, order)}")
-            chosen[name] = replace(chosen[name] or self.grid, bits=bits)
+            chosen[name] = apply_rule(chosen[name] or self.grid, {"bits": bits})
         for name, grid in chosen.items():
             if grid is None:
-                reasons[name] = "a rule keeps it in float"
+                by = "its width of null" if name in self.flat_widths() else "a rule"
+                reasons[name] = f"{by} keeps it in float"
         grids = {name: grid for name, grid in chosen.items() if grid is not None}
         _check_groups(grids, model)
         return grids, reasons
@@ -140,9 +142,10 @@ def scheme_of(options: GridOptions, bits: int) -> Scheme:
 def check_found(stage: str, grids: Mapping[str, Grid], reasons: Mapping[str, str]) -> None:
     """Raise UserError, with the reasons, if a stage has no layer to quantize."""
     if not grids:
+        named = [f"{name or 'the model itself'}: {reason}" for name, reason in reasons.items()]
         raise UserError(
             f"{stage} found no layer it can quantize: "
-            + ("; ".join(f"{n}: {r}" for n, r in reasons.items()) or "the model has no weights")
+            + ("; ".join(named) or "the model has no weights")
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -229,6 +230,21 @@ class NumpyInForward(Plain):
     def features(self, x):
         scale = float(x.detach().numpy().std())
         return super().features(x) * (scale + 1)
+
+
+class NumpyFunctions(Plain):
+    """A function of NumPy on the way, which torch.compile could follow."""
+
+    def forward(self, x):
+        return super().forward(torch.from_numpy(np.clip(x.detach().numpy(), -1, 1)))
+
+
+class Conditional(Plain):
+    """torch.cond, which compiles its branches."""
+
+    def features(self, x):
+        x = super().features(x)
+        return torch.cond(x.mean() > 0.1, lambda y: y * 1.5, lambda y: y * 1.0, (x,))
 
 
 class RandomInUse(Plain):
