@@ -195,8 +195,7 @@ def test_rules_and_widths_stay():
     rules = [{"layers": "d", "bits": 6}, {"layers": "a", "narrow": False}]
     result = quantized(0.7, rules=rules, sensitivity=Falling((3.0, 1.0)))
     rows = {row["layer"]: row for row in result.tables["allocation"]}
-    assert rows["d"]["bits"] == 6
-    assert rows["d"]["sensitivity_4"] is None
+    assert (rows["d"]["bits"], rows["d"]["sensitivity_4"]) == (6, None)
     assert [n for n, row in rows.items() if row["chosen"]] == ["a", "b", "c"]
     (edit,) = result.artifact.edits
     assert edit["layers"]["a"]["narrow"] is False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.core.batchnorm import batchnorm_layers
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError
 from compressbench.core.types import Context, DataSpec, Runtime, Split
 from compressbench.training.batchnorm import (
-    BatchNormOptions,
     reestimate_batchnorm_,
     shift_batchnorm_,
 )
-from tests.two_ranks import on_two_ranks
 
 
 class Noise:
@@ -277,40 +274,3 @@ def test_inputs_may_be_given_by_keyword():
 def test_without_batchnorm_nothing_happens():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(105, 3))
     assert shift_batchnorm_(plain, deepcopy(plain), context(), 37) == 0
-
-
-def test_the_options():
-    for options, text in (
-        ({"batchnorm": "moved"}, "batchnorm must be shift, measure or keep, got 'moved'"),
-        ({"batchnorm_images": 1}, "batchnorm_images must be an integer of at least 2, got 1"),
-    ):
-        with pytest.raises(UserError, match=text):
-            BatchNormOptions(**options).check_batchnorm()
-    chosen = BatchNormOptions(batchnorm_images=20)
-    rules = ("shift", "measure", "keep")
-    assert [replace(chosen, batchnorm=r).batchnorm_passes(1000) for r in rules] == [40, 20, 0]
-    for rule in rules:
-        model, before, wanted = net(1), net(0), net(1)
-        replace(chosen, batchnorm=rule).update_batchnorm_(model, before, context())
-        if rule == "shift":
-            shift_batchnorm_(wanted, before, context(), 20)
-        if rule == "measure":
-            reestimate_batchnorm_(wanted, context(), 20)
-        for name, value in statistics(wanted).items():
-            assert torch.equal(statistics(model)[name], value), (rule, name)
-
-
-def one_rank(rank: int):
-    model, before = net(), net()
-    with torch.no_grad():
-        model.conv.weight.mul_(torch.linspace(0.5, 2.0, 27).view(1, 3, 3, 3))
-    shift_batchnorm_(model, before, context(), 37, batch_size=64)  # 19 and 18 images
-    return {n: v.tolist() for n, v in statistics(model).items()}
-
-
-def test_two_ranks_hold_the_statistics_of_all_images_together(tmp_path):
-    first, second = on_two_ranks(one_rank, tmp_path)
-    assert first == second
-    together = one_rank(0)
-    for name in ("bn.running_mean", "bn.running_var"):
-        assert first[name] == pytest.approx(together[name], rel=1e-5)

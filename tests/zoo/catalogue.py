@@ -114,12 +114,14 @@ ZOO = [
         "usage", EITHER,
         TupleInTraining="", TupleAlways="", DictOutput="", WhollyFrozen="", BatchLoop="",
         StaticBatch="", DoublePrecision="", BrainFloat="", ItemInForward="", NumpyInForward="",
-        RandomInUse="", ReservedName="", PickyConstructor="", scripted="", compiled="",
+        RandomInUse="", ReservedName="", scripted="", compiled="",
     ),
     *_entries(
         "usage", REFUSED,
-        DataBranch="", TwoInputs="", OpaqueConstructor="", NumpyFunctions="", Conditional="",
+        DataBranch="", TwoInputs="", NumpyFunctions="", Conditional="",
     ),
+    *_entries("constructors", EITHER, PickyConstructor=""),
+    *_entries("constructors", REFUSED, OpaqueConstructor=""),
 ]  # fmt: skip
 
 SMALLER = {"_target_": f"{HERE}.usage.Plain", "width": 10}  # the student in a distillation
