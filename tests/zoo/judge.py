@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,7 +109,9 @@ def _masks(step: Step, inputs: Tensor) -> Iterator[str]:
             yield f"{name}: a pruned weight is not zero"
     if any("pruned weights are not zero in the file" in w for w in step.warnings):
         return  # test_measure judges whether it is said of the right layers
-    used = {id(layer.weight): layer for layer in _called(model, masked, inputs[:1])}
+    absent = {row["layer"] for row in _rows(step) if row["kernel"] is None}
+    kept = {name: layer for name, layer in masked.items() if name not in absent}
+    used = {id(layer.weight): layer for layer in _called(model, kept, inputs[:1])}
     if used:
         graph = onnx.load(step.files / "model.onnx").graph
         zeros = sum(_zeros(t) for t in graph.initializer if len(t.dims) > 1)
@@ -135,6 +138,12 @@ def _called(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor) -
     return seen
 
 
+def _rows(step: Step) -> list[dict[str, Any]]:
+    """What the export reports of each layer."""
+    rows: list[dict[str, Any]] = json.loads((step.files / "export.json").read_text())["layers"]
+    return rows
+
+
 def _zeros(tensor: onnx.TensorProto) -> int:
     values = onnx.numpy_helper.to_array(tensor)
     if values.dtype.kind == "u":  # zero is the zero point, the commonest value of a pruned layer
@@ -146,7 +155,8 @@ def _share_of_zeros(step: Step) -> Iterator[str]:
     masks = [layer.weight_mask for layer in _masked(step).values()]
     if step.name != "prune" or not masks:
         return
-    share = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    ranked = sum(row.total for row in step.coverage if row.detail.startswith("sparsity"))
+    share = sum(int((~m).sum()) for m in masks) / ranked
     if abs(share - SPARSITY) > 0.01 and not step.warnings:
         yield f"{share:.3f} of the weights are zero, {SPARSITY} was asked for, no warning"
 
@@ -178,7 +188,7 @@ def _optimized(step: Step) -> onnx.GraphProto:
 
 def _layers_of_the_file(step: Step) -> Iterator[str]:
     """The report's kernels against the graph that runs: as many with constant integer weights."""
-    rows = json.loads((step.files / "export.json").read_text())["layers"]
+    rows = _rows(step)
     graph = _optimized(step)
     constants = {t.name: t for t in graph.initializer}
     weighted = {name for name, tensor in constants.items() if len(tensor.dims) > 1}
