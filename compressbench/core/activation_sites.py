@@ -19,6 +19,8 @@ from compressbench.core.calls import UNCOUNTED, Call, trace
 _FUSES_BATCHNORM = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear"}
 _SUMS = {"add", "radd", "sub", "rsub"}
 _REPLACE = {"where", "masked_fill"}
+_NEAR_ZERO = {"sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "rdiv", "rtruediv"}
+_QUOTIENTS = {"div", "truediv", "true_divide", "divide"}
 _CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clip"}
 _PRODUCERS = _FUSES_BATCHNORM | _CLAMPS | {
     "add", "radd", "sub", "mul", "rmul", "div", "cat", "concat", "concatenate", "batch_norm",
@@ -64,15 +66,24 @@ def trace_sites(model: nn.Module, example: Tensor) -> list[TracedSite]:
         for position, call in enumerate(calls)
         if call.function in _PRODUCERS
     }
-    positions = [p for p in sorted(chosen) if p != last and _can_be_rounded(calls[p])]
+    positions = [p for p in sorted(chosen) if p != last and _can_be_rounded(calls, p)]
     numbers = {position: number for number, position in enumerate(positions)}
     return [_traced(calls, position, numbers) for position in positions]
 
 
-def _can_be_rounded(call: Call) -> bool:
-    """Whether the call has a place, and returns what QuantizeLinear takes: no float64."""
+def _can_be_rounded(calls: list[Call], position: int) -> bool:
+    """Whether a call has a place, returns what QuantizeLinear takes (no float64), and nothing reads
+    it for which rounding to zero is another thing than a small value: roots, logarithms, divisors.
+    """
+    call = calls[position]
     single = isinstance(call.output, Tensor) and call.output.dtype == torch.float32
-    return single and call.site.index != UNCOUNTED
+    readers = (calls[consumer] for consumer in call.consumers)
+    small = any(
+        reader.function in _NEAR_ZERO
+        or (reader.function in _QUOTIENTS and position in reader.sources[1:])
+        for reader in readers
+    )
+    return single and not small and call.site.index != UNCOUNTED
 
 
 def _traced(calls: list[Call], position: int, numbers: Mapping[int, int]) -> TracedSite:

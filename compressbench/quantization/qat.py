@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
 from compressbench.core.activation_sites import find_sites, site_name
 from compressbench.core.errors import UserError
+from compressbench.core.grid import Grid
 from compressbench.core.protocols import Observer
 from compressbench.core.types import (
     QUANTIZED,
@@ -18,6 +19,7 @@ from compressbench.core.types import (
     WEIGHT_QUANTIZED,
     Artifact,
     Context,
+    Coverage,
     DataSpec,
     Edit,
     Outcome,
@@ -39,6 +41,7 @@ from compressbench.quantization.trained.protocols import ActivationTraining, Wei
 from compressbench.quantization.trained.training_calls import check_training_calls
 from compressbench.training.fits.schedule import schedule_of
 from compressbench.training.teaching import objective
+from compressbench.training.train import changed_weights
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         )  # fmt: skip
         edits = [*prepared, trained.settle_(), *calibrated]
         artifact = start.changed(model, edits, self.adds)
-        rows = coverage_of_grids(model, grids, reasons)
+        rows = _with_trained(coverage_of_grids(model, grids, reasons), start.model, model, grids)
         losses = site_losses.of_artifact(artifact, context, trained=True)
         warnings += losses.warnings
         return Outcome(artifact, rows, history, warnings, losses.tables, notes)
@@ -156,6 +159,19 @@ class QuantizeAware(objective.TaughtFitOptions, GridOptions):
         )
         site_quantizers(model).find_places_(model, context.data.spec.blank(2))
         return edit
+
+
+def _with_trained(
+    rows: Sequence[Coverage], before: nn.Module, after: nn.Module, grids: Mapping[str, Grid]
+) -> tuple[Coverage, ...]:
+    """The rows, with the weights of layers in float that training has changed."""
+    changed = {row.layer: row.touched for row in changed_weights(before, after)}
+    return tuple(
+        replace(row, touched=changed[row.layer], detail=f"{row.detail}; trained")
+        if row.layer not in grids and changed[row.layer]
+        else row
+        for row in rows
+    )
 
 
 def _fixed(numbers: Sequence[int], edits: Sequence[Edit]) -> tuple[str, ...]:

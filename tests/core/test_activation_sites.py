@@ -187,3 +187,18 @@ def test_values_that_are_not_float32_have_no_site():
 
     sites = find_sites(Careful(), torch.randn(2, 2, 8, 8))
     assert [site["function"] for site in sites] == ["input", "conv2d", "relu"]
+
+
+def test_what_is_read_as_a_small_number_has_no_site():
+    """Roots, logarithms and divisors of what is rounded to zero would be zero or infinite."""
+
+    class Small(nn.Module):
+        def forward(self, x):
+            root = (x.relu() * 2 + 1e-6).sqrt()
+            ratio = x / (x.sigmoid() + 1e-5)
+            return (root + ratio) / 3 + (x.softmax(-1) + 1e-9).log() * (1 / (x.tanh() + 2))
+
+    functions = [site["function"] for site in find_sites(Small(), torch.randn(2, 5))]
+    assert functions == [
+        "input", "relu", "mul", "sigmoid", "div", "add", "div", "softmax", "tanh", "rdiv", "mul",
+    ]  # fmt: skip

@@ -241,3 +241,11 @@ def test_two_ranks_end_with_identical_tensors(tmp_path):
     assert results[0] == results[1]
     alone = run(stage(loss=Hinton()), tmp_path / "alone", masked(), teacher=start())
     assert alone.artifact.model(images()).tolist() != results[0][1]
+
+
+def test_layers_in_float_that_are_trained_are_said_to_be(tmp_path):
+    outcome = run(stage(rules=[{"layers": "grouped", "bits": None}]), tmp_path, start())
+    rows = {row.layer: row for row in outcome.coverage}
+    assert (rows["grouped"].touched, rows["grouped"].total) == (8, 8)
+    assert rows["grouped"].detail.endswith("; trained")
+    assert "trained" not in rows["stem"].detail
