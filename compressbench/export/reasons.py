@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.export import place
-from compressbench.export.translate import quiet
+from compressbench.export.translate import function_modes_kept, quiet
 
 _SHAPES = "torch.fx.experimental.symbolic_shapes"  # the logger of torch.export's guards
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='(.+?)'")
@@ -61,7 +61,7 @@ def not_loaded(message: str, graph: ir.Graph) -> str:
 
 
 def _place_in_program(node: str, model: nn.Module, example: Tensor) -> str:
-    with quiet():
+    with quiet(), function_modes_kept():
         program = torch.export.export(model, (example,), strict=False).run_decompositions()
     stacks = {n.name: str(n.meta.get("stack_trace", "")) for n in program.graph.nodes}
     return place.of_stack(stacks.get(node, ""))
@@ -70,7 +70,7 @@ def _place_in_program(node: str, model: nn.Module, example: Tensor) -> str:
 def place_of_fixed_batch(model: nn.Module, example: Tensor) -> str:
     """Where torch.export decides that the batch size is a constant; "" if it does not."""
     listener, dynamic = _Listener(), ({0: torch.export.Dim("batch")},)
-    with _only_handler(logging.getLogger(_SHAPES), listener):
+    with _only_handler(logging.getLogger(_SHAPES), listener), function_modes_kept():
         try:
             torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
         except torch._dynamo.exc.UserError:

@@ -28,7 +28,7 @@ def to_graph(model: nn.Module, example: Tensor, opset: int) -> ir.Model:
     """
     traced = copy.deepcopy(model).eval().cpu()
     operators = torch.ops.compressbench
-    with quiet(), FourAxes():
+    with quiet(), FourAxes(), function_modes_kept():
         program = torch.onnx.export(
             traced,
             (example,),
@@ -67,6 +67,21 @@ def _quantize_dynamically(values: Any) -> Any:
 
     integers, scale, zero_point = op.DynamicQuantizeLinear(values)
     return op.DequantizeLinear(integers, scale, zero_point)
+
+
+@contextlib.contextmanager
+def function_modes_kept() -> Iterator[None]:
+    """End the function modes that were begun within the block.
+
+    torch.export calls no hooks after an error, so those of activation quantizers would stay active
+    for the whole process.
+    """
+    before = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > before:
+            torch._C._pop_torch_function_stack()
 
 
 @contextlib.contextmanager

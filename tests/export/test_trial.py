@@ -167,6 +167,7 @@ def test_the_reason_and_the_line_are_named(kind, capfd):
     assert code is not None
     assert code.group(2) in Path(__file__).read_text().splitlines()[int(code.group(1)) - 1]
     assert capfd.readouterr() == ("", "")
+    assert torch._C._len_torch_function_stack() == 0, "no mode stays active"
 
 
 @pytest.mark.parametrize(
