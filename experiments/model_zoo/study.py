@@ -93,9 +93,13 @@ def tasks(chosen: argparse.Namespace) -> Iterator[Task]:
 
 
 def _task(entry: Entry, recipe: str) -> Task:
-    """Without layers that must be cut, a model whose channels cannot be pruned may be refused."""
+    """Without layers that must be cut, a model whose channels cannot be pruned may be refused, and
+    one without features to compare with those of the student, which is the same for all.
+    """
     channels = recipe in ("prune_channels", DIRECT)
-    open_end = channels and not entry.cut and entry.expected == "right"
+    open_end = entry.expected == "right" and (
+        (channels and not entry.cut) or recipe == "distill_mixed"
+    )
     expected = "either" if open_end else entry.expected
     return Task(entry.name, config_of(entry), recipe, expected, entry.cut if channels else ())
 
