@@ -43,7 +43,7 @@ def given_model(module: nn.Module, trained: bool) -> GivenModel:
         copy = plain(deepcopy(module)).cpu().eval()
     except UserError as error:
         raise UserError(f"model: {error}") from None
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # locks, meta tensors, hooks
         first = str(error).partition("\n")[0]
         raise UserError(f"model: {name} cannot be copied to the CPU: {first}") from error
     _check_state(copy)
