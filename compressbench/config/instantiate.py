@@ -20,7 +20,7 @@ from compressbench.core.nearest import nearest
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
-             "tracking.trackers", "search.samplers")  # fmt: skip
+             "tasks", "tracking.trackers", "search.samplers")  # fmt: skip
 # What an allowed function may return; as a target, `check` refuses it before Hydra sees it.
 _MODULES = (
     "torch.nn.*",

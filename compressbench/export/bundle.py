@@ -11,6 +11,7 @@ from typing import Any
 from compressbench.core.download import compressed
 from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
+from compressbench.tasks.choice import task_of
 
 
 def write_bundle(
@@ -54,7 +55,7 @@ def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:
         "schema": 1,
         "dataset": spec.name,
         "input": {**report["input"], "preprocess": preprocessing(spec)},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", spec.num_classes]},
+        "output": {"name": "logits", "dtype": "float32", **task_of(spec).describe(spec)},
         "classes": list(spec.class_names),
         "opset": report["opset"],
         "min_onnxruntime": report["min_onnxruntime"],

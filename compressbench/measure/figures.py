@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.metrics import metric_of
 from compressbench.core.types import Artifact, Data, Measurement
-from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
+from compressbench.measure import agreement, kernels, latency, macs, predictions, size, zeros
+from compressbench.tasks.choice import task_of
 
 NAMED = 3  # layers in a message
 NOTABLY_SLOWER = 0.95  # of the float model's speed; smaller losses are noise on a shared machine
@@ -43,9 +44,9 @@ def measure_model(
         "latency/p95_ms": timed.p95_ms,
         "latency/speedup": timed.speedup,
     }
-    quality, logits = _quality(artifact, onnx, data, threads)
+    quality = _quality(artifact, onnx, data, threads)
     warnings = [
-        *_chance(logits, data),
+        *_chance(quality, data),
         *_slower(timed),
         *_not_integer(artifact, counts),
         *_lost_zeros(artifact, data),
@@ -55,9 +56,9 @@ def measure_model(
 
 def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
     """Measure the metric on the test split; called for the baseline and the final artifact only."""
-    metric = data.spec.metric
-    logits = accuracy.predict(onnx, data, "test", threads=threads)
-    return {f"test/{metric}": accuracy.score(metric, logits, data.split("test").targets)}
+    metric, task = data.spec.metric, task_of(data.spec)
+    answers = predictions.predict(onnx, data, "test", threads=threads)
+    return {f"test/{metric}": task.score(metric, answers, data.split("test").targets)}
 
 
 def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
@@ -70,21 +71,18 @@ def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
     }
 
 
-def _quality(
-    artifact: Artifact, onnx: Path, data: Data, threads: int
-) -> tuple[dict[str, float], Tensor]:
+def _quality(artifact: Artifact, onnx: Path, data: Data, threads: int) -> dict[str, float]:
     metric, targets = data.spec.metric, data.split("validation").targets
-    accuracy.check_metric(metric)
-    of_file = accuracy.predict(onnx, data, "validation", threads=threads)
-    of_model = accuracy.predict_torch(artifact.model, data, "validation")
+    task = task_of(data.spec)
+    of_file = predictions.predict(onnx, data, "validation", threads=threads)
+    of_model = predictions.predict_torch(artifact.model, data, "validation")
     quantized = activation_grid(artifact.edits) is not None
-    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data))
-    figures = {
-        f"val/{metric}": accuracy.score(metric, of_file, targets),
-        f"val/{metric}_torch": accuracy.score(metric, of_model, targets),
-        "val/agreement": agreement.agreement(of_file, of_model),
+    agreement.check_agreement(task, of_file, of_model, quantized, _unrounded(artifact, data))
+    return {
+        f"val/{metric}": task.score(metric, of_file, targets),
+        f"val/{metric}_torch": task.score(metric, of_model, targets),
+        "val/agreement": agreement.agreement(task, of_file, of_model),
     }
-    return figures, of_file
 
 
 def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
@@ -97,19 +95,18 @@ def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
 
     def logits() -> Tensor:
         with activations_in_float(artifact.model):
-            return accuracy.predict_torch(artifact.model, data, "validation")
+            return predictions.predict_torch(artifact.model, data, "validation")
 
     return logits
 
 
-def _chance(logits: Tensor, data: Data) -> list[str]:
-    targets = data.split("validation").targets
-    right = float((logits.argmax(1) == targets).double().mean())
-    majority = float(torch.bincount(targets).max()) / len(targets)
-    chance = max(1.1 / data.spec.num_classes, majority)
-    if right > chance:
+def _chance(figures: Mapping[str, float], data: Data) -> list[str]:
+    metric, targets = data.spec.metric, data.split("validation").targets
+    reached = figures[f"val/{metric}"]
+    chance = task_of(data.spec).guess(metric, targets, data.spec)
+    if chance is None or metric_of(metric).better(reached, chance):
         return []
-    return [f"validation accuracy {right:.4f} is no better than guessing ({chance:.4f})"]
+    return [f"validation {metric} {reached:.4f} is no better than guessing ({chance:.4f})"]
 
 
 def _slower(timed: latency.Latency) -> list[str]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressbench.analysis.probe import asked_of, divergence, probe_images, probe_of
+from compressbench.analysis.probe import asked_of, probe_images, probe_of
 from compressbench.core.distributed import rank, sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
+from compressbench.tasks.choice import task_of
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,14 @@ class HessianTrace:
         context: Context,
     ) -> dict[str, float]:
         weights = [probe.get_parameter(f"{layer}.weight").requires_grad_() for layer in layers]
+        task = task_of(context.data.spec)
         draws = -(-self.vectors // len(batches))
         generator = torch.Generator().manual_seed(context.seed + rank())
         total = torch.zeros(len(layers) + 1, dtype=torch.float64, device=context.runtime.device)
         for done, inputs in enumerate(batches):
             context.progress(done, len(batches), "measuring the curvature of the loss")
             logits = probe(inputs)
-            loss = divergence(logits.detach().log_softmax(1), logits)
+            loss = task.divergence(logits.detach(), logits)
             total[:-1] += hutchinson(loss, weights, draws, generator)
             total[-1] += len(inputs)
         *sums, images = sum_over_ranks(total).tolist()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.types import Context
 from compressbench.pruning.criteria.batches import watched_batches
+from compressbench.tasks.choice import task_of
 
 # (weight, its gradient, number of images in the batch) -> the term to sum over batches
 Part = Callable[[Tensor, Tensor, int], Tensor]
@@ -66,13 +66,14 @@ def batch_gradients(
 ) -> Iterator[tuple[list[Tensor], int]]:
     """Yield, for each batch of this rank, the gradients and the number of images.
 
-    The gradients are those of the batch's mean cross-entropy, one per layer, in the shape of its
+    The gradients are those of the batch's mean loss, one per layer, in the shape of its
     weight. The model runs in eval mode, so BatchNorm uses its running statistics.
     """
+    task = task_of(context.data.spec)
     probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
     weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
     for inputs, targets in watched_batches(context, images, batch_size, "gradients of the weights"):
         with torch.enable_grad():
-            loss = F.cross_entropy(probe(inputs), targets)
+            loss = task.loss(probe(inputs), targets)
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
         yield list(gradients), len(inputs)
