@@ -46,7 +46,7 @@ _KNOWN = {
     "mse": _ERROR,
     "r2": Metric(low=None),
     "perplexity": Metric(higher=False, low=1.0, high=None),
-    "bits_per_byte": _ERROR,
+    "bits_per_token": _ERROR,
 }
 
 
