@@ -21,13 +21,13 @@ class MultiLabel:
     """One logit per label, [N, K]; a label is given if its logit is above 0. Targets are float32
     [N, K] of 0 and 1.
 
-    The loss is the mean binary cross-entropy. Metrics: `mean_average_precision` (the mean over the
+    The loss is the mean binary cross-entropy. Metrics: `mean_ap` (average precision: the mean over the
     labels that occur of the area under precision against recall), `micro_f1`, `exact_match` (the
     share of samples with all labels right).
     """
 
     name: ClassVar[str] = "multilabel"
-    metrics: ClassVar[tuple[str, ...]] = ("mean_average_precision", "micro_f1", "exact_match")
+    metrics: ClassVar[tuple[str, ...]] = ("mean_ap", "micro_f1", "exact_match")
     running: ClassVar[str] = "label_accuracy"
     distribution: ClassVar[Distribution] = "binary"
     decides: ClassVar[bool] = True
@@ -105,7 +105,7 @@ class MultiLabel:
 
     def guess(self, metric: str, targets: Tensor, spec: DataSpec) -> float | None:
         """For precision, the share of each label; else the score of the labels that most have."""
-        if metric == "mean_average_precision":
+        if metric == "mean_ap":
             shares = targets.double().mean(0)
             return float(shares[shares > 0].mean()) if bool((shares > 0).any()) else None
         constant = torch.where(targets.mean(0) > 0.5, 1.0, -1.0)

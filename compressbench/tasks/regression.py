@@ -18,8 +18,13 @@ from compressbench.tasks.numbers import check_numbers, refuse_smoothing, squared
 class Regression:
     """D numbers per sample, [N, D], called by the dataset's `class_names`; targets float32 [N, D].
 
-    The loss is the mean squared error. Metrics: `rmse` and `mae` in the units of the targets, over
-    all numbers; `r2`, the share of the variance that is explained, mean over the D numbers.
+    The loss is the mean squared error. Metrics: `rmse` and `mae` over all numbers; `r2`, the share
+    of the variance that is explained, mean over the D numbers.
+
+    Args:
+        offset, scale: D numbers each, chosen by the dataset: targets and answers are (values -
+            offset) / scale, and `rmse` and `mae` are those of the values. None: targets are the
+            values.
     """
 
     name: ClassVar[str] = "regression"
@@ -27,6 +32,9 @@ class Regression:
     running: ClassVar[str] = "mae"
     distribution: ClassVar[Distribution] = ""
     decides: ClassVar[bool] = False
+
+    offset: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
 
     def outputs(self, spec: DataSpec) -> int:
         return spec.num_classes
@@ -63,6 +71,8 @@ class Regression:
 
     def score(self, metric: str, answers: Tensor, targets: Tensor) -> float:
         apart = (answers - targets).double()
+        if metric != "r2" and self.scale is not None:
+            apart *= torch.tensor(self.scale, dtype=torch.float64)
         if metric == "rmse":
             return float(apart.square().mean().sqrt())
         if metric == "mae":
@@ -80,4 +90,9 @@ class Regression:
         return self.score(metric, middle.expand_as(targets), targets)
 
     def describe(self, spec: DataSpec) -> Mapping[str, Any]:
-        return {"shape": ["batch", spec.num_classes], "values": list(spec.class_names)}
+        return {
+            "shape": ["batch", spec.num_classes],
+            "values": list(spec.class_names),
+            "offset": list(self.offset or [0.0] * spec.num_classes),
+            "scale": list(self.scale or [1.0] * spec.num_classes),
+        }

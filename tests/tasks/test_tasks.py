@@ -175,7 +175,7 @@ def test_metrics_equal_those_of_another_library():
     _, split, answers = case(MultiLabel(), 8, rows=61)
     y, p = split.targets.numpy(), answers.numpy()
     expected = {
-        "mean_average_precision": reference.average_precision_score(y, p, average="macro"),
+        "mean_ap": reference.average_precision_score(y, p, average="macro"),
         "micro_f1": reference.f1_score(y, p > 0, average="micro"),
         "exact_match": reference.accuracy_score(y, p > 0),
     }
