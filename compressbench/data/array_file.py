@@ -14,6 +14,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.task import Task
 from compressbench.core.types import Split, SplitName
 from compressbench.data.arrays import SPLITS, Arrays, Division
+from compressbench.tasks.choice import check_task
 
 _FLOATS, _IDS = (np.float16, np.float32, np.float64), "iu"
 
@@ -42,7 +43,10 @@ def array_file(
         split_seed: seed of these splits.
         metric: one of the task's; its first if None.
     """
-    if not path:
+    check_task(task, "dataset.task")
+    if names is not None and (not isinstance(names, (list, tuple)) or not names):
+        raise UserError(f"dataset.names must be a list of names, got {names!r}")
+    if not path or not isinstance(path, str):
         raise UserError("dataset.path is not set: add dataset.path=<file.npz>")
     place = Path(path).expanduser()
     division = Division(validation_fraction, test_fraction, split_seed)

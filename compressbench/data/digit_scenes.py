@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core.types import Split, SplitName
+from compressbench.core.validation import check_integer
 from compressbench.data.arrays import SPLITS, Arrays
 from compressbench.data.digits import Digits
 from compressbench.tasks.multilabel import MultiLabel
@@ -19,17 +20,17 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 
 def digit_masks(
-    scenes: int = 2000, noise: int = 40, seed: int = 0, metric: str = "mean_iou"
+    scenes: int = 2000, noise: int = 40, scene_seed: int = 0, metric: str = "mean_iou"
 ) -> Arrays:
     """Segmentation: each pixel of a scene of 16x16 is background or part of one of ten digits.
 
     Args:
-        scenes: number for training; validation and test have a quarter of it each.
-        noise: brightness, of 255, of the random background.
-        seed: seed of the scenes.
+        scenes: number for training, at least 8; validation and test have a quarter of it each.
+        noise: largest brightness of the random background, 0 to 255.
+        scene_seed: seed of the scenes.
         metric: mean_iou or pixel_accuracy.
     """
-    options = {"scenes": scenes, "noise": noise, "seed": seed}
+    options = _options(scenes, noise, scene_seed)
 
     def read() -> Mapping[SplitName, Split]:
         return {name: _masks(*_scenes(name, **options)) for name in SPLITS}
@@ -39,18 +40,25 @@ def digit_masks(
 
 
 def digit_sets(
-    scenes: int = 2000, noise: int = 40, seed: int = 0, metric: str = "mean_ap"
+    scenes: int = 2000, noise: int = 40, scene_seed: int = 0, metric: str = "mean_ap"
 ) -> Arrays:
     """Several labels: which of ten digits are in a scene of 16x16, none to four.
 
     For the arguments see `digit_masks`; metrics are mean_ap, micro_f1, exact_match.
     """
-    options = {"scenes": scenes, "noise": noise, "seed": seed}
+    options = _options(scenes, noise, scene_seed)
 
     def read() -> Mapping[SplitName, Split]:
         return {name: _sets(*_scenes(name, **options)) for name in SPLITS}
 
     return Arrays("digit_sets", read, DIGITS, MultiLabel(), metric, options=options)
+
+
+def _options(scenes: int, noise: int, scene_seed: int) -> dict[str, int]:
+    check_integer("dataset.scenes", scenes, 8)
+    check_integer("dataset.noise", noise, 0, 255)
+    check_integer("dataset.scene_seed", scene_seed, 0)
+    return {"scenes": scenes, "noise": noise, "seed": scene_seed}
 
 
 def _scenes(split: SplitName, scenes: int, noise: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +74,7 @@ def _scenes(split: SplitName, scenes: int, noise: int, seed: int) -> tuple[Tenso
     labels = torch.where(there, digits.targets[chosen], -1)
     cells = torch.where(there[..., None, None], digits.inputs[chosen, 0], 0)
     whole = cells.permute(0, 1, 3, 2, 4).reshape(count, SIZE, SIZE)
-    behind = torch.randint(max(noise, 1), whole.shape, generator=generator)
+    behind = torch.randint(noise + 1, whole.shape, generator=generator)
     return torch.maximum(whole, behind.to(torch.uint8))[:, None], labels
 
 

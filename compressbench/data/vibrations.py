@@ -17,7 +17,9 @@ HARMONICS = (1.0, 0.5, 0.25)  # amplitudes of the shaft's speed and its multiple
 NOISE, KNOCK = 0.1, 1.2  # standard deviation of the noise, amplitude of a damaged bearing's knocks
 
 
-def vibrations(windows: int = 2000, length: int = 64, seed: int = 0, metric: str = "auc") -> Arrays:
+def vibrations(
+    windows: int = 2000, length: int = 64, signal_seed: int = 0, metric: str = "auc"
+) -> Arrays:
     """Windows of an acceleration signal: three harmonics of a shaft that turns 3 to 5 times in a
     window, at a random phase, and noise. Anomalies, a third of validation and test and none of
     training, have knocks in addition: decaying bursts at a constant distance, as a damaged rolling
@@ -26,12 +28,13 @@ def vibrations(windows: int = 2000, length: int = 64, seed: int = 0, metric: str
     Args:
         windows: number for training; validation and test have a quarter of it each.
         length: values of a window, from 16.
-        seed: seed of the signals.
+        signal_seed: seed of the signals.
         metric: auc or mse.
     """
     check_integer("dataset.windows", windows, 8)
     check_integer("dataset.length", length, 16)
-    options = {"windows": windows, "length": length, "seed": seed}
+    check_integer("dataset.signal_seed", signal_seed, 0)
+    options = {"windows": windows, "length": length, "seed": signal_seed}
 
     def read() -> Mapping[SplitName, Split]:
         return {name: _split(name, **options) for name in SPLITS}

@@ -21,8 +21,8 @@ class MultiLabel:
     """One logit per label, [N, K]; a label is given if its logit is above 0. Targets are float32
     [N, K] of 0 and 1.
 
-    The loss is the mean binary cross-entropy. Metrics: `mean_ap` (average precision: the mean over the
-    labels that occur of the area under precision against recall), `micro_f1`, `exact_match` (the
+    The loss is the mean binary cross-entropy. Metrics: `mean_ap` (average precision, the area under
+    precision against recall, as mean over the labels that occur), `micro_f1`, `exact_match` (the
     share of samples with all labels right).
     """
 
