@@ -24,6 +24,8 @@ class Task(Protocol):
         running: name of the mean of `quality`, reported while training as `train/<running>`.
         distribution: what softmax or sigmoid make of an answer: "classes" (one of them is right),
             "binary" (each is right or not), or "" where answers are no scores.
+        learns: whether targets can be learnt; otherwise `score` takes the answers of the float
+            model for targets.
         decides: whether answers are decisions, which file and model must have in common.
     """
 
@@ -41,6 +43,9 @@ class Task(Protocol):
 
     @property
     def decides(self) -> bool: ...
+
+    @property
+    def learns(self) -> bool: ...
 
     def outputs(self, spec: DataSpec) -> int:
         """The number of values that the model answers per sample or position, such as classes."""

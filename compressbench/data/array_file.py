@@ -15,6 +15,7 @@ from compressbench.core.task import Task
 from compressbench.core.types import Split, SplitName
 from compressbench.data.arrays import SPLITS, Arrays, Division
 from compressbench.tasks.choice import check_task
+from compressbench.tasks.reconstruction import Reconstruction
 
 _FLOATS, _IDS = (np.float16, np.float32, np.float64), "iu"
 
@@ -51,10 +52,13 @@ def array_file(
     place = Path(path).expanduser()
     division = Division(validation_fraction, test_fraction, split_seed)
     found = _read(place)
-    known = tuple(str(n) for n in names) if names else _numbers(found["train"].targets, task)
+    known = tuple(str(n) for n in names) if names else numbers(found, task)
+
+    def read() -> Mapping[SplitName, Split]:
+        return {name: fitted(split, task) for name, split in _read(place).items()}
+
     return Arrays(
-        "arrays", lambda: _read(place), known, task, metric, division,
-        options={"names": list(known)},
+        "arrays", read, known, task, metric, division, options={"names": list(known)}
     )  # fmt: skip
 
 
@@ -104,10 +108,24 @@ def _targets(values: np.ndarray, path: Path) -> Tensor:
     raise UserError(f"dataset.path={path}: targets must be numbers, got {values.dtype}")
 
 
-def _numbers(targets: Tensor, task: Task) -> tuple[str, ...]:
-    """Names for the classes, or for the numbers, that the training targets show."""
-    if targets.dtype == torch.int64:
-        count = int(targets.max()) + 1
+def numbers(splits: Mapping[SplitName, Split], task: Task) -> tuple[str, ...]:
+    """Names for the classes, or for the numbers, that the targets show."""
+    targets = [split.targets for split in splits.values()]
+    if task.distribution == "classes":
+        count = max(int(t.max()) for t in targets if t.numel()) + 1
     else:
-        count = 1 if targets.ndim == 1 else targets.shape[1]
+        count = 1 if targets[0].ndim == 1 else targets[0].shape[1]
     return tuple(str(number) for number in range(max(count, 1)))
+
+
+def fitted(split: Split, task: Task) -> Split:
+    """The split with the targets in the form of the task: a column for a single number, floats for
+    integers, and for a reconstruction the inputs with them.
+    """
+    targets = split.targets
+    if isinstance(task, Reconstruction) and targets.ndim == 1:
+        return Split(split.inputs, task.targets(split.inputs, targets))
+    if task.distribution != "classes":
+        targets = targets.float()
+        targets = targets[:, None] if targets.ndim == 1 else targets
+    return Split(split.inputs, targets)

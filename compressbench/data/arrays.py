@@ -33,7 +33,7 @@ class Division:
 class Arrays:
     """A dataset of arrays in memory.
 
-    uint8 images are normalised by the training split; float32 inputs and ids are not changed.
+    uint8 images are normalised; float32 inputs and ids are not changed.
     Targets of a regression without `offset` and `scale` are standardised by the training split.
 
     Args:
@@ -45,6 +45,8 @@ class Arrays:
         division: of samples that are not divided.
         tokens: of inputs that are ids.
         options: plain JSON that identifies how the arrays were made.
+        mean: of the channels of uint8 images in [0, 1]; that of the training split if None.
+        std: the same.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Arrays:
     division: Division = field(default_factory=Division)
     tokens: Tokens | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @cached_property
     def _given(self) -> Mapping[SplitName, Split]:
@@ -114,9 +118,8 @@ class Arrays:
     @cached_property
     def spec(self) -> DataSpec:
         inputs = self._divided["train"].inputs
-        mean: tuple[float, ...] = ()
-        std: tuple[float, ...] = ()
-        if inputs.dtype == torch.uint8:
+        mean, std = self.mean or (), self.std or ()
+        if inputs.dtype == torch.uint8 and not mean:
             mean, std = transforms.channel_statistics(inputs)
         metric = self.task.metrics[0] if self.metric is None else self.metric
         shape = tuple(inputs.shape[1:])

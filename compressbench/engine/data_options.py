@@ -69,7 +69,9 @@ def _of_the_data(spec: DataSpec, named: Collection[str]) -> Iterator[tuple[tuple
     """(names of an option, its value) for all that the data determine."""
     shape = list(spec.input_shape)
     yield SHAPE, shape
-    yield CLASSES, task_of(spec).outputs(spec)
+    outputs = task_of(spec).outputs(spec)
+    if outputs:  # else whatever the model answers
+        yield CLASSES, outputs
     if spec.tokens:
         yield VOCABULARY, spec.tokens.vocabulary
         yield PAD, spec.tokens.pad

@@ -27,6 +27,7 @@ from compressbench.engine.stage_job import OUTCOME, build_model, execute
 from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry
 from compressbench.store.sources import versions
+from compressbench.tasks.choice import task_of
 
 _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
 
@@ -174,8 +175,10 @@ def _measured(
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
         parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        if not task_of(data.spec).learns:  # figures compare with the float model
+            parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
         tested, _ = store.get_or_build(
-            parts, lambda folder: test_figures(file, data, threads=threads)
+            parts, lambda folder: test_figures(file, reference, data, threads=threads)
         )
         figures |= tested.meta
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))

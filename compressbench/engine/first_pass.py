@@ -99,7 +99,7 @@ def reason(error: BaseException) -> str:
 def check_logits(logits: Any, inputs: Tensor, spec: DataSpec, where: str, when: str = "") -> None:
     """Raise UserError unless `logits` are one float32 tensor of the shape that the data need."""
     task = task_of(spec)
-    wanted = (len(inputs), *task.shape(spec))
+    wanted = (len(inputs), *(task.shape(spec) or _as_it_is(logits)))
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{where} gives {described(logits)}{when}, but one tensor {list(wanted)} is needed: "
@@ -115,6 +115,11 @@ def check_logits(logits: Any, inputs: Tensor, spec: DataSpec, where: str, when: 
             f"{where} gives logits of {_name(logits.dtype)}{when}: they must be float32; a buffer "
             "or constant of another type in the model makes them so"
         )
+
+
+def _as_it_is(answers: Any) -> tuple[int, ...]:
+    """The shape of one answer where the task leaves it to the model."""
+    return tuple(answers.shape[1:]) if isinstance(answers, Tensor) else ()
 
 
 def _outputs(spec: DataSpec) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.edits import activation_grid, parameters
 from compressbench.core.metrics import metric_of
-from compressbench.core.types import Artifact, Data, Measurement
+from compressbench.core.types import Artifact, Data, Measurement, SplitName
 from compressbench.measure import agreement, kernels, latency, macs, predictions, size, zeros
 from compressbench.tasks.choice import task_of
 
@@ -44,7 +44,7 @@ def measure_model(
         "latency/p95_ms": timed.p95_ms,
         "latency/speedup": timed.speedup,
     }
-    quality = _quality(artifact, onnx, data, threads)
+    quality = _quality(artifact, onnx, baseline_onnx, data, threads)
     warnings = [
         *_chance(quality, data),
         *_slower(timed),
@@ -54,11 +54,24 @@ def measure_model(
     return Measurement(figures | quality, tuple(warnings))
 
 
-def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
-    """Measure the metric on the test split; called for the baseline and the final artifact only."""
+def test_figures(
+    onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
+) -> dict[str, float]:
+    """Measure the metric on the test split; called for the baseline and the final artifact only.
+
+    `baseline_onnx` is the file of the float model.
+    """
     metric, task = data.spec.metric, task_of(data.spec)
     answers = predictions.predict(onnx, data, "test", threads=threads)
-    return {f"test/{metric}": task.score(metric, answers, data.split("test").targets)}
+    targets = _targets(baseline_onnx, data, "test", threads)
+    return {f"test/{metric}": task.score(metric, answers, targets)}
+
+
+def _targets(baseline_onnx: Path, data: Data, split: SplitName, threads: int) -> Tensor:
+    """The targets of a split; without any, the answers of the float model."""
+    if task_of(data.spec).learns:
+        return data.split(split).targets
+    return predictions.predict(baseline_onnx, data, split, threads=threads)
 
 
 def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
@@ -71,9 +84,11 @@ def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
     }
 
 
-def _quality(artifact: Artifact, onnx: Path, data: Data, threads: int) -> dict[str, float]:
-    metric, targets = data.spec.metric, data.split("validation").targets
-    task = task_of(data.spec)
+def _quality(
+    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, threads: int
+) -> dict[str, float]:
+    metric, task = data.spec.metric, task_of(data.spec)
+    targets = _targets(baseline_onnx, data, "validation", threads)
     of_file = predictions.predict(onnx, data, "validation", threads=threads)
     of_model = predictions.predict_torch(artifact.model, data, "validation")
     quantized = activation_grid(artifact.edits) is not None

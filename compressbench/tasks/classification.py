@@ -24,6 +24,7 @@ class Classification:
     running: ClassVar[str] = "accuracy"
     distribution: ClassVar[Distribution] = "classes"
     decides: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def outputs(self, spec: DataSpec) -> int:
         return spec.num_classes

@@ -31,6 +31,7 @@ class MultiLabel:
     running: ClassVar[str] = "label_accuracy"
     distribution: ClassVar[Distribution] = "binary"
     decides: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def outputs(self, spec: DataSpec) -> int:
         return spec.num_classes

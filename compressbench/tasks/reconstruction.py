@@ -30,6 +30,7 @@ class Reconstruction:
     running: ClassVar[str] = "squared_error"
     distribution: ClassVar[Distribution] = ""
     decides: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
 
     def outputs(self, spec: DataSpec) -> int:
         return int(torch.Size(spec.input_shape).numel())
@@ -47,6 +48,11 @@ class Reconstruction:
         marks = split.targets[:, 0]
         if bool(((marks != 0) & (marks != 1)).any()):
             raise UserError(f"{where}: the first column of the targets must be 0 or 1 (anomaly)")
+
+    @staticmethod
+    def targets(inputs: Tensor, anomalous: Tensor) -> Tensor:
+        """The targets of float inputs [N, ...]; `anomalous` [N] is 1 for anomalies, else 0."""
+        return torch.cat([anomalous.float().view(-1, 1), inputs.flatten(1)], 1)
 
     def errors(self, answers: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error of each sample, [N]."""

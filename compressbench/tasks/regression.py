@@ -32,6 +32,7 @@ class Regression:
     running: ClassVar[str] = "mae"
     distribution: ClassVar[Distribution] = ""
     decides: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
 
     offset: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None

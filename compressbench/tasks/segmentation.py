@@ -30,6 +30,7 @@ class Segmentation:
     running: ClassVar[str] = "pixel_accuracy"
     distribution: ClassVar[Distribution] = "classes"
     decides: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def outputs(self, spec: DataSpec) -> int:
         return spec.num_classes

@@ -28,6 +28,7 @@ class TokenClassification:
     running: ClassVar[str] = "token_accuracy"
     distribution: ClassVar[Distribution] = "classes"
     decides: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
 
     def outputs(self, spec: DataSpec) -> int:
         return spec.num_classes

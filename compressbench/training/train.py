@@ -106,7 +106,12 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def labels_loss(task: Task, label_smoothing: float) -> BatchLoss:
-    """The task's loss with the targets, as a loss of `fit_`."""
+    """The task's loss with the targets, as a loss of `fit_`. Raises UserError without targets."""
+    if not task.learns:
+        raise UserError(
+            "the data have no labels to learn from: take a trained model (model.checkpoint=FILE), "
+            "and a teacher for stages that train (recipe.stages.NAME.teacher=train with a loss)"
+        )
 
     def loss(
         model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor

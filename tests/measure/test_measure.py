@@ -76,8 +76,8 @@ def test_test_split_is_read_by_test_figures_only(exported, data):
 
     measure.measure_model(artifact, path, path, Guarded())
     with pytest.raises(AssertionError, match="was read"):
-        measure.test_figures(path, Guarded())
-    figures = measure.test_figures(path, data)
+        measure.test_figures(path, path, Guarded())
+    figures = measure.test_figures(path, path, data)
     logits = predictions.predict_torch(artifact.model, data, "test")
     right = (logits.argmax(1) == data.split("test").targets).double().mean()
     assert figures == {"test/accuracy": pytest.approx(float(right), abs=0.02)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.errors import UserError
 from compressbench.core.types import Context
 from compressbench.pruning.criteria.batches import watched_batches
 from compressbench.tasks.choice import task_of
@@ -70,6 +71,8 @@ def batch_gradients(
     weight. The model runs in eval mode, so BatchNorm uses its running statistics.
     """
     task = task_of(context.data.spec)
+    if not task.learns:
+        raise UserError("criterion: gradients of the loss need labels; the data have none")
     probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
     weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
     for inputs, targets in watched_batches(context, images, batch_size, "gradients of the weights"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.errors import UserError
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer, check_positive
 from compressbench.pruning.criteria.batches import watched_batches
@@ -70,6 +71,8 @@ class Grasp:
         totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
         images = totals[0].new_zeros(())
         task = task_of(context.data.spec)
+        if not task.learns:
+            raise UserError("criterion: gradients of the loss need labels; the data have none")
         batches = watched_batches(context, self.images, self.batch_size, "gradient flow")
         for inputs, targets in batches:
             images += len(targets)
