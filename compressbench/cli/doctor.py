@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -45,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     groups = _examine(options.overrides, options.config_dir, started + SECONDS)
     document = _document(groups, time.monotonic() - started)
-    print(json.dumps(document, indent=1) if options.json else _page(document))
+    text = json.dumps(document, indent=1) if options.json else _page(document)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # paths may hold any letter
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 1 if document["mark"] == BROKEN else 0
 
 

@@ -65,6 +65,14 @@ def test_a_torchvision_for_another_torch_is_broken(settings, tmp_path, monkeypat
     assert only(found, "trainer").mark == FINE
 
 
+def test_a_check_that_a_library_ends_without_a_word_is_broken(settings, tmp_path, monkeypatch):
+    (tmp_path / "libraries" / "torch").mkdir(parents=True)
+    (tmp_path / "libraries" / "torch" / "__init__.py").write_text("import os; os._exit(0)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'libraries'}{os.pathsep}{ROOT}")
+    (found,) = run_checks(["torch_build"], settings, time.monotonic() + 60)["torch_build"]
+    assert (found.mark, found.found) == (BROKEN, "failed: no message")
+
+
 def distribution(folder, name, version, *requires):
     """The metadata of an installed distribution in `folder`."""
     place = folder / f"{name}-{version}.dist-info"

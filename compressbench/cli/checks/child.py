@@ -13,6 +13,8 @@ import signal
 import sys
 from types import FrameType
 
+END = "end"  # the last line of a check that came to its end
+
 
 def main(check: str) -> None:
     """Run the check of the module `check` of this package."""
@@ -23,6 +25,7 @@ def main(check: str) -> None:
         module = importlib.import_module(f"compressbench.cli.checks.{check}")
         for finding in module.check(settings):
             print(json.dumps(dataclasses.asdict(finding)), file=answers, flush=True)
+        print(END, file=answers, flush=True)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

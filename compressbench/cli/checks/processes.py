@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from compressbench.cli.checks.child import END
 from compressbench.cli.checks.finding import BROKEN, LOOK, Finding
 
 _CODE = (
@@ -69,13 +70,14 @@ class _Running:
 
     def findings(self, late: bool) -> list[Finding]:
         """What it found before it ended; the last finding says if it did not end well."""
-        complete = _text(self._answers).rpartition("\n")[0]
-        found = [Finding(**json.loads(line)) for line in complete.splitlines()]
+        lines = _text(self._answers).split("\n")[:-1]  # what follows the last is not complete
+        ended = lines[-1:] == [END]
+        found = [Finding(**json.loads(line)) for line in (lines[:-1] if ended else lines)]
         code = self._process.returncode
         if late:
             mark = BROKEN if self.check in _OUTSIDE else LOOK
             return [*found, Finding(self.check, mark, "no answer in time", _LATE)]
-        if code == 0:
+        if ended:
             return found
         how = f"ended by a signal ({signal.strsignal(-code)})" if code < 0 else "failed"
         message = _text(self._messages).strip().rpartition("\n")[2].strip()[:300] or "no message"

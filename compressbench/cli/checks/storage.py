@@ -38,7 +38,7 @@ def _in_folder(folder: Path) -> Finding:
 def _at(url: str) -> Finding:
     shown = redact(url)
     if url.partition("://")[0] not in ("postgresql", "postgresql+psycopg"):
-        found = f"search.storage={shown} must be null or postgresql://USER@HOST/DATABASE"
+        found = f"search.storage={shown} must be null or postgresql://HOST/DATABASE"
         return Finding(_SUBJECT, BROKEN, found, "correct that setting")
     try:
         problem = postgresql_problem(url)

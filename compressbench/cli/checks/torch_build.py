@@ -36,7 +36,9 @@ def check(settings: Mapping[str, Any]) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("trainer", BROKEN, str(error), "correct that setting")
         return
-    found = f"{runtime.devices} × {runtime.accelerator}, {runtime.threads} threads each"
+    found = (
+        f"{runtime.accelerator}, processes: {runtime.devices}, threads of each: {runtime.threads}"
+    )
     yield Finding("trainer", FINE, found)
 
 
@@ -126,7 +128,7 @@ def _tried(count: int, found: str) -> Finding:
         reason = str(error).partition("\n")[0]
         advice = "update the driver, or install a torch built for this GPU; trainer=cpu until then"
         return Finding("gpu", BROKEN, f"{names[number]} does not compute: {reason}", advice)
-    return Finding("gpu", FINE, f"{count} × {', '.join(sorted(set(names)))}; {found}")
+    return Finding("gpu", FINE, f"{count}: {', '.join(sorted(set(names)))}; {found}")
 
 
 def _driver() -> str | None:

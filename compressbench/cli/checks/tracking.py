@@ -50,7 +50,7 @@ def check(settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _local(home: Path) -> Finding:
     path = home / "mlflow.db"
-    if path.exists():
+    if os.path.lexists(path):
         return _database(path, f"sqlite:///{path}")
     place = existing(home)
     if os.access(place, os.W_OK):
