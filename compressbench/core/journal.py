@@ -22,6 +22,7 @@ FILE = "finished"  # name of the file, followed by the rank
 SAVE_SECONDS = 2.0  # between two states of a pass
 LONGEST_SECONDS = 5.0  # likewise, for a state so large that writing it takes notable time
 BYTES_PER_SECOND = 5e6  # of a state; a hundredth of what is hashed and written in a second
+LARGE_BYTES = 2**20  # of states that are not kept to the end
 LEAST_SECONDS = 0.2  # what took less is computed again
 
 
@@ -94,9 +95,10 @@ class Journal:
         return result
 
     def _forget(self, first: int) -> None:
-        """Delete the states of passes that belong to a finished unit."""
+        """Delete the large states of passes that belong to a finished unit."""
         for path in self._passes[first:]:
-            path.unlink(missing_ok=True)
+            if path.exists() and path.stat().st_size > LARGE_BYTES:
+                path.unlink()
         del self._passes[first:]
 
     def over(self, unit: str, items: Iterable[T], state: dict[str, Any] | HasState) -> Iterator[T]:
@@ -110,15 +112,15 @@ class Journal:
             return
         path = self._folder / f"pass-{rank()}-{digest([self._scope, '/', unit])}"
         self._passes.append(path)
-        done = _resume(path, state, self._device)
+        done = kept = _resume(path, state, self._device)
         saved = time.monotonic()
         for item in islice(items, done, None):
             yield item
             done += 1
             if _due(state, time.monotonic() - saved):
                 _save(path, done, state)
-                saved = time.monotonic()
-        if _worth(state, time.monotonic() - saved):
+                kept, saved = done, time.monotonic()
+        if done > kept and _worth(state, time.monotonic() - saved):
             _save(path, done, state)
 
     def rows(self, unit: str, items: Iterable[T], compute: Callable[[T], Tensor]) -> list[Tensor]:
