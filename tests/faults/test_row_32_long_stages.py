@@ -74,8 +74,14 @@ def bytes_of(made: artifact.Artifact) -> int:
 
 def context(folder: Path) -> Context:
     kept = Journal.open(folder)
-    return replace(quantized_net.context(), data=quantized_net.Noise(600), journal=kept, folder=folder, export_bytes=bytes_of,
-                   recall=lambda parts, compute: compute(kept.within(str(parts))))  # fmt: skip
+    return replace(
+        quantized_net.context(),
+        data=quantized_net.Noise(600),
+        folder=folder,
+        export_bytes=bytes_of,
+        recall=lambda parts, compute: compute(kept.within(str(parts))),
+        journal=kept,
+    )
 
 
 def run(stage: Stage, folder: Path) -> None:
