@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from compressbench.core import journal as journals
 from compressbench.core.journal import FILE, Journal
 from compressbench.core.records import Records
 from tests.faults.disks import small_disk
+from tests.two_ranks import on_two_ranks
 
 VALUES = {
     "numbers": [1, -0.1, 1e-320, math.inf, True, None, "text\n"],
@@ -163,3 +165,21 @@ def test_progress_says_what_was_measured_before(tmp_path):
     assert journal.before(3) == ""
     again = Journal.open(tmp_path).within("layers")
     assert again.before(3) == ", of which 2 of 3 were measured before"
+
+
+def shared(rank: int, folder: str) -> list[str]:
+    """What this rank computes: the last unit is one that rank 1 has not finished before."""
+    computed: list[str] = []
+    journal = Journal.open(Path(folder))
+    for name in ("both", "first"):
+        journal.once(name, lambda name=name: computed.append(name))
+    return computed
+
+
+@pytest.mark.long
+def test_a_unit_that_one_rank_has_not_finished_is_computed_on_all(tmp_path):
+    for rank, names in enumerate((("both", "first"), ("both",))):
+        records = Records(tmp_path / f"{FILE}-{rank}")
+        for name in names:
+            records.append(f"/{name}", [None, None])
+    assert on_two_ranks(shared, tmp_path, str(tmp_path)) == [["first"], ["first"]]
