@@ -246,13 +246,12 @@ def _weighed(
 
     def weigh() -> int:
         if context.export_bytes is None:
-            raise CheckFailedError("a budget of bytes needs an exporter, but none is available")
+            raise CheckFailedError("a budget of bytes needs an exporter")
         made.append(finish(grids, method))
         context.progress(0, 1, "measuring the file size")
         return context.export_bytes(made[0])
 
-    size = journal.once(repr([method, sorted(grids.items())]), weigh)
-    return size, made[0] if made else None
+    return journal.once(repr([method, sorted(grids.items())]), weigh), next(iter(made), None)
 
 
 def _finished(
