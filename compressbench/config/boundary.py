@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.config.groups import options
 from compressbench.core.errors import UserError
 from compressbench.core.redact import names_a_secret
 
@@ -183,6 +184,7 @@ def each_choice(overrides: Sequence[str], folders: Iterable[Path]) -> Iterator[l
     Values that are swept are left out: they decide nothing about which files are read.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
 
     places, alternatives = list(folders), []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -190,7 +192,12 @@ def each_choice(overrides: Sequence[str], folders: Iterable[Path]) -> Iterator[l
         if not override.is_sweep_override():
             alternatives.append([line])
         elif override.is_discrete_sweep() and any((place / group).is_dir() for place in places):
-            key = line.partition("=")[0]
-            alternatives.append([f"{key}={v}" for v in override.sweep_string_iterator()])
+            key, value = line.partition("=")[0], override.value()
+            names: Iterable[str] = (
+                value.filter(list(options(group, places)))
+                if isinstance(value, Glob)
+                else override.sweep_string_iterator()
+            )
+            alternatives.append([f"{key}={name}" for name in names])
     for chosen in itertools.product(*alternatives):
         yield list(chosen)

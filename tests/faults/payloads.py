@@ -168,14 +168,15 @@ def _in_a_file(name: str, text: str, *more: str, **files: str) -> Payload:
     )
 
 
-ALLOWED = "COMPRESSBENCH_ALLOW: 'os.* posix.*'"
+ALLOWED = "COMPRESSBENCH_ALLOW: 'shutil.*'"
+COPY = "{_target_: shutil.copyfile, src: '{folder}/planted.py', dst: '{marker}'}"
 HANDLER = "{class: logging.FileHandler, filename: '{marker}'}"
 FACTORY = "{(): planted.touch}"
 
 
 def _global(section: str) -> str:
     lines = "".join(f"  {line}\n" for line in section.splitlines())
-    return f"# @package _global_\nmodel: {SYSTEM}\nhydra:\n{lines}"
+    return f"# @package _global_\ntracking: {COPY}\nhydra:\n{lines}"
 
 
 def _logging(handler: str) -> str:
@@ -222,7 +223,8 @@ HYDRA = {
 
 
 def _hydra() -> list[Payload]:
-    of_a_model = _global(HYDRA["the list"])
+    of_a_model = "model: {_target_: compressbench.models.mlp.Mlp}\n"
+    of_a_model = _global(HYDRA["the list"]) + of_a_model
     return [
         *(_in_a_file(f"hydra sets {name}", _global(text)) for name, text in HYDRA.items()),
         _in_a_file("a package of its own", f"# @package hydra.job\nenv_set: {{{ALLOWED}}}"),
@@ -259,6 +261,9 @@ def _hydra() -> list[Payload]:
         ),
         _in_a_file(
             "one of two in a grid", "{}", "-m", "model=mlp,evil", model__evil=of_a_model,
+        ),
+        _in_a_file(
+            "one of many in a grid", "{}", "-m", "model=glob([ml*,ev*])", model__evil=of_a_model,
         ),
         _in_a_file(
             "one of two in a search", "{}", "-m", "search=prune_quant", "model=mlp,evil",
