@@ -14,10 +14,18 @@ from typing import Any
 
 from compressbench import __version__
 from compressbench.cli.help import help_page
+from compressbench.config.boundary import (
+    ALLOW_VARIABLE,
+    allow_arguments,
+    allowed,
+    freeze,
+    guard_environment,
+)
+from compressbench.config.compose import check_folders, composing_errors
 from compressbench.config.groups import config_folder, config_folders
-from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
 from compressbench.config.overrides import explain, refuse, with_checkpoint_key
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.redact import redacted_output
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
 
@@ -38,7 +46,8 @@ def main() -> None:
     arguments = _take_allow(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
-    code = guard(lambda: _dispatch(arguments))
+    with redacted_output():
+        code = guard(lambda: _dispatch(arguments))
     gc.freeze()  # Python would look through torch's objects again and again as it ends: 1.5 s
     sys.exit(code)
 
@@ -137,6 +146,7 @@ def _take_allow(arguments: list[str]) -> list[str]:
         sys.path.insert(
             0, str(Path.cwd())
         )  # unlike `python run.py`, the console script does not add it
+    freeze()
     return rest
 
 
@@ -154,10 +164,9 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 def _compose(arguments: list[str]) -> int:
     """Let Hydra compose the config and run the recipe, once or as a sweep."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     refuse(arguments)
+    guard_environment()
     arguments = _with_sweeper(arguments)
     codes: list[int] = []
 
@@ -174,10 +183,11 @@ def _compose(arguments: list[str]) -> int:
     )(task)
     try:
         with _command_line(with_checkpoint_key(arguments)):
+            check_folders(sys.argv[1:])
             entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
+    except composing_errors() as error:
         raise UserError(explain(error, arguments, config_folders(arguments))) from error
     except OSError as error:
         if error.filename is None:

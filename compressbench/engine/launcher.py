@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressbench.config.boundary import child_environment
 from compressbench.core.errors import CheckFailedError, UserError
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ def run_on_ranks(
 
 
 def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "LOCAL_RANK": str(rank),
-        "RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(ranks),
-    }
+    environment = child_environment(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        LOCAL_RANK=str(rank),
+        RANK=str(rank),
+        NODE_RANK="0",
+        WORLD_SIZE=str(ranks),
+    )
     log = (job.parent / f"rank{rank}.log").open("wb")
     with log:
         return subprocess.Popen(

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from compressbench.config.boundary import freeze
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.redact import redacted_output
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
 from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
@@ -83,4 +85,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    freeze()
+    with redacted_output():
+        main()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import UserError
+from compressbench.core.redact import redact
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment
@@ -27,7 +28,7 @@ SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenize
 
 
 def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
-    """Write `recipe.yaml` into the run folder; return what is known before the run."""
+    """Write `recipe.yaml`, without secrets, into the run folder; return what is known before."""
     import yaml
 
     config = prepared.config
@@ -42,7 +43,7 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
         metric=prepared.context.data.spec.metric,
     )
     again = {**config.as_dict(), "plan": False}
-    text = f"# {shlex.join(command)}\n" + yaml.safe_dump(again, sort_keys=False)
+    text = f"# {shlex.join(redact(command))}\n" + yaml.safe_dump(redact(again), sort_keys=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
@@ -95,7 +96,7 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
     folder = info.folder
     report = build_report(info, steps, status)
     write_json_atomic(folder / REPORT_FILE, report)
-    write_json_atomic(folder / "environment.json", info.environment)
+    write_json_atomic(folder / "environment.json", redact(info.environment))
     files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
     if steps:
         files += write_tables(report, folder)

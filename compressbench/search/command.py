@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressbench.config.boundary import allow_arguments
 from compressbench.config.compose import cached_config
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import allow_arguments, instantiate
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
 from compressbench.engine.environment import check_torchvision

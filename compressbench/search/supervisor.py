@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressbench.config.boundary import child_environment
 from compressbench.core.errors import UserError
 from compressbench.results.sweep import FINISHED, Sweep
 from compressbench.search.spec import Spec
@@ -44,7 +45,7 @@ def call_worker() -> subprocess.Popen[str]:
     """
     return subprocess.Popen(
         [sys.executable, "-m", "compressbench.search.worker"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=child_environment(),
         start_new_session=True,  # Ctrl-C reaches us alone; we signal the workers
     )  # fmt: skip
 

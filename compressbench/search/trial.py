@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from compressbench.config.boundary import allow_arguments
 from compressbench.config.compose import compose_config
-from compressbench.config.instantiate import allow_arguments
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Step

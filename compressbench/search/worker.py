@@ -18,9 +18,11 @@ from typing import Any
 
 from optuna.trial import Trial, TrialState
 
+from compressbench.config.boundary import freeze
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.redact import redacted_output
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
 from compressbench.search.initial_trials import Configs, end
@@ -181,6 +183,8 @@ def _run(
 
 
 if __name__ == "__main__":
-    code = main()
+    freeze()
+    with redacted_output():
+        code = main()
     gc.freeze()  # ends 1.5 s sooner, as in cli/main.py
     sys.exit(code)

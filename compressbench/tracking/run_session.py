@@ -5,7 +5,6 @@ So neither the seconds that importing MLflow takes nor a dead server delay the r
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressbench.config.boundary import child_environment
 from compressbench.core.types import Step
 from compressbench.tracking.mlflow_client import RUN_TAG, TrackingStore, open_commands
 from compressbench.tracking.outbox import LOG, Outbox
@@ -21,8 +21,9 @@ from compressbench.tracking.records import Opening, end_operations, step_operati
 
 END_SECONDS = 4.5  # how long the end of a run waits for MLflow at most
 _WORKER = (
-    "import sys; sys.path.append(sys.argv[1]); from compressbench.tracking.{module} import work; "
-    "sys.exit(work(sys.argv[2], sys.argv[3]))"
+    "import sys; sys.path.append(sys.argv[1]); from compressbench.tracking.{module} import work\n"
+    "from compressbench.core.redact import redacted_output\n"
+    "with redacted_output(): sys.exit(work(sys.argv[2], sys.argv[3]))"
 )
 
 
@@ -47,7 +48,7 @@ def start_worker(folder: Path, store: TrackingStore, module: str) -> subprocess.
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [*command, store.artifacts or ""],
-            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri},  # argv is visible to other users
+            env=child_environment(MLFLOW_TRACKING_URI=store.uri),  # argv is visible to other users
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,

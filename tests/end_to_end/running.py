@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from compressbench.cli.main import main
+from compressbench.config.boundary import freeze
 from compressbench.config.groups import config_folder
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,7 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
         os.chdir(place)
         os.environ.clear()
         os.environ.update(before)
+        freeze()
         sys.argv, sys.path[:] = argv, path
         for name in set(sys.modules) - modules:  # the user's own: another test has others
             file = getattr(sys.modules[name], "__file__", None)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
 import re
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -115,48 +113,10 @@ def recipe_text(**changes: object) -> str:
     return yaml.safe_dump({**config, **changes})
 
 
-class Pickled:
-    """Writes a marker when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
-
-
-@pytest.mark.parametrize("stage", ["train", "distill"])
-def test_a_checkpoint_that_needs_pickle_runs_no_code(refused, tmp_path, stage):
-    marker, checkpoint = tmp_path / "marker", tmp_path / "model.pt"
-    torch.save({"state_dict": Pickled(marker)}, checkpoint)
-    where = "model" if stage == "train" else "recipe.stages.distill.model"
-    student = "model@recipe.stages.distill.model=small_cnn"
-    line = refused("recipe=distill", student, f"{where}.checkpoint={checkpoint}", *QUIET)
-    assert "contains objects other than tensors" in line
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(Pickled(marker))).close()
-    assert marker.exists(), "the payload would have worked"
-
-
 def test_a_checkpoint_of_another_model_is_refused(refused, tmp_path):
     torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "model.pt")
     line = refused(f"model.checkpoint={tmp_path / 'model.pt'}", *QUIET)
     assert "model.pt: missing: " in line
-
-
-def test_a_variable_that_lets_checkpoints_run_code_is_refused(refused):
-    line = refused("recipe=baseline", *QUIET, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
-    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code" in line
-
-
-def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
-    started = time.monotonic()
-    line = refused("replay", str(tmp_path / "recipe.yaml"))
-    assert "aliases are not allowed" in line
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -180,7 +140,6 @@ def test_a_bomb_of_yaml_aliases_is_refused_at_once(refused, tmp_path):
         ),
         (recipe_text(tracking=HINTON), "is not a tracking"),
         (recipe_text(model=HINTON), "is not a torch.nn.Module"),
-        ("model: " + "[" * 50_000, "nested deeper than 40 levels"),
         ("seed: 1\n" * 50_000, "larger than 200,000 bytes"),
     ],
 )
