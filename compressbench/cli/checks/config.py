@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.cli.checks.finding import BROKEN, FINE, LOOK, Finding
+from compressbench.config.boundary import ALLOW_VARIABLE, allow_arguments
 from compressbench.config.compose import compose_config
-from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments
 from compressbench.config.overrides import refuse
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
