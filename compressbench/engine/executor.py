@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compressbench.core import artifact as artifacts
+from compressbench.core.kill_points import reached
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -39,8 +40,10 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
         started = time.monotonic()
+        reached("run.before_stage")
         entry, hit = _stored_or_built(planned, done, run_context)
         artifact = artifacts.load(entry.folder, build_model, planned.key)
+        reached("run.stage_stored")
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
         files, measurement = _measured(
@@ -69,7 +72,9 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             notes=tuple(outcome["notes"]),
         )
         done[planned.name] = replace(step, warnings=step.warnings + _on_size(step, done))
+        reached("run.stage_measured")
         yield done[planned.name]
+        reached("run.stage_reported")
 
 
 def _on_size(step: Step, done: Mapping[str, Step]) -> tuple[str, ...]:
@@ -164,11 +169,14 @@ def _measured(
 
     def measure(folder: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "measuring the exported file")
-        return asdict(measure_model(artifact, file, reference, data, threads=threads))
+        figures = asdict(measure_model(artifact, file, reference, data, threads=threads))
+        reached("measure.measured")
+        return figures
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
     entry, _ = store.get_or_build(parts, measure)
+    reached("measure.stored")
     figures = dict(entry.meta["figures"])
     if test:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
@@ -177,6 +185,7 @@ def _measured(
         tested, _ = store.get_or_build(
             parts, lambda folder: test_figures(file, data, threads=threads)
         )
+        reached("measure.tested")
         figures |= tested.meta
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
 
@@ -186,10 +195,12 @@ def _export(
 ) -> Entry:
     def export(folder: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "exporting to ONNX")
+        reached("export.before")
         file = folder / "model.onnx"
         report: dict[str, Any] = export_onnx(
             artifact, run_context.data, file, run_context.opset, tracer(artifact, run_context)
         )
+        reached("export.model_written")
         (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
         return {}
 

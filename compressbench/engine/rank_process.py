@@ -16,6 +16,7 @@ from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.signals import leave_to_parent
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
 from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
@@ -68,6 +69,7 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
+    leave_to_parent()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _run(Path(sys.argv[1]))

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from optuna.trial import Trial, TrialState
@@ -21,6 +20,8 @@ from optuna.trial import Trial, TrialState
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
+from compressbench.core.signals import SignalledError, stop_on_signals
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
 from compressbench.search.initial_trials import Configs, end
@@ -28,7 +29,7 @@ from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
 from compressbench.search.storage import SweepStorage, open_storage
-from compressbench.search.worker_loop import TRIALS, Lease, StoppedError, work, work_folder
+from compressbench.search.worker_loop import TRIALS, Lease, work, work_folder
 from compressbench.store.processes import process_token
 
 EXIT_USER = 101  # Python itself may end with 1
@@ -45,16 +46,15 @@ def main() -> int:
         return 0
     message = json.loads(line)
     _write_to(Path(message["log"]))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    stop_on_signals()
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
         serve(load_spec(message["spec"]), message["index"])
     except UserError as error:
         print(str(error), file=sys.stderr)
         return EXIT_USER
-    except StoppedError:
-        return 128 + signal.SIGTERM
+    except SignalledError as error:
+        return 128 + error.number
     return 0
 
 
@@ -64,6 +64,7 @@ def serve(spec: Spec, index: int) -> None:
     storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
     use_sampler(storage, spec, index)
     warm_up(spec)
+    reached("worker.ready")
     work(storage, spec, owner, lambda trial, lease: perform(storage, spec, trial, lease))
     repeat_front(storage, spec, owner)
 
@@ -83,10 +84,6 @@ def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
     storage.study.sampler = instantiate(
         spec.sampler, "search.sampler", seed=spec.seed, number=number
     )
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(number)
 
 
 def _write_to(log: Path) -> None:
@@ -109,6 +106,7 @@ def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Re
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings = choose(spec, trial)
+        reached("trial.chosen")
         result = _same(storage, trial.number, settings) or _run(
             storage, spec, settings, folder, lease
         )
