@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.engine.rank_watch import RankWatch
 
 if TYPE_CHECKING:
     from compressbench.engine.context import RunContext
@@ -82,12 +83,13 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
 def _watch(
     processes: list[subprocess.Popen[bytes]], scratch: Path, run_context: RunContext
 ) -> None:
-    """Wait for all ranks and forward the progress of rank 0; raise when a rank fails."""
-    seen = ""
+    """Wait for all ranks and forward the progress of rank 0; raise when a rank fails or hangs."""
+    seen, watch = "", RankWatch([p.pid for p in processes], scratch)
     while None in (codes := [p.poll() for p in processes]):
         if any(codes):
             time.sleep(POLL_SECONDS)  # the rank that failed first may not be the one seen first
             break
+        watch.look()
         progress = scratch / "progress.json"
         text = progress.read_text() if progress.exists() else ""
         if text and text != seen:

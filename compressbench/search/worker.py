@@ -9,8 +9,9 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from compressbench.search.worker_loop import TRIALS, Lease, work, work_folder
 from compressbench.store.processes import process_token
 
 EXIT_USER = 101  # Python itself may end with 1
+READY = "ready"  # the last word of a worker on the pipe to its supervisor
+_GRACE_SECONDS = 15.0
 
 
 def main() -> int:
@@ -45,25 +48,38 @@ def main() -> int:
     if not line:
         return 0
     message = json.loads(line)
+    pipe = os.dup(1)
     _write_to(Path(message["log"]))
     stop_on_signals()
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
-        serve(load_spec(message["spec"]), message["index"])
+        serve(load_spec(message["spec"]), message["index"], lambda: _say(pipe, READY))
     except UserError as error:
-        print(str(error), file=sys.stderr)
+        _say(pipe, str(error))
         return EXIT_USER
     except SignalledError as error:
         return 128 + error.number
+    except Exception as error:
+        _say(pipe, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
     return 0
 
 
-def serve(spec: Spec, index: int) -> None:
-    """Work on a sweep until it is finished, including the final runs of its front."""
+def _say(pipe: int, text: str) -> None:
+    """Tell the supervisor; the log may be on a disk that is full."""
+    os.write(pipe, f"{text}\n".encode())
+
+
+def serve(spec: Spec, index: int, ready: Callable[[], None] = lambda: None) -> None:
+    """Work on a sweep until it is finished, including the final runs of its front.
+
+    `ready` is called before the first trial.
+    """
     owner = process_token()
     storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
     use_sampler(storage, spec, index)
     warm_up(spec)
+    ready()
     reached("worker.ready")
     work(storage, spec, owner, lambda trial, lease: perform(storage, spec, trial, lease))
     repeat_front(storage, spec, owner)
@@ -96,6 +112,8 @@ def _write_to(log: Path) -> None:
 def _watch_parent() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)  # in C++ code, or stuck
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Result:
