@@ -88,6 +88,8 @@ def killed_at(
 
 def _child(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     os.setpgid(0, 0)
+    if "IGNORE_SIGHUP" in environment:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND), number)
     from tests.faults.preloaded import command

@@ -277,10 +277,11 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _placement(context: Context) -> dict[str, Any]:
     runtime = context.runtime
-    base: dict[str, Any] = {"accelerator": runtime.accelerator, "num_sanity_val_steps": 0}
-    if world_size() == 1:
-        return {**base, "devices": 1}
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    base: dict[str, Any] = {"accelerator": runtime.accelerator, "num_sanity_val_steps": 0}
+    if world_size() == 1:  # also in a job of Slurm, whose tasks and signals are not Lightning's
+        return {**base, "devices": 1, "plugins": [LightningEnvironment()]}
     from pytorch_lightning.strategies import DDPStrategy
 
     backend = "nccl" if runtime.accelerator == "gpu" else "gloo"
