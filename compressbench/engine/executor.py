@@ -14,6 +14,7 @@ import torch
 
 from compressbench.core import artifact as artifacts
 from compressbench.core.kill_points import reached
+from compressbench.core.memory import memory_of
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -41,18 +42,17 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
     for index, planned in enumerate(plan):
         started = time.monotonic()
         reached("run.before_stage")
-        entry, hit = _stored_or_built(planned, done, run_context)
+        with memory_of(f"recipe.stages.{planned.name}"):
+            entry, hit = _stored_or_built(planned, done, run_context)
         artifact = artifacts.load(entry.folder, build_model, planned.key)
         reached("run.stage_stored")
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
-        files, measurement = _measured(
-            artifact,
-            baseline,
-            run_context,
-            planned.timed,
-            test=run_context.test and index in (0, len(plan) - 1),
-        )
+        test = run_context.test and index in (0, len(plan) - 1)
+        with memory_of(f"the file of {planned.name}"):
+            files, measurement = _measured(
+                artifact, baseline, run_context, planned.timed, test=test
+            )
         step = Step(
             index=index,
             name=planned.name,

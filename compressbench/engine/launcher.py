@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.memory import ADVICE, OutOfMemoryError, oom_kills
 from compressbench.engine.rank_watch import RankWatch
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _watch(
     processes: list[subprocess.Popen[bytes]], scratch: Path, run_context: RunContext
 ) -> None:
     """Wait for all ranks and forward the progress of rank 0; raise when a rank fails or hangs."""
-    seen, watch = "", RankWatch([p.pid for p in processes], scratch)
+    seen, kills, watch = "", oom_kills(), RankWatch([p.pid for p in processes], scratch)
     while None in (codes := [p.poll() for p in processes]):
         if any(codes):
             time.sleep(POLL_SECONDS)  # the rank that failed first may not be the one seen first
@@ -99,6 +100,8 @@ def _watch(
     failed = {r: code for r, p in enumerate(processes) if (code := p.poll()) not in (None, 0)}
     if failed:
         culprit = min(failed, key=lambda r: _precedence(failed[r]))
+        if failed[culprit] == -signal.SIGKILL and oom_kills() > kills:
+            raise OutOfMemoryError(f"out of memory: the kernel killed rank {culprit}; {ADVICE}")
         _raise(culprit, failed[culprit], scratch)
 
 

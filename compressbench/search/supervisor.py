@@ -12,15 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressbench.core.errors import UserError
+from compressbench.core.memory import ADVICE, oom_kills
 from compressbench.results.sweep import FINISHED, Sweep
+from compressbench.search.result import Result
 from compressbench.search.spec import Spec
 from compressbench.search.storage import SweepStorage
 from compressbench.search.worker import EXIT_USER, READY
-from compressbench.store.processes import is_stopped
+from compressbench.store.processes import is_stopped, token_of
 
 POLL_SECONDS, LOOK_SECONDS, GRACE_SECONDS = 0.1, 1.0, 15.0
 MOST_DEATHS = 20  # of workers in a row without a finished trial
@@ -67,6 +69,16 @@ class Deaths:
 
     in_row: int = 0
     at_start: str = ""  # what the last one said that died before its first trial
+    for_memory: int = field(default_factory=oom_kills)  # killed by the kernel and known, or before
+
+    def forget(self) -> None:
+        self.in_row, self.at_start = 0, ""
+
+    def was_for_memory(self, worker: Worker) -> bool:
+        """Whether the kernel killed a worker, as far as its counter of such kills tells."""
+        killed = worker.process.returncode == -signal.SIGKILL and oom_kills() > self.for_memory
+        self.for_memory += killed
+        return killed
 
     def count(self, worker: Worker) -> None:
         """Raise if the next worker would die of the same."""
@@ -141,6 +153,8 @@ def supervise(
                 workers.remove(worker)
                 if _died(worker):
                     deaths.count(worker)
+                    if deaths.was_for_memory(worker):
+                        _fail_for_memory(worker, storage)
                     workers.append(start_worker(call_worker(), spec, started))
                     started += 1
             if time.monotonic() < due and workers:
@@ -148,7 +162,8 @@ def supervise(
             began = time.monotonic()
             states = storage.states()
             if states != seen:
-                seen, deaths, sweep = states, Deaths(), look()
+                seen, sweep = states, look()
+                deaths.forget()
                 on_change(sweep)
                 _refuse_hopeless(storage, before)
             due = began + max(LOOK_SECONDS, 10 * (time.monotonic() - began))  # rarer when large
@@ -161,6 +176,16 @@ def _died(worker: Worker) -> bool:
     if worker.process.returncode == EXIT_USER:
         raise UserError(worker.last_words())
     return worker.process.returncode != 0
+
+
+def _fail_for_memory(worker: Worker, storage: SweepStorage) -> None:
+    """Fail a trial whose process the kernel killed for memory: it would be killed again.
+
+    The next worker reports it to the study (`worker_loop.settle`).
+    """
+    reason = f"out of memory: the kernel killed its process; {ADVICE}"
+    result = Result("failed", reason=reason, kind="memory", ended=round(time.time(), 3))
+    storage.leases.fail_task_of(token_of(worker.process.pid), result.dump())
 
 
 def _end_stopped(workers: Sequence[Worker]) -> None:

@@ -17,6 +17,11 @@ def process_token() -> str:
     return f"{_machine()}-{pid}-{_start_time(pid) or 0}"
 
 
+def token_of(pid: int) -> str:
+    """The beginning of the token of a process of this machine, which may have ended."""
+    return f"{_machine()}-{pid}-"
+
+
 def is_alive(token: str, age_seconds: float) -> bool:
     """Whether the process of a token still runs.
 
