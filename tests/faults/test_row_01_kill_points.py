@@ -12,6 +12,7 @@ import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -179,3 +180,16 @@ def test_row_01_a_sweep_killed_at_a_point_goes_on(point, undisturbed_sweep, tmp_
     assert [p.stat().st_mtime_ns for p in before] == written, "a finished trial ran again"
     assert not list(store.glob("tmp/*"))
     assert not (tmp_path / "sweeps" / "tiny" / "running").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_row_01_kills_at_any_moment_cost_no_finished_stage(seed, undisturbed, tmp_path):
+    """Over and over, each time after another while."""
+    arguments, store, chance = [*RUN, "tracking=none"], tmp_path / "store", Random(seed)
+    for _ in range(8):
+        running = forked.start(arguments, tmp_path, store)
+        running.process.join(chance.uniform(0.3, 3.0))
+        running.kill()
+    run = resume(arguments, tmp_path, store)
+    assert (contents(run), models(store)) == undisturbed
