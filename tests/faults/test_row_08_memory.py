@@ -15,7 +15,6 @@ import torch
 from compressbench.core.errors import UserError
 from compressbench.core.memory import OutOfMemoryError, is_out_of_memory, memory_of, oom_kills
 from compressbench.results.sweep import Sweep
-from compressbench.results.sweep_file import read_sweep
 from compressbench.search import supervisor
 from compressbench.search.result import load
 from compressbench.search.worker import READY
@@ -84,20 +83,6 @@ def test_row_08_a_stage_that_needs_too_much_is_one_line_and_not_stored(tmp_path)
     assert line.startswith("compressbench: recipe.stages.train: out of memory: ")
     assert not stages_in(tmp_path / "store")
     assert not list(tmp_path.glob("store/tmp/build-*"))
-
-
-@pytest.mark.long
-def test_row_08_a_sweep_goes_on_without_the_trial(tmp_path):
-    (tmp_path / "greedy.py").write_text(GREEDY)
-    words = ["-m", *SMALL, "recipe.stages.train.epochs=choice(1,40)", "search.name=tiny",
-             "sampler@search.sampler=grid", "search.workers=1"]  # fmt: skip
-    more = {"COMPRESSBENCH_ALLOW": "greedy.*", "PYTHONPATH": str(tmp_path)}
-    ended = forked.run(words, tmp_path, tmp_path / "store", **more)
-    assert ended.code == 0, ended.err
-    trials = read_sweep(tmp_path / "sweeps" / "tiny").trials
-    assert sorted(t.state for t in trials) == ["complete", "failed"]
-    assert "out of memory" in next(t.reason for t in trials if t.state == "failed")
-    assert len(stages_in(tmp_path / "store")) <= 1
 
 
 @contextmanager
