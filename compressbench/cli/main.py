@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from compressbench import __version__
@@ -26,16 +24,9 @@ from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.overrides import explain, refuse, with_checkpoint_key
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.redact import redacted_output
+from compressbench.core.signals import SignalledError, behind, stop_on_signals
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
-
-
-class SignalledError(BaseException):
-    """A signal asked us to stop. Not an Exception, so that no handler on the way swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def main() -> None:
@@ -43,17 +34,12 @@ def main() -> None:
     # Threads that spin while they wait make training several times slower on a shared machine.
     # Read when torch is loaded, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = _take_allow(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    stopping = stop_on_signals()
     with redacted_output():
-        code = guard(lambda: _dispatch(arguments))
+        code = guard(lambda: _dispatch(_take_allow(sys.argv[1:])))
+    stopping.ended(code)
     gc.freeze()  # Python would look through torch's objects again and again as it ends: 1.5 s
     sys.exit(code)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise SignalledError(number)
 
 
 def guard(action: Callable[[], int]) -> int:
@@ -67,15 +53,20 @@ def guard(action: Callable[[], int]) -> int:
         print(f"compressbench: refused: {error}", file=sys.stderr)
         return REFUSED
     except SignalledError as error:
-        name = signal.Signals(error.number).name
-        print(f"\ncompressbench: interrupted ({name}): run the same command to resume",
-              file=sys.stderr)  # fmt: skip
-        return 128 + error.number
-    except Exception:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        return _signalled(error)
+    except Exception as error:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        signalled = behind(error)
+        if signalled is not None:
+            return _signalled(signalled)
         import traceback
 
         traceback.print_exc()
         return BUG
+
+
+def _signalled(error: SignalledError) -> int:
+    print(f"\ncompressbench: {error}", file=sys.stderr)
+    return 128 + error.number
 
 
 def _dispatch(arguments: list[str]) -> int:

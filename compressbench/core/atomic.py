@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.kill_points import reached
+
 
 @contextmanager
 def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
@@ -23,9 +25,12 @@ def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
+        reached("atomic.written")
         if previous is not None and path.exists():
             path.replace(previous)
+            reached("atomic.previous_kept")
         temporary.replace(path)
+        reached("atomic.replaced")
     except BaseException:
         with suppress(OSError):  # report the first error, not this one
             temporary.unlink(missing_ok=True)

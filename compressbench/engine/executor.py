@@ -14,6 +14,8 @@ import torch
 
 from compressbench.core import artifact as artifacts
 from compressbench.core.journal import Journal
+from compressbench.core.kill_points import reached
+from compressbench.core.memory import memory_of
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -41,17 +43,18 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
         started = time.monotonic()
-        entry, hit = _stored_or_built(planned, done, run_context)
+        reached("run.before_stage")
+        with memory_of(f"recipe.stages.{planned.name}"):
+            entry, hit = _stored_or_built(planned, done, run_context)
         artifact = artifacts.load(entry.folder, build_model, planned.key)
+        reached("run.stage_stored")
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
-        files, measurement = _measured(
-            artifact,
-            baseline,
-            run_context,
-            planned.timed,
-            test=run_context.test and index in (0, len(plan) - 1),
-        )
+        test = run_context.test and index in (0, len(plan) - 1)
+        with memory_of(f"the file of {planned.name}"):
+            files, measurement = _measured(
+                artifact, baseline, run_context, planned.timed, test=test
+            )
         step = Step(
             index=index,
             name=planned.name,
@@ -71,7 +74,9 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             notes=tuple(outcome["notes"]),
         )
         done[planned.name] = replace(step, warnings=step.warnings + _on_size(step, done))
+        reached("run.stage_measured")
         yield done[planned.name]
+        reached("run.stage_reported")
 
 
 def _on_size(step: Step, done: Mapping[str, Step]) -> tuple[str, ...]:
@@ -180,11 +185,13 @@ def _measured(
         run_context.progress(0, 1, "measuring the exported file")
         journal = _journal(parts, run_context)
         figures = measure_model(artifact, file, reference, data, threads=threads, journal=journal)
+        reached("measure.measured")
         return asdict(figures)
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
     entry, _ = store.get_or_build(parts, measure)
+    reached("measure.stored")
     figures = dict(entry.meta["figures"])
     if test:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
@@ -196,6 +203,7 @@ def _measured(
                 file, data, threads=threads, journal=_journal(asked, run_context)
             ),
         )
+        reached("measure.tested")
         figures |= tested.meta
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
 
@@ -205,10 +213,12 @@ def _export(
 ) -> Entry:
     def export(folder: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "exporting to ONNX")
+        reached("export.before")
         file = folder / "model.onnx"
         report: dict[str, Any] = export_onnx(
             artifact, run_context.data, file, run_context.opset, tracer(artifact, run_context)
         )
+        reached("export.model_written")
         (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
         return {}
 

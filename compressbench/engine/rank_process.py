@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -18,9 +19,11 @@ from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.redact import redacted_output
+from compressbench.core.signals import leave_to_parent
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
 from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
+from compressbench.engine.rank_watch import STACK, STACK_SIGNAL
 from compressbench.engine.stage_job import Job, build_model, execute
 from compressbench.store.entries import Store
 
@@ -69,7 +72,15 @@ def _die_with_parent() -> None:
     os._exit(EXIT_BUG)
 
 
+def _write_stack_when_asked(scratch: Path) -> None:
+    """Answer the parent's question where we are, even while we wait in C++."""
+    file = (scratch / STACK.format(os.environ["RANK"])).open("w")
+    faulthandler.register(STACK_SIGNAL, file=file)
+
+
 def main() -> None:
+    leave_to_parent()
+    _write_stack_when_asked(Path(sys.argv[1]).parent)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _run(Path(sys.argv[1]))

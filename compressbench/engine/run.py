@@ -18,6 +18,7 @@ from pathlib import Path
 from compressbench.config.recipe_file import read_recipe, replay_command
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.live_objects import live_types
 from compressbench.core.types import Step
 from compressbench.engine.environment import check_torchvision
@@ -64,7 +65,9 @@ def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
         return
     info = begin(prepared, folder, command)
     terminal = Terminal([p.name for p in prepared.plan], info.metric)
+    reached("run.begun")
     session = prepared.tracker.start(folder, info.name, tags(prepared), config.as_dict())
+    reached("run.tracking_begun")
     with reported(info, session, pictures=True, end=_last_lines(info)) as steps, terminal:
         run_stages(
             prepared.with_context(progress=terminal.progress),
@@ -102,10 +105,13 @@ def run_stages(
     for step in run(prepared.plan, prepared.context):
         steps.append(step)
         session.log_step(step)
+        reached("run.stage_logged")
         reason = after(step)
         if reason and not step.is_last:
             return reason
+    reached("run.before_shipping")
     ship(steps[-1], prepared.context, folder)
+    reached("run.shipped")
     return ""
 
 
@@ -125,7 +131,9 @@ def reported(
     finally:
         report, files = record(info, steps, status)
         files += write_pages(report, info.folder) if steps and pictures else []
+        reached("run.before_tracking_ends")
         tracked = session.finish(status.upper(), markdown(report), files)
+        reached("run.tracking_ended")
         if end is not None:
             end(status, report, tracked)
 

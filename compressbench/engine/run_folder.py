@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
@@ -46,6 +47,7 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
     text = f"# {shlex.join(redact(command))}\n" + yaml.safe_dump(redact(again), sort_keys=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        reached("run_folder.made")
         (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
@@ -86,16 +88,20 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
         raise UserError(
             f"cache entry {last.key[:12]} disappeared during the run; run the command again"
         )
+    reached("run_folder.bundle_written")
     (folder / "artifact").mkdir(exist_ok=True)
     for name in ("model.safetensors", "artifact.json"):
         shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+        reached("run_folder.artifact_file_written")
 
 
 def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
     """Write report and tables; return the report and the files to log."""
     folder = info.folder
     report = build_report(info, steps, status)
+    reached("run_folder.before_report")
     write_json_atomic(folder / REPORT_FILE, report)
+    reached("run_folder.report_written")
     write_json_atomic(folder / "environment.json", redact(info.environment))
     files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
     if steps:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.download import compressed
+from compressbench.core.kill_points import reached
 from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
 
@@ -30,8 +31,10 @@ def write_bundle(
     model, script = folder / "model.onnx", folder / "predict.py"
     if onnx_path.resolve() != model.resolve():
         shutil.copyfile(onnx_path, model)
+        reached("bundle.model_copied")
     packed = folder / "model.onnx.zst"
     packed.write_bytes(compressed(model.read_bytes(), model.name))
+    reached("bundle.model_packed")
     about = folder / "model.json"
     text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
     about.write_text(text + "\n", encoding="utf-8")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.kill_points import reached
+
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """The lines of a Markdown table, headings first; [] without rows. Cells do not wrap."""
@@ -27,7 +29,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
+        reached("tables.opened")
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
+    reached("tables.written")
     return path

@@ -16,11 +16,13 @@ from compressbench.config.compose import cached_config
 from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
+from compressbench.core.signals import SignalledError
 from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
-from compressbench.results.sweep_terminal import SweepView
+from compressbench.results.sweep_terminal import SweepView, counts
 from compressbench.search import initial_trials
 from compressbench.search import space as spaces
 from compressbench.search.cluster import Launch, supervise_jobs
@@ -92,14 +94,18 @@ def _sweep(asked: Asked, run: Callable[..., None]) -> Sweep:
     storage = open_storage(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
     )
+    reached("sweep.storage_opened")
     spec = _identify(storage, spec, print_, asked.options.workers)
     description = _describe(spec)
+    reached("sweep.described")
     look = functools.partial(as_sweep, storage, description, spec.home)
     print(f"sweep {spec.name} in {spec.home}")
     tracked = _watched(spec, functools.partial(run, spec), storage, look)
+    reached("sweep.tracking_ended")
     shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
     done = look()
     show_end(done, tracked)
+    reached("sweep.end_shown")
     return done
 
 
@@ -117,12 +123,18 @@ def _watched(
 
         def changed(sweep: Sweep) -> None:
             write_sweep(sweep, spec.home)
+            reached("sweep.change_written")
             session.changed(sweep)
             view.update(sweep)
+            reached("sweep.change_shown")
 
         try:
             start(storage=storage, look=look, on_change=changed)
             status = "FINISHED"
+            reached("sweep.workers_ended")
+        except SignalledError as signalled:
+            signalled.finished = counts(look())
+            raise
         except Exception:
             status = "FAILED"
             raise
@@ -216,6 +228,7 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
         if _FINGERPRINT not in known:
             threads = max(1, len(os.sched_getaffinity(0)) // workers)
             storage.study.set_user_attr(_TAG, uuid.uuid4().hex)
+            reached("sweep.tagged")
             storage.study.set_user_attr(_THREADS, threads)
             storage.study.set_user_attr(_FINGERPRINT, dict(print_))
             known = storage.study.user_attrs

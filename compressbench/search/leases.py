@@ -77,6 +77,14 @@ class Leases:
             task=task, owner=owner, result=result,
         )  # fmt: skip
 
+    def fail_task_of(self, owner: str, result: str) -> bool:
+        """Fail the trial of a dead process whose token begins with `owner`."""
+        return self._change(
+            f"UPDATE {_TABLE} SET state = 'done', result = :result WHERE study = :study "
+            "AND state = 'running' AND task LIKE 'trial/%' AND owner LIKE :owner",
+            owner=f"{owner}%", result=result,
+        )  # fmt: skip
+
     def release(self, task: str, owner: str) -> None:
         """Return a task in good order: the next worker takes it at once, and it is not a loss."""
         self._change(

@@ -22,6 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 from compressbench.results.sweep import Constraint, Objective
 from compressbench.search.leases import Leases
@@ -60,6 +61,7 @@ class SweepStorage:
                 state=TrialState.RUNNING, user_attrs={OWNER: owner}, system_attrs=fixed
             )
             created = storage.create_new_trial(study, template_trial=template)
+        reached("study.trial_made")
         self.study._thread_local.cached_all_trials = None
         return Trial(self.study, created)
 
@@ -99,6 +101,7 @@ class SweepStorage:
                 with warnings.catch_warnings(action="ignore"):  # another worker may tell it, too
                     trial.set_constraint(name, violation)
             self.study.tell(trial, values, state=_STATES[result.state])
+            reached("study.told")
 
     def results(self) -> dict[int, Result]:
         found = self.leases.results("trial")
@@ -172,6 +175,7 @@ def _open(
             directions=[o.direction for o in objectives],
         )  # fmt: skip
     leases = Leases(storage.engine, study._study_id, lease_seconds)
+    reached("study.opened")
     if objectives is not None:
         leases.create_table()
     return SweepStorage(study, leases, lock)

@@ -10,6 +10,7 @@ from compressbench.config.boundary import allow_arguments
 from compressbench.config.compose import compose_config
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.memory import is_out_of_memory
 from compressbench.core.types import Step
 from compressbench.engine.executor import run
 from compressbench.engine.model_trial import try_models
@@ -88,10 +89,10 @@ def failure(error: Exception) -> Result:
     """The result of a trial that raised an exception."""
     kind: Kind = "bug"
     text = str(error).strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, UserError):
+    if is_out_of_memory(error):
+        kind, text = "memory", text if "out of memory" in text else f"out of memory: {text}"
+    elif isinstance(error, UserError):
         kind = "user"
-    elif isinstance(error, MemoryError) or "out of memory" in text.lower():
-        kind, text = "memory", f"out of memory: {text}"
     elif isinstance(error, CheckFailedError):
         kind = "check"
     else:

@@ -9,11 +9,11 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from optuna.trial import Trial, TrialState
@@ -22,7 +22,9 @@ from compressbench.config.boundary import freeze
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redacted_output
+from compressbench.core.signals import SignalledError, stop_on_signals
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
 from compressbench.search.initial_trials import Configs, end
@@ -30,10 +32,12 @@ from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
 from compressbench.search.storage import SweepStorage, open_storage
-from compressbench.search.worker_loop import TRIALS, Lease, StoppedError, work, work_folder
+from compressbench.search.worker_loop import TRIALS, Lease, work, work_folder
 from compressbench.store.processes import process_token
 
 EXIT_USER = 101  # Python itself may end with 1
+READY = "ready"  # the last word of a worker on the pipe to its supervisor
+_GRACE_SECONDS = 15.0
 
 
 def main() -> int:
@@ -46,26 +50,39 @@ def main() -> int:
     if not line:
         return 0
     message = json.loads(line)
+    pipe = os.dup(1)
     _write_to(Path(message["log"]))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    stop_on_signals()
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
-        serve(load_spec(message["spec"]), message["index"])
+        serve(load_spec(message["spec"]), message["index"], lambda: _say(pipe, READY))
     except UserError as error:
-        print(str(error), file=sys.stderr)
+        _say(pipe, str(error))
         return EXIT_USER
-    except StoppedError:
-        return 128 + signal.SIGTERM
+    except SignalledError as error:
+        return 128 + error.number
+    except Exception as error:
+        _say(pipe, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
     return 0
 
 
-def serve(spec: Spec, index: int) -> None:
-    """Work on a sweep until it is finished, including the final runs of its front."""
+def _say(pipe: int, text: str) -> None:
+    """Tell the supervisor; the log may be on a disk that is full."""
+    os.write(pipe, f"{text}\n".encode())
+
+
+def serve(spec: Spec, index: int, ready: Callable[[], None] = lambda: None) -> None:
+    """Work on a sweep until it is finished, including the final runs of its front.
+
+    `ready` is called before the first trial.
+    """
     owner = process_token()
     storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
     use_sampler(storage, spec, index)
     warm_up(spec)
+    ready()
+    reached("worker.ready")
     work(storage, spec, owner, lambda trial, lease: perform(storage, spec, trial, lease))
     repeat_front(storage, spec, owner)
 
@@ -87,10 +104,6 @@ def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
     )
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(number)
-
-
 def _write_to(log: Path) -> None:
     """Redirect the output of this process and its children into a file."""
     with log.open("a") as file:
@@ -101,6 +114,8 @@ def _write_to(log: Path) -> None:
 def _watch_parent() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)  # in C++ code, or stuck
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Result:
@@ -111,6 +126,7 @@ def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Re
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings = choose(spec, trial)
+        reached("trial.chosen")
         result = _same(storage, trial.number, settings) or _run(
             storage, spec, settings, folder, lease
         )

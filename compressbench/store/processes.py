@@ -17,6 +17,11 @@ def process_token() -> str:
     return f"{_machine()}-{pid}-{_start_time(pid) or 0}"
 
 
+def token_of(pid: int) -> str:
+    """The beginning of the token of a process of this machine, which may have ended."""
+    return f"{_machine()}-{pid}-"
+
+
 def is_alive(token: str, age_seconds: float) -> bool:
     """Whether the process of a token still runs.
 
@@ -54,11 +59,27 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is held by SIGSTOP or by a debugger; False where that is unknown."""
+    return _fields(pid)[:1] in (["T"], ["t"])
+
+
+def cpu_ticks(pid: int) -> int | None:
+    """CPU time that a process has used, in clock ticks; None where that is unknown."""
+    fields = _fields(pid)
+    return int(fields[11]) + int(fields[12]) if fields else None
+
+
 def _start_time(pid: int) -> int | None:
     """Start time in clock ticks since boot; None if unknown or if the process has ended."""
+    fields = _fields(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def _fields(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; empty where it says nothing."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command before ")" may contain spaces
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return stat.rpartition(")")[2].split()  # the command before ")" may contain spaces

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from compressbench.core.atomic import sync
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.store.manifest import MANIFEST, regular_files
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit of the process
@@ -23,24 +24,30 @@ def publish(temporary: Path, target: Path, manifest: bytes) -> bool:
     Order of the flushes: files, manifest, their folders, then (after the rename) the parent folder.
     If the process is killed at any point, `target` is either absent or complete.
     """
+    reached("publish.begun")
     for path in regular_files(temporary):
         sync(path)
+    reached("publish.files_synced")
     with (temporary / MANIFEST).open("xb") as file:
         file.write(manifest)
     sync(temporary / MANIFEST)
+    reached("publish.manifest_written")
     for path in temporary.rglob("*"):
         if path.is_dir():
             sync(path)
     sync(temporary)
     target.parent.mkdir(parents=True, exist_ok=True)
     sync(target.parent.parent)
+    reached("publish.before_rename")
     try:
         os.rename(temporary, target)  # noqa: PTH104 - refuses a folder that holds files
     except OSError as error:
         if error.errno in _TAKEN:
             return False
         raise
+    reached("publish.renamed")
     sync(target.parent)
+    reached("publish.done")
     return True
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 from compressbench.tracking.outbox import LOCK, Operation, Outbox
 
@@ -125,8 +126,10 @@ def drain(outbox: Outbox, store: TrackingStore, ended: bool) -> str:
         client = client_of(store)
         for operation in operations[state["done"] :]:
             state = {**state, **apply(client, operation, state, outbox, store)}
+            reached("tracking.applied")
             state |= {"done": state["done"] + 1, "problem": ""}
             outbox.mark(store.shown, state)
+            reached("tracking.marked")
         if ended and not is_finished(operations):
             client.set_terminated(state["run"], "KILLED")  # the run was killed before its end
     except caught as error:
@@ -226,6 +229,7 @@ def _open_run(client: Any, operation: Operation, store: TrackingStore) -> dict[s
     )  # fmt: skip
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, "RUNNING")  # the run is resumed after a crash
+    reached("tracking.run_made")
     logged = run.data.params  # MLflow does not allow a logged value to change, such as n_trials
     new = [Param(*item) for item in operation["params"].items() if item[0] not in logged]
     for chunk in chunks(new, _PARAMS):

@@ -17,6 +17,7 @@ from typing import Any
 
 from compressbench.core.atomic import write_text_atomic
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 
 RECORDS = "outbox.jsonl"
@@ -51,7 +52,9 @@ class Outbox:
         lines = "".join(f"{text}\n" for text in texts).encode()
         try:
             with self._alone():
+                reached("outbox.before_append")
                 _write_lines(self.records, lines)
+                reached("outbox.appended")
         except OSError as error:
             raise UserError(
                 f"{self.records}: cannot write {len(lines)} bytes: {error.strerror}"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from compressbench.core.signals import SignalledError
 from compressbench.search.result import Result, load
-from compressbench.search.worker_loop import StoppedError, run_one, settle, work
+from compressbench.search.worker_loop import run_one, settle, work
 from compressbench.store.processes import process_token
 from tests.search.noop import answer, figures_of, make_spec, make_storage
 
@@ -160,9 +161,9 @@ def test_a_stopped_worker_gives_its_trial_back_with_the_same_settings(spec, stor
 
     def stopped(trial, lease):
         seen.append(answer(trial, lease).figures)
-        raise StoppedError
+        raise SignalledError(signal.SIGTERM)
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(SignalledError):
         work(storage, spec, "w", stopped)
     work(storage, make_spec(spec.home, 1), "w", answer)
     (trial,) = storage.trials()
