@@ -1,0 +1,90 @@
+"""Files that hold a digest of their own content, so that a damaged one is never taken as written.
+
+The digest is the end of the file itself: no kill can come between the content and its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MARK = b"\nsha256 "
+_TRAILER_BYTES = len(_MARK) + 64 + 1
+_FIELD, _END = '"sha256": "', '"}\n'
+
+
+class DamagedFileError(Exception):
+    """A file is not as it was written; the text says what is wrong with it."""
+
+
+def append_digest(path: Path, place: str) -> None:
+    """End the file `path` with the digest of its content and of `place`, where it is valid."""
+    with path.open("rb") as file:
+        sha = hashlib.file_digest(file, lambda: hashlib.sha256(place.encode()))
+    with path.open("ab") as file:
+        file.write(_trailer(sha.hexdigest()))
+
+
+def read_checked(path: Path, place: str) -> memoryview:
+    """The content of a file that `append_digest` ended, which is not looked at before it fits.
+
+    Raises DamagedFileError if it is not what was written, or was written for another `place`.
+    """
+    whole = memoryview(read_regular(path))
+    content, trailer = whole[:-_TRAILER_BYTES], whole[-_TRAILER_BYTES:]
+    sha = hashlib.sha256(place.encode())
+    sha.update(content)
+    if trailer != _trailer(sha.hexdigest()):
+        raise DamagedFileError("its digest differs")
+    return content
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file that we wrote. Raises DamagedFileError unless it is a regular file.
+
+    Neither follows a link nor waits for what is written into a pipe.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123 - of the file that was opened
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedFileError("not a regular file")
+            return file.read()
+    except OSError as error:
+        raise DamagedFileError(error.strerror or str(error)) from error
+
+
+def json_with_digest(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON of an object whose last field is the digest of the text before it.
+
+    Raises ValueError for NaN and infinity.
+    """
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+    head = text.removesuffix("}").rstrip() + (", " if indent is None else ",\n" + " " * indent)
+    return f"{head}{_FIELD}{_sha256(head)}{_END}"
+
+
+def parse_json_with_digest(text: str) -> dict[str, Any]:
+    """The object that `json_with_digest` wrote, without its digest.
+
+    Raises DamagedFileError if any byte differs.
+    """
+    head, mark, end = text.rpartition(_FIELD)
+    if not mark or end != _sha256(head) + _END:
+        raise DamagedFileError("its digest differs: it was damaged or edited")
+    content: dict[str, Any] = json.loads(text)
+    del content["sha256"]
+    return content
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _trailer(digest: str) -> bytes:
+    return _MARK + digest.encode() + b"\n"
