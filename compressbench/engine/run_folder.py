@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from compressbench.core.atomic import write_json_atomic
+from compressbench.core.digests import copy_checked
 from compressbench.core.errors import UserError
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
@@ -73,13 +73,16 @@ def _model_class(prepared: Prepared) -> str:
 
 
 def ship(last: Step, run_context: RunContext, folder: Path) -> None:
-    """Copy model.onnx, its description and the artifact into the run folder."""
+    """Copy the measured model.onnx, its description and the artifact into the run folder."""
     from compressbench.export.bundle import write_bundle
 
     report = json.loads((last.files / "export.json").read_text())
     companions = getattr(run_context.data, "companions", None)
     beside: dict[str, str] = companions() if companions is not None else {}
-    write_bundle(last.files / "model.onnx", run_context.data.spec, report, folder, beside)
+    write_bundle(
+        last.files / "model.onnx", run_context.data.spec, report, folder, beside,
+        last.measurement.file_sha256,
+    )  # fmt: skip
     entry = run_context.store.read(last.key)
     if entry is None:
         raise UserError(
@@ -87,7 +90,8 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
         )
     (folder / "artifact").mkdir(exist_ok=True)
     for name in ("model.safetensors", "artifact.json"):
-        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+        sha256 = entry.manifest["files"][name]["sha256"]
+        copy_checked(entry.folder / name, folder / "artifact" / name, sha256)
 
 
 def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:

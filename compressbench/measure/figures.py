@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import file_digest
 from compressbench.core.edits import activation_grid, parameters
 from compressbench.core.types import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
@@ -50,7 +51,7 @@ def measure_model(
         *_not_integer(artifact, counts),
         *_lost_zeros(artifact, data),
     ]
-    return Measurement(figures | quality, tuple(warnings))
+    return Measurement(figures | quality, tuple(warnings), file_digest(onnx))
 
 
 def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
