@@ -15,7 +15,7 @@ from typing import Any
 
 _MARK = b"\nsha256 "
 _TRAILER_BYTES = len(_MARK) + 64 + 1
-_FIELD, _END = '"sha256": "', '"}\n'
+_FIELD, _END = b'"sha256": "', b'"}\n'
 
 
 class DamagedFileError(Exception):
@@ -45,9 +45,9 @@ def read_checked(path: Path, place: str) -> memoryview:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a file that we wrote. Raises DamagedFileError unless it is a regular file.
+    """The bytes of a file that we wrote; it follows no link, and waits for no writer of a pipe.
 
-    Neither follows a link nor waits for what is written into a pipe.
+    Raises FileNotFoundError, or DamagedFileError for what is no regular file or cannot be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -55,35 +55,38 @@ def read_regular(path: Path) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise DamagedFileError("not a regular file")
             return file.read()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise DamagedFileError(error.strerror or str(error)) from error
 
 
-def json_with_digest(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON of an object whose last field is the digest of the text before it.
+def json_with_digest(content: Mapping[str, Any], **options: Any) -> bytes:
+    """JSON of an object whose last field, `sha256`, is the digest of the text before it.
 
-    Raises ValueError for NaN and infinity.
+    `options` are those of `json.dumps`. Raises ValueError for NaN and infinity.
     """
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent, default=str)
-    head = text.removesuffix("}").rstrip() + (", " if indent is None else ",\n" + " " * indent)
-    return f"{head}{_FIELD}{_sha256(head)}{_END}"
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
+    head = (text.removesuffix("}").rstrip() + ",\n ").encode()
+    return head + _FIELD + _sha256(head) + _END
 
 
-def parse_json_with_digest(text: str) -> dict[str, Any]:
-    """The object that `json_with_digest` wrote, without its digest.
+def read_json_with_digest(path: Path) -> dict[str, Any]:
+    """The object that `json_with_digest` made, without its digest.
 
-    Raises DamagedFileError if any byte differs.
+    Raises FileNotFoundError, or DamagedFileError if any byte of the file differs.
     """
-    head, mark, end = text.rpartition(_FIELD)
+    content = read_regular(path)
+    head, mark, end = content.rpartition(_FIELD)
     if not mark or end != _sha256(head) + _END:
         raise DamagedFileError("its digest differs: it was damaged or edited")
-    content: dict[str, Any] = json.loads(text)
-    del content["sha256"]
-    return content
+    found: dict[str, Any] = json.loads(content)
+    del found["sha256"]
+    return found
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _trailer(digest: str) -> bytes:

@@ -15,6 +15,7 @@ from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment
 from compressbench.engine.prepare import Prepared
 from compressbench.models.in_hand import TARGET as IN_HAND
+from compressbench.results.report_file import write_report
 from compressbench.results.run_report import (
     Report,
     RunInfo,
@@ -22,7 +23,7 @@ from compressbench.results.run_report import (
     write_tables,
 )
 
-RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
+RECIPE_FILE = "recipe.yaml"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenizer.json", "artifact")
 
 
@@ -98,9 +99,8 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
     """Write report and tables; return the report and the files to log."""
     folder = info.folder
     report = build_report(info, steps, status)
-    write_json_atomic(folder / REPORT_FILE, report)
     write_json_atomic(folder / "environment.json", info.environment)
-    files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
+    files = [write_report(report, folder), folder / "environment.json", folder / RECIPE_FILE]
     if steps:
         files += write_tables(report, folder)
     return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]

@@ -46,16 +46,17 @@ def load_checkpoint(
     names and shapes of `like`.
     """
     for candidate in (path, _previous(path)):
-        if candidate.exists() or candidate.is_symlink():
-            try:
-                state = _parsed(read_checked(candidate, _place(path)))
-                _check(state, fields, like)
-            except DamagedFileError as damage:
-                then = "trying the one before" if candidate == path else "starting anew"
-                _log.warning("checkpoint %s cannot be used (%s): %s", candidate, damage, then)
-                _remove(candidate)
-            else:
-                return state
+        try:
+            state = _parsed(read_checked(candidate, _place(path)))
+            _check(state, fields, like)
+        except FileNotFoundError:
+            continue
+        except DamagedFileError as damage:
+            then = "trying the one before" if candidate == path else "starting anew"
+            _log.warning("checkpoint %s cannot be used (%s): %s", candidate, damage, then)
+            _remove(candidate)
+        else:
+            return state
     return None
 
 
