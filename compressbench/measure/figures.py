@@ -11,6 +11,7 @@ from torch import Tensor
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.digests import file_digest
 from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.external_data import check_self_contained
 from compressbench.core.types import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
 
@@ -31,8 +32,10 @@ def measure_model(
         threads: Of ONNX Runtime in the validation run. Latency is always measured with one.
 
     Raises:
-        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`).
+        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`),
+            or the file names another one.
     """
+    check_self_contained(onnx)
     counts = kernels.integer_kernels(onnx)
     figures = _sizes(artifact, onnx) | {
         "compute/macs": float(macs.macs(onnx)),
