@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,12 +62,26 @@ def read_regular(path: Path) -> bytes:
         raise DamagedFileError(error.strerror or str(error)) from error
 
 
+def require_regular(path: Path) -> None:
+    """Raise DamagedFileError for a link, a folder or a pipe; OSError where there is nothing."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise DamagedFileError("not a regular file")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or whatever is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def json_with_digest(content: Mapping[str, Any], **options: Any) -> bytes:
     """JSON of an object whose last field, `sha256`, is the digest of the text before it.
 
     `options` are those of `json.dumps`. Raises ValueError for NaN and infinity.
     """
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, **options)
+    text = json.dumps(content, allow_nan=False, **{"ensure_ascii": False, **options})
     head = (text.removesuffix("}").rstrip() + ",\n ").encode()
     return head + _FIELD + _sha256(head) + _END
 

@@ -8,7 +8,6 @@ Each ends with its digest, and is loaded only as it was written, and only for it
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Set
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core.atomic import atomic_path
-from compressbench.core.checked_files import DamagedFileError, append_digest, read_checked
+from compressbench.core.checked_files import DamagedFileError, append_digest, read_checked, remove
 
 State = dict[str, Any]
 _log = logging.getLogger("compressbench.training")
@@ -30,7 +29,7 @@ def save_checkpoint(state: State, path: Path) -> None:
     previous = _previous(path)
     for old in (path, previous):
         if old.is_symlink() or (old.exists() and not old.is_file()):
-            _remove(old)
+            remove(old)
     with atomic_path(path, previous) as temporary:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -54,7 +53,7 @@ def load_checkpoint(
         except DamagedFileError as damage:
             then = "trying the one before" if candidate == path else "starting anew"
             _log.warning("checkpoint %s cannot be used (%s): %s", candidate, damage, then)
-            _remove(candidate)
+            remove(candidate)
         else:
             return state
     return None
@@ -88,10 +87,3 @@ def _previous(path: Path) -> Path:
 def _place(path: Path) -> str:
     """The name under which a checkpoint is valid: its folder is named after the stage's key."""
     return "/".join(path.absolute().parts[-3:])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
