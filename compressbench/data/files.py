@@ -17,6 +17,7 @@ from compressbench.core.checked_files import (
 )
 from compressbench.core.digests import file_digest
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.owners import check_writers
 
 MEMO = "hashes.json"
 
@@ -24,6 +25,7 @@ MEMO = "hashes.json"
 def decoded_folder() -> Path:
     """The folder of decoded images and the memo of file hashes; created if missing."""
     folder = Path(os.environ.get("COMPRESSBENCH_STORE") or ".compressbench").absolute() / "decoded"
+    check_writers(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
