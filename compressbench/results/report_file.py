@@ -36,8 +36,14 @@ def read_report(folder: Path) -> Report:
 
 
 def check_shipped(folder: Path, report: Report) -> None:
-    """Raise CheckFailedError unless `model.onnx` is the file that the report's figures are of."""
+    """Raise CheckFailedError unless `model.onnx` is the file that the report's figures are of, and
+    the artifact beside it is as it was written.
+    """
     path = folder / MODEL_FILE
     measured = [s["file_sha256"] for s in report["stages"] if s["name"] == report["final"]]
     if measured != [file_digest(path)]:
         raise CheckFailedError(f"{path} is not the file that was measured: do not ship it")
+    for name, about in report["files"].items():
+        part = folder / name
+        if name.startswith("artifact/") and part.is_file() and file_digest(part) != about["sha256"]:
+            raise CheckFailedError(f"{part} is not the file that the run wrote: it was changed")

@@ -42,7 +42,7 @@ def write_run(folder, figures):
     (folder / "model.onnx").write_bytes(b"onnx")
     sha256 = file_digest(folder / "model.onnx")
     stage = {"name": "quantize", "figures": dict(figures), "file_sha256": sha256}
-    write_report({"final": "quantize", "stages": [stage]}, folder)
+    write_report({"final": "quantize", "stages": [stage], "files": {}}, folder)
 
 
 def fails(arguments, capsys):
