@@ -9,6 +9,7 @@ import pytest
 from compressbench.core.digests import copy_checked, file_digest
 from compressbench.core.errors import CheckFailedError
 from compressbench.store import manifest as manifests
+from tests.end_to_end.running import run_here
 
 
 def entry_with(store, name):
@@ -80,3 +81,20 @@ def test_row_31_a_copy_with_another_digest_is_none(tmp_path):
     with pytest.raises(CheckFailedError, match="not the file that was measured"):
         copy_checked(tmp_path / "a", tmp_path / "b", digest)
     assert not (tmp_path / "b").exists()
+
+
+def test_row_31_verify_deep_finds_figures_that_were_never_measured(cheap_run, tmp_path):
+    _, store = cheap_run
+    done = run_here(["store", "verify", "--deep"], tmp_path, store)
+    assert (done.code, "2 measurements repeated, all figures the same" in done.out) == (0, True)
+    for path in store.glob("entries/*/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["parts"]["kind"] == "measure":
+            meta = manifest["meta"]
+            figures = {**meta["figures"], "val/accuracy": 0.99}
+            resigned(path.parent, meta={**meta, "figures": figures})
+    done = run_here(["store", "verify", "--deep"], tmp_path, store)
+    assert done.code == 3
+    assert "val/accuracy is 0.99, measured again 0.49" in done.err
+    done = run_here(["store", "verify", "--deep"], tmp_path, store)
+    assert (done.code, "1 measurements repeated" in done.out) == (0, True)
