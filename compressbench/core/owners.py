@@ -2,6 +2,8 @@
 
 Trusted are this process's user, root, and the users that COMPRESSBENCH_TRUSTED_OWNERS names. A
 store that its group may write is shared on purpose with all of the group, if this user is in it.
+In a folder with the sticky bit (as /tmp has) everyone may add files, but nobody replaces another's:
+their owners are checked.
 """
 
 from __future__ import annotations
@@ -40,12 +42,15 @@ def check_entry(root: Path, folder: Path) -> None:
 
 def _check(path: Path, status: os.stat_result, root: Path, shared: bool = False) -> bool:
     """Raise UserError unless a path can be trusted; return whether its group shares it."""
-    if status.st_mode & stat.S_IWOTH and not stat.S_ISLNK(status.st_mode):
+    open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+    if open_to_all and not stat.S_ISLNK(status.st_mode):
         raise UserError(
             f"{path} in the store {root} can be written by every user of this machine: run "
             f"chmod -R o-w {root}, or set COMPRESSBENCH_STORE to another folder"
         )
-    ours = bool(status.st_mode & stat.S_IWGRP) and status.st_gid in {os.getegid(), *os.getgroups()}
+    groups = {os.getegid(), *os.getgroups()}
+    ours = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
+    ours = ours and status.st_gid in groups
     if not (shared or ours or _is_trusted(status)):
         raise UserError(
             f"{path} in the store {root} belongs to user {status.st_uid}, not to you "

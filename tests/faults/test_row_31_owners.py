@@ -78,6 +78,15 @@ def test_row_31_what_everyone_may_write_is_refused(store, name):
     assert read(store)
 
 
+@AS_ROOT
+def test_row_31_where_everyone_may_add_the_owner_of_each_file_counts(store):
+    store.root.chmod(0o1777)
+    assert read(store)
+    os.chown(place(store, "entry"), STRANGER, STRANGER)
+    with pytest.raises(UserError, match="belongs to user"):
+        read(store)
+
+
 def test_row_31_a_folder_for_new_entries_that_everyone_may_write_is_refused(store):
     (store.root / "tmp").chmod(0o777)
     with pytest.raises(UserError, match=r"/tmp in the store"):
