@@ -15,6 +15,7 @@ import torch
 from compressbench.core import artifact as artifacts
 from compressbench.core.digests import file_digest
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.journal import Journal
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -28,6 +29,7 @@ from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
 from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry, Store
+from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
 
 _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
@@ -132,14 +134,26 @@ def _build(
 
 
 def _recalled(
-    planned: Planned, run_context: RunContext, parts: Mapping[str, Any], compute: Callable[[], Any]
+    planned: Planned,
+    run_context: RunContext,
+    parts: Mapping[str, Any],
+    compute: Callable[[Journal], Any],
 ) -> Any:
     """An intermediate result, cached under everything but the stage's own options, so that stages
     with the same starting point share it.
     """
     begun = {name: planned.parts[name] for name in _BEGINNING}
     key = {**begun, **parts, "kind": "costs"}
-    return run_context.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return {"found": compute(_journal(key, run_context))}
+
+    return run_context.store.get_or_build(key, build)[0].meta["found"]
+
+
+def _journal(parts: Mapping[str, Any], run_context: RunContext) -> Journal:
+    """The journal of a result that is being built; it goes when the result is published."""
+    return Journal.open(run_context.store.scratch(content_key(parts)), run_context.runtime.device)
 
 
 def _measured(
@@ -167,10 +181,13 @@ def _measured(
 
     def measure(_: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "measuring the exported file")
-        return asdict(measure_model(artifact, file, reference, data, threads=threads))
+        journal = _journal(parts, run_context).within(file_digest(file))
+        figures = measure_model(artifact, file, reference, data, threads=threads, journal=journal)
+        return asdict(figures)
 
     def test(_: Path) -> dict[str, Any]:
-        figures = test_figures(file, data, threads=threads)
+        journal = _journal(asked, run_context).within(file_digest(file))
+        figures = test_figures(file, data, threads=threads, journal=journal)
         return {"figures": figures, "file_sha256": file_digest(file)}
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
@@ -180,8 +197,8 @@ def _measured(
     if tested:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
-        parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
-        figures |= _of_file(store, parts, test, export).meta["figures"]
+        asked = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        figures |= _of_file(store, asked, test, export).meta["figures"]
     warnings, sha256 = tuple(entry.meta["warnings"]), entry.meta["file_sha256"]
     return exported.folder, Measurement(figures, warnings, sha256)
 
