@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -68,9 +67,10 @@ def _explain(run: Path, images: int, seconds: int) -> None:
     from compressbench.core.journal import Journal
     from compressbench.engine.prepare import prepare
     from compressbench.quantization import layer_costs
+    from compressbench.results.report_file import read_report
     from compressbench.results.terminal import Terminal, say
 
-    report = _report(run)
+    report = read_report(run)
     prepared = prepare(RunConfig.of(read_recipe(run / "recipe.yaml")))
     subject = _subject(run, prepared, report)
     torch.set_num_threads(prepared.context.runtime.threads)
@@ -156,14 +156,6 @@ def _exact(
         return judge(subject.start.model)
     with layer_costs.left_out(subject.artifact, floats, parts):
         return judge(subject.artifact.model)
-
-
-def _report(run: Path) -> dict[str, Any]:
-    path = run / "report.json"
-    if not path.is_file():
-        raise UserError(f"{run}: no report.json there, so not the folder of a run")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
 
 
 def _subject(run: Path, prepared: Prepared, report: Mapping[str, Any]) -> _Subject:

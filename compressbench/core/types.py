@@ -199,6 +199,7 @@ class Measurement:
 
     figures: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    file_sha256: str = ""  # of the file that was measured: no other is shipped
 
 
 # (what a result depends on besides the stage's start, a function that computes it and keeps what it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.atomic import atomic_path
+from compressbench.core.checked_files import (
+    DamagedFileError,
+    json_with_digest,
+    read_json_with_digest,
+)
 from compressbench.core.digests import file_digest
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.owners import check_writers
 
 MEMO = "hashes.json"
 
@@ -20,6 +25,7 @@ MEMO = "hashes.json"
 def decoded_folder() -> Path:
     """The folder of decoded images and the memo of file hashes; created if missing."""
     folder = Path(os.environ.get("COMPRESSBENCH_STORE") or ".compressbench").absolute() / "decoded"
+    check_writers(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +70,7 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
         memo = _read_memo(memo_path)
         memo |= {str(path.absolute()): [stamps[path], computed[path]] for path in unknown}
         with writing(memo_path) as temporary:
-            temporary.write_text(json.dumps(memo, indent=0), encoding="utf-8")
+            temporary.write_bytes(json_with_digest({"files": memo}, ensure_ascii=True))
         known |= computed
     return {path: known[path] for path in stamps}
 
@@ -77,11 +83,10 @@ def _stamp(path: Path) -> list[int]:
 def _read_memo(path: Path) -> dict[str, Any]:
     """The cached hashes; empty if the file is missing or damaged, which only costs time."""
     try:
-        memo = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        memo: dict[str, Any] = read_json_with_digest(path)["files"]
+    except (OSError, DamagedFileError):
         return {}
-    entries = memo.items() if isinstance(memo, dict) else ()
-    return {key: entry for key, entry in entries if isinstance(entry, list) and len(entry) == 2}
+    return memo
 
 
 def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:

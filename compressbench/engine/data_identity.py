@@ -21,7 +21,7 @@ from compressbench.core.types import Data, Split, SplitName
 from compressbench.store.keys import canonical
 
 SAMPLES = 8  # of each split, evenly spaced
-_PLACE = "a path; its contents count"
+PLACE = "a path; its contents count"
 
 
 def identify(dataset: Mapping[str, Any], data: Data) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _placeless(value: Any) -> Any:
         return {name: _placeless(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_placeless(inner) for inner in value]
-    return _PLACE if isinstance(value, str) and _is_place(value) else value
+    return PLACE if isinstance(value, str) and _is_place(value) else value
 
 
 def _is_place(text: str) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from compressbench.core import artifact as artifacts
+from compressbench.core.digests import file_digest
+from compressbench.core.errors import CheckFailedError
 from compressbench.core.journal import Journal
 from compressbench.core.kill_points import reached
 from compressbench.core.memory import memory_of
@@ -28,7 +30,7 @@ from compressbench.engine.environment import machine
 from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
 from compressbench.results.run_report import growth_warning, shrink_warning
-from compressbench.store.entries import Entry
+from compressbench.store.entries import Entry, Store
 from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
 
@@ -50,10 +52,13 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
         reached("run.stage_stored")
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
-        test = run_context.test and index in (0, len(plan) - 1)
         with memory_of(f"the file of {planned.name}"):
             files, measurement = _measured(
-                artifact, baseline, run_context, planned.timed, test=test
+                artifact,
+                baseline,
+                run_context,
+                planned.timed,
+                tested=run_context.test and index in (0, len(plan) - 1),
             )
         step = Step(
             index=index,
@@ -160,9 +165,9 @@ def _journal(parts: Mapping[str, Any], run_context: RunContext) -> Journal:
 
 
 def _measured(
-    artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, test: bool
+    artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, tested: bool
 ) -> tuple[Path, Measurement]:
-    """Export an artifact and measure its file next to the float baseline's; `test` allows reading
+    """Export an artifact and measure its file next to the float baseline's; `tested` allows reading
     the test split.
     """
     from compressbench.export.onnx import export_onnx
@@ -170,7 +175,8 @@ def _measured(
 
     data, store, threads = run_context.data, run_context.store, run_context.runtime.threads
     torch.set_num_threads(threads)
-    exported = _export(artifact, run_context, timed, export_onnx)
+    export = partial(_export, artifact, run_context, timed, export_onnx)
+    exported = export()
     file = exported.folder / "model.onnx"
     reference = baseline.files / "model.onnx" if baseline else file
     shared = {
@@ -181,31 +187,57 @@ def _measured(
         "machine": machine(),
     }
 
-    def measure(folder: Path) -> dict[str, Any]:
+    def measure(_: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "measuring the exported file")
-        journal = _journal(parts, run_context)
+        journal = _journal(parts, run_context).within(file_digest(file))
         figures = measure_model(artifact, file, reference, data, threads=threads, journal=journal)
         reached("measure.measured")
         return asdict(figures)
 
+    def test(_: Path) -> dict[str, Any]:
+        journal = _journal(asked, run_context).within(file_digest(file))
+        figures = test_figures(file, data, threads=threads, journal=journal)
+        return {"figures": figures, "file_sha256": file_digest(file)}
+
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
-    entry, _ = store.get_or_build(parts, measure)
+    entry = _of_file(store, parts, measure, export)
     reached("measure.stored")
     figures = dict(entry.meta["figures"])
-    if test:
+    if tested:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
         asked = parts_of("test", shared, "compressbench.measure.figures.test_figures")
-        tested, _ = store.get_or_build(
-            asked,
-            lambda folder: test_figures(
-                file, data, threads=threads, journal=_journal(asked, run_context)
-            ),
-        )
+        figures |= _of_file(store, asked, test, export).meta["figures"]
         reached("measure.tested")
-        figures |= tested.meta
-    return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
+    warnings, sha256 = tuple(entry.meta["warnings"]), entry.meta["file_sha256"]
+    return exported.folder, Measurement(figures, warnings, sha256)
+
+
+def _of_file(
+    store: Store,
+    parts: Mapping[str, Any],
+    measure: Callable[[Path], Any],
+    export: Callable[[], Entry],
+) -> Entry:
+    """The entry of figures that were measured on the file of `export`, and on no other.
+
+    Where they are not, one of the two is not what was stored: both are computed again.
+    """
+    exported = export()
+    entry, hit = store.get_or_build(parts, measure)
+    if hit and entry.meta["file_sha256"] != _onnx_sha256(exported):
+        store.set_aside(entry, "was measured on another file")
+        store.set_aside(exported, "is not the file that was measured")
+        exported = export()
+        entry, _ = store.get_or_build(parts, measure)
+    if entry.meta["file_sha256"] != _onnx_sha256(exported):
+        raise CheckFailedError(f"{exported.folder / 'model.onnx'} changed while it was measured")
+    return entry
+
+
+def _onnx_sha256(exported: Entry) -> str:
+    return str(exported.manifest["files"]["model.onnx"]["sha256"])
 
 
 def _export(

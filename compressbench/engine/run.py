@@ -8,7 +8,6 @@ left behind). A trial of a sweep goes the same way (`search.trial`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,13 +27,13 @@ from compressbench.engine.plan_table import show_plan
 from compressbench.engine.prepare import Prepared, prepare
 from compressbench.engine.run_folder import (
     RECIPE_FILE,
-    REPORT_FILE,
     begin,
     record,
     remove_if_empty,
     ship,
     tags,
 )
+from compressbench.results.report_file import REPORT_FILE, read_report
 from compressbench.results.run_plots import write_pages
 from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
 from compressbench.results.terminal import Terminal, make_console, say
@@ -164,11 +163,9 @@ def replay(path: Path) -> None:
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
     folder = Path("runs").absolute() / stamp
     run_recipe(config, folder, ["compressbench", "replay", str(path)])
-    before = path.with_name(REPORT_FILE)
-    if before.is_file() and not config.plan:
+    if path.with_name(REPORT_FILE).is_file() and not config.plan:
         old, new = (
-            json.loads(report.read_text())["files"]["model.onnx"]["sha256"]
-            for report in (before, folder / REPORT_FILE)
+            read_report(where)["files"]["model.onnx"]["sha256"] for where in (path.parent, folder)
         )
         same = "the same bytes as" if old == new else "NOT the same bytes as"
         print(f"model.onnx has {same} the one beside {path}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 from compressbench.core.atomic import write_json_atomic
+from compressbench.core.digests import copy_checked
 from compressbench.core.errors import UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
@@ -17,6 +17,7 @@ from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment
 from compressbench.engine.prepare import Prepared
 from compressbench.models.in_hand import TARGET as IN_HAND
+from compressbench.results.report_file import write_report
 from compressbench.results.run_report import (
     Report,
     RunInfo,
@@ -24,7 +25,7 @@ from compressbench.results.run_report import (
     write_tables,
 )
 
-RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
+RECIPE_FILE = "recipe.yaml"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenizer.json", "artifact")
 
 
@@ -76,13 +77,16 @@ def _model_class(prepared: Prepared) -> str:
 
 
 def ship(last: Step, run_context: RunContext, folder: Path) -> None:
-    """Copy model.onnx, its description and the artifact into the run folder."""
+    """Copy the measured model.onnx, its description and the artifact into the run folder."""
     from compressbench.export.bundle import write_bundle
 
     report = json.loads((last.files / "export.json").read_text())
     companions = getattr(run_context.data, "companions", None)
     beside: dict[str, str] = companions() if companions is not None else {}
-    write_bundle(last.files / "model.onnx", run_context.data.spec, report, folder, beside)
+    write_bundle(
+        last.files / "model.onnx", run_context.data.spec, report, folder, beside,
+        last.measurement.file_sha256,
+    )  # fmt: skip
     entry = run_context.store.read(last.key)
     if entry is None:
         raise UserError(
@@ -91,7 +95,8 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
     reached("run_folder.bundle_written")
     (folder / "artifact").mkdir(exist_ok=True)
     for name in ("model.safetensors", "artifact.json"):
-        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+        sha256 = entry.manifest["files"][name]["sha256"]
+        copy_checked(entry.folder / name, folder / "artifact" / name, sha256)
         reached("run_folder.artifact_file_written")
 
 
@@ -100,10 +105,10 @@ def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[
     folder = info.folder
     report = build_report(info, steps, status)
     reached("run_folder.before_report")
-    write_json_atomic(folder / REPORT_FILE, report)
+    files = [write_report(report, folder)]
     reached("run_folder.report_written")
     write_json_atomic(folder / "environment.json", redact(info.environment))
-    files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
+    files += [folder / "environment.json", folder / RECIPE_FILE]
     if steps:
         files += write_tables(report, folder)
     return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import file_digest
 from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.external_data import check_self_contained
 from compressbench.core.journal import Journal
 from compressbench.core.types import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
@@ -39,8 +41,10 @@ def measure_model(
         journal: Keeps the logits; of these files and this model only.
 
     Raises:
-        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`).
+        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`),
+            or the file names another one.
     """
+    check_self_contained(onnx)
     counts = kernels.integer_kernels(onnx)
     figures = _sizes(artifact, onnx) | {
         "compute/macs": float(macs.macs(onnx)),
@@ -59,7 +63,7 @@ def measure_model(
         *_not_integer(artifact, counts),
         *_lost_zeros(artifact, data),
     ]
-    return Measurement(figures | quality, tuple(warnings))
+    return Measurement(figures | quality, tuple(warnings), file_digest(onnx))
 
 
 def test_figures(

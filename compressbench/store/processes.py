@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
 from compressbench.core.digests import digest
@@ -35,6 +36,16 @@ def is_alive(token: str, age_seconds: float) -> bool:
     if machine != _machine():
         return age_seconds < FOREIGN_SECONDS
     return _runs(int(pid)) and (start == "0" or _start_time(int(pid)) == int(start))
+
+
+def is_abandoned(build: Path) -> bool:
+    """Whether the process that created `tmp/build-<key>-<process>-<random>` has ended."""
+    token = build.name.split("-", 2)[-1].rpartition("-")[0]
+    try:
+        age = time.time() - build.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return not is_alive(token, age)
 
 
 def _machine() -> str:

@@ -15,6 +15,7 @@ from compressbench.core.atomic import write_json_atomic
 from compressbench.core.types import Measurement, Split
 from compressbench.engine.environment import environment
 from compressbench.measure import figures as measure
+from compressbench.results.report_file import read_report, write_report
 from compressbench.results.run_report import (
     build_report,
     comparison_rows,
@@ -30,8 +31,9 @@ from tests.sample_steps import make_info, make_step, make_steps, warned
 def test_report_is_json_and_says_what_ran(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     report = build_report(make_info(tmp_path), make_steps(), "finished")
-    write_json_atomic(tmp_path / "report.json", report)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report
+    assert json.loads((tmp_path / "report.json").read_text()).keys() == {*report, "sha256"}
     assert report["schema_version"] == 1
     assert (report["baseline"], report["final"]) == ("train", "quantize")
     assert [s["hit"] for s in report["stages"]] == [True, False, False]

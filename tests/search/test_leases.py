@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import TrialState
 
 from compressbench.core.signals import SignalledError
-from compressbench.search.result import Result, load
+from compressbench.search.result import Result
 from compressbench.search.worker_loop import run_one, settle, work
 from compressbench.store.processes import process_token
 from tests.search.noop import answer, figures_of, make_spec, make_storage
@@ -220,23 +220,3 @@ def test_killed_workers_lose_nothing(tmp_path):
     ]
     folders = {int(p.parent.name): int(p.read_text()) for p in spec.home.glob("trials/*/*.json")}
     assert folders == {n: n for n in range(40)}
-
-
-def test_a_paused_process_is_fenced(tmp_path):
-    """SIGSTOP past the lease: another adopts; woken up, it is refused and takes the next."""
-    spec = make_spec(tmp_path / "sweep", 2, lease_seconds=0.6)
-    storage = make_storage(spec)
-    sleeper = start(spec, 1.0)
-    assert sleeper.stdout.readline().strip() == "ready"
-    deadline = time.monotonic() + 20
-    while not storage.leases.states("trial") and time.monotonic() < deadline:
-        time.sleep(0.02)
-    sleeper.send_signal(signal.SIGSTOP)
-    work(storage, spec, "w", answer)
-    assert storage.leases.owner("trial/0") == "w"
-    sleeper.send_signal(signal.SIGCONT)
-    assert sleeper.wait(20) == 0
-    results = {n: load(t) for n, t in storage.leases.results("trial").items()}
-    assert results["trial/0"].folder == "", "the answer of the one who adopted stands"
-    assert len(storage.trials(TrialState.COMPLETE)) == 2
-    assert not list(spec.home.glob("running/0-*"))

@@ -27,6 +27,7 @@ from compressbench.training.losses.positions import IGNORED
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
 CHECKPOINT = "fit.ckpt"
+FIELDS = {"epoch", "step", "history", "model", "loss", "optimizer", "scheduler", "callback"}
 CHECK_EVERY = 20  # steps between reads of the loss: each read stalls an accelerator
 
 
@@ -232,7 +233,7 @@ def fit_(
         learned = list(loss.parameters()) if isinstance(loss, nn.Module) else []
         groups = [*groups, {"params": learned}] if learned else groups
         module = _Module(model.train(), loss, schedule, context, groups, callback)
-        state = load_checkpoint(context.folder / CHECKPOINT)
+        state = load_checkpoint(context.folder / CHECKPOINT, FIELDS, model.state_dict())
         if state is not None:
             module.resume_(state)
         trainer = pl.Trainer(
