@@ -42,7 +42,7 @@ def apply(
             for path in operation["paths"]:
                 _log_file(client, _run(state), outbox.folder, Path(path))
         case "finish":
-            _finish(client, operation, state)
+            _finish(client, operation, state, outbox)
         case unknown:
             raise UserError(f"{outbox.records}: unknown operation {unknown!r}; a newer version's?")
     return {}
@@ -127,12 +127,18 @@ def _log_file(client: Any, run: str, folder: Path, path: Path) -> None:
         print(f"{here}: no longer exists and is not logged", file=sys.stderr)
 
 
-def _finish(client: Any, operation: Operation, state: Mapping[str, Any]) -> None:
-    """End the run and check that the server has kept it; delete runs that were created twice."""
+def _finish(client: Any, operation: Operation, state: Mapping[str, Any], outbox: Outbox) -> None:
+    """End the run and check that the server has kept it; delete runs that were created twice.
+
+    MLflow takes an empty answer, such as a proxy that is cut gives, for a success.
+    """
     run = _run(state)
     client.set_terminated(run, operation["status"], operation["time"])
-    kept = client.get_run(run).info
-    if (kept.run_id, kept.status) != (run, operation["status"]):
+    kept = client.get_run(run)
+    if (kept.info.run_id, kept.info.status) != (run, operation["status"]):
+        raise NoMLflowError
+    metrics = (o["metrics"] for o in outbox.read() if o["do"] == "metrics")
+    if {metric[0] for many in metrics for metric in many} - set(kept.data.metrics):
         raise NoMLflowError
     if "tag" in state:
         for double in runs_tagged(client, state["experiment"], state["tag"]):

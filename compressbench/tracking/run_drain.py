@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.redact import redact
-from compressbench.tracking.mlflow_client import Connection, TrackingStore, explain, troubles
+from compressbench.tracking.mlflow_client import (
+    Connection,
+    NoMLflowError,
+    TrackingStore,
+    explain,
+    troubles,
+)
 from compressbench.tracking.operations import apply
 from compressbench.tracking.outbox import LOCK, Outbox
 from compressbench.tracking.outbox_lines import Operation
@@ -89,6 +95,8 @@ def drain(outbox: Outbox, connection: Connection, ended: bool, again: bool = Fal
             client.set_terminated(state["run"], "KILLED")  # the run was killed before its end
     except caught as error:
         connection.close()
+        if isinstance(error, NoMLflowError):
+            state = {"done": 0}  # what it seemed to take may be lost
         return failed(outbox, connection.store, state, error)
     return ""
 

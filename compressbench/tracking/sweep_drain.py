@@ -30,6 +30,7 @@ from compressbench.tracking.mlflow_client import (
     RUN_TAG,
     SWEEP_TAG,
     Connection,
+    NoMLflowError,
     TrackingStore,
     explain,
     is_refusal,
@@ -122,7 +123,8 @@ class SweepDrain:
                 self._end(client, operations)
         except caught as error:
             self.connection.close()
-            return failed(self.outbox, self.store, self._state(), error)
+            state = {"done": 0} if isinstance(error, NoMLflowError) else self._state()
+            return failed(self.outbox, self.store, state, error)
         return next(filter(None, problems), "")
 
     def _open(
@@ -169,6 +171,8 @@ class SweepDrain:
                 state |= {**cursor, "problem": ""}
                 outbox.mark(self.store.shown, state)
         except troubles() as error:
+            if isinstance(error, NoMLflowError):
+                outbox.mark(self.store.shown, {"done": 0})  # what it seemed to take may be lost
             if not is_refusal(error, self.store):
                 raise
             print(redact(f"{folder}: {error}"), file=sys.stderr)
