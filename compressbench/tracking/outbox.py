@@ -104,9 +104,12 @@ class Outbox:
         return states  # none if the file is damaged
 
     def mark(self, target: str, state: Mapping[str, Any]) -> None:
-        """Store the state of a tracking server."""
-        states = {**self._states(), target: dict(state)}
-        write_bytes_atomic(self.folder / CURSOR, line_of({"servers": states}))
+        """Store the state of a tracking server. Raises UserError if it cannot be written."""
+        line = line_of({"servers": {**self._states(), target: dict(state)}})
+        try:
+            write_bytes_atomic(self.folder / CURSOR, line)
+        except OSError as error:
+            raise UserError(unwritable(self.folder / CURSOR, len(line), error)) from error
 
     def has_all(self, target: str) -> bool:
         """Whether a tracking server has everything that is in the outbox now."""

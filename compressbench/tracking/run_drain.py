@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
 from compressbench.tracking.mlflow_client import (
     Connection,
@@ -127,6 +128,6 @@ def failed(outbox: Outbox, store: TrackingStore, state: dict[str, Any], error: E
     print(redact(f"{store.shown}: {error}"), file=sys.stderr)
     try:
         outbox.mark(store.shown, {**state, "problem": problem})
-    except OSError as full:
-        print(f"{outbox.folder}: {full}", file=sys.stderr)
+    except UserError as full:
+        print(full, file=sys.stderr)
     return problem
