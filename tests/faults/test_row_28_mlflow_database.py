@@ -180,7 +180,9 @@ def test_row_28_mlflow_may_make_its_own_at_the_same_time(tmp_path):
     with subprocess.Popen([sys.executable, "-c", make, uri]) as other:
         while not (tmp_path / "mlflow.db").exists():
             assert other.poll() is None
+        os.kill(other.pid, signal.SIGSTOP)  # in the middle, for as long as we look
         assert sync([str(tmp_path / "run")]) == 1
+        os.kill(other.pid, signal.SIGCONT)
         assert other.wait() == 0
     assert sync([str(tmp_path / "run")]) == 0
     assert runs_in(tmp_path) == [("n", "FINISHED")]
