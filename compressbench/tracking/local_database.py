@@ -52,6 +52,8 @@ def ready(path: Path) -> str:
     from filelock import FileLock
 
     path = path.resolve()
+    if path.exists() and look_at(path) == ("", False):
+        return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / LOCK, timeout=60):
         if not path.exists():
