@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from compressbench.core.types import Step
 from compressbench.results.sweep import Sweep
+from compressbench.tracking.local_database import sqlite_uri
 from compressbench.tracking.mlflow_client import TrackingStore, tracking_store
 from compressbench.tracking.records import Opening
 from compressbench.tracking.run_session import Logged, Tracked
@@ -127,7 +128,7 @@ class Local(_MLflow):
 
     def _store(self) -> TrackingStore:
         home = Path(self.folder).resolve()
-        return TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
+        return TrackingStore(sqlite_uri(home / "mlflow.db"), (home / "mlartifacts").as_uri())
 
 
 @dataclass(frozen=True)
