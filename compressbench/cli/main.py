@@ -17,6 +17,7 @@ from compressbench.cli.help import help_page
 from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
 from compressbench.config.overrides import explain, refuse, with_checkpoint_key
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import CheckFailedError, UserError
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
@@ -62,7 +63,10 @@ def guard(action: Callable[[], int]) -> int:
         print(f"\ncompressbench: interrupted ({name}): run the same command to resume",
               file=sys.stderr)  # fmt: skip
         return 128 + error.number
-    except Exception:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+    except Exception as error:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        if is_disk_full(error):
+            print(f"compressbench: {disk_full(error)}", file=sys.stderr)
+            return USER
         import traceback
 
         traceback.print_exc()
@@ -70,6 +74,10 @@ def guard(action: Callable[[], int]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder: {error.strerror}; change to another") from error
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"
@@ -176,7 +184,7 @@ def _compose(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
         raise UserError(explain(error, arguments, config_folders(arguments))) from error
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or is_disk_full(error):
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
     return max(codes, default=DONE)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compressbench.core.digests import digest
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.data import files
 
@@ -51,6 +52,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(error, path) from error
         raise UserError(f"cannot write {lock.lock_file}: {error.strerror}") from error
     try:
         yield

@@ -21,6 +21,7 @@ from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
+from compressbench.core.validation import check_seed, shown
 from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
 from compressbench.engine.first_pass import reason
@@ -108,8 +109,7 @@ def make_plan(
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed must be an integer of at least 0, got {seed!r}")
+    check_seed("seed", seed)
     built = {name: _build_stage(name, config) for name, config in stages.items()}
     fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
     check_order(built, fresh)
@@ -274,13 +274,15 @@ def _teachers(
     if "loss" in config and config["loss"] is None:
         raise UserError(f"{where}.teacher={given} needs a loss: set both or neither")
     names = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not names or len(set(map(str, names))) < len(names):
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}.teacher must name an earlier stage, got {shown(given)}")
+    if not names or len(set(names)) < len(names):
         raise UserError(f"{where}.teacher={given} must name different earlier stages")
     for teacher in names:
         if teacher not in before:
-            choices = nearest(str(teacher), before)
+            choices = nearest(teacher, before)
             raise UserError(f"{where}.teacher={teacher} is not a stage before {name}{choices}")
-    return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
+    return {f"teacher.{i}" if i else "teacher": n for i, n in enumerate(names)}
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -35,7 +35,14 @@ from compressbench.engine.run_folder import (
     tags,
 )
 from compressbench.results.run_plots import write_pages
-from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
+from compressbench.results.run_report import (
+    Report,
+    RunInfo,
+    build_report,
+    headline,
+    markdown,
+    table,
+)
 from compressbench.results.terminal import Terminal, make_console, say
 from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Session
@@ -123,9 +130,12 @@ def reported(
         status = "failed"
         raise
     finally:
-        report, files = record(info, steps, status)
-        files += write_pages(report, info.folder) if steps and pictures else []
-        tracked = session.finish(status.upper(), markdown(report), files)
+        report, files = build_report(info, steps, status), []
+        try:
+            files = record(report, info)
+            files += write_pages(report, info.folder) if steps and pictures else []
+        finally:
+            tracked = session.finish(status.upper(), markdown(report), files)
         if end is not None:
             end(status, report, tracked)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compressbench.core.atomic import write_json_atomic
+from compressbench.core.atomic import copy_atomic, write_json_atomic, write_text_atomic
+from compressbench.core.disk_full import DiskFullError
 from compressbench.core.errors import UserError
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
@@ -18,7 +18,6 @@ from compressbench.models.in_hand import TARGET as IN_HAND
 from compressbench.results.run_report import (
     Report,
     RunInfo,
-    build_report,
     write_tables,
 )
 
@@ -45,7 +44,10 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
     text = f"# {shlex.join(command)}\n" + yaml.safe_dump(again, sort_keys=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+        write_text_atomic(folder / RECIPE_FILE, text)
+    except DiskFullError:
+        remove_if_empty(folder)
+        raise
     except OSError as error:
         raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
     return info
@@ -87,19 +89,18 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
         )
     (folder / "artifact").mkdir(exist_ok=True)
     for name in ("model.safetensors", "artifact.json"):
-        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+        copy_atomic(entry.folder / name, folder / "artifact" / name)
 
 
-def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
-    """Write report and tables; return the report and the files to log."""
+def record(report: Report, info: RunInfo) -> list[Path]:
+    """Write report and tables; return the files to log."""
     folder = info.folder
-    report = build_report(info, steps, status)
     write_json_atomic(folder / REPORT_FILE, report)
     write_json_atomic(folder / "environment.json", info.environment)
     files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
-    if steps:
+    if report["stages"]:
         files += write_tables(report, folder)
-    return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]
+    return files + [folder / name for name in SHIPPED if (folder / name).exists()]
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -16,6 +16,7 @@ from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import allow_arguments, instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
+from compressbench.core.validation import check_integer
 from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
@@ -41,6 +42,7 @@ from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50
+MOST_LOCAL_WORKERS = 64  # processes, on a machine of fewer cores
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
 
 
@@ -74,6 +76,7 @@ def sweep(
     count = asked.options.workers
     if launch is not None:
         return _sweep(asked, functools.partial(supervise_jobs, count=count, launch=launch))
+    check_integer("search.workers", count, 1, max(MOST_LOCAL_WORKERS, len(os.sched_getaffinity(0))))
     waiting = [
         call_worker() for _ in range(count)
     ]  # they import their libraries while we check the space

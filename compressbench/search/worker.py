@@ -20,6 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
@@ -52,6 +53,11 @@ def main() -> int:
         serve(load_spec(message["spec"]), message["index"])
     except UserError as error:
         print(str(error), file=sys.stderr)
+        return EXIT_USER
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(disk_full(error), file=sys.stderr)
         return EXIT_USER
     except StoppedError:
         return 128 + signal.SIGTERM
@@ -112,7 +118,10 @@ def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Re
         result = _same(storage, trial.number, settings) or _run(
             storage, spec, settings, folder, lease
         )
-    except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
+    except Exception as error:
+        if is_disk_full(error):  # says nothing of its settings: it is for the next start
+            shutil.rmtree(folder, ignore_errors=True)
+            raise disk_full(error) from error
         result = failure(error)
         if result.kind == "bug":
             traceback.print_exc()

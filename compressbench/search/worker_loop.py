@@ -18,6 +18,7 @@ from pathlib import Path
 import sqlalchemy
 from optuna.trial import Trial, TrialState
 
+from compressbench.core.disk_full import DiskFullError
 from compressbench.search.leases import MOST_LOSSES
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec
@@ -98,7 +99,7 @@ def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform
     try:
         with holding(storage, task, owner) as lease:
             result = perform(trial, lease)
-    except StoppedError:
+    except (StoppedError, DiskFullError):
         storage.leases.release(task, owner)
         raise
     except LostLeaseError:

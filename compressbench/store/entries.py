@@ -16,13 +16,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compressbench.core.disk_full import is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.store import manifest as manifests
 from compressbench.store import pins
 from compressbench.store.keys import content_key, is_key
 from compressbench.store.manifest import DamagedError, Fingerprint
 from compressbench.store.processes import is_alive, process_token
-from compressbench.store.publish import disk_full, is_disk_full, publish, writing
+from compressbench.store.publish import publish, store_full, writing
 
 STORE_VARIABLE = "COMPRESSBENCH_STORE"
 _POLL_SECONDS = 0.1
@@ -243,7 +244,7 @@ class Store:
                 entry = self._publish(key, parts, meta, seconds, temporary)
         except Exception as error:
             if is_disk_full(error):
-                raise disk_full(self.root, temporary, error) from error
+                raise store_full(self.root, temporary, error) from error
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
