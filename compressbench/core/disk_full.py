@@ -75,11 +75,14 @@ def disk_full(
 
 @contextmanager
 def explained_when_full(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Raise DiskFullError about `path` for whatever the block raises because a disk is full."""
+    """Raise DiskFullError about `path` for whatever the block raises because a disk is full.
+
+    An error of a library that does not say why counts if there is less room than `needed_bytes`.
+    """
     try:
         yield
     except Exception as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or (needed_bytes is not None and _free(path) < needed_bytes):
             raise disk_full(error, path, needed_bytes) from error
         raise
 
