@@ -96,7 +96,14 @@ def _reason(number: int) -> str:
 def _fullest() -> Path:
     """Of the folders that a run writes to, the one with the least room."""
     store = Path(os.environ.get("COMPRESSBENCH_STORE") or ".compressbench").absolute()
-    folders = [Path(), Path("runs"), store, Path(tempfile.gettempdir()), Path.home() / ".cache"]
+    folders = [
+        Path(),
+        Path("runs"),
+        Path("sweeps"),
+        store,
+        Path(tempfile.gettempdir()),
+        Path.home() / ".cache",
+    ]
     return min((folder.absolute() for folder in folders), key=_free)
 
 

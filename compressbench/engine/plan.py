@@ -8,6 +8,7 @@ that the store has). What passes between the two is plain JSON, `stage_job.Job`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -37,6 +38,7 @@ from compressbench.store.keys import content_key
 from compressbench.store.sources import library_versions, source_digest, versions
 
 SCHEMA = 1
+_STAGE_NAME = re.compile(r"\w[\w-]{0,63}")  # also part of file names
 _FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
@@ -122,6 +124,11 @@ def make_plan(
 
 
 def _build_stage(name: str, config: Any) -> Stage:
+    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
+        raise UserError(
+            "the name of a stage must be letters, digits, '_' and '-', at most 64 of them, got "
+            f"{shown(name)}"
+        )
     where = f"recipe.stages.{name}"
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where} has no _target_: it is not a stage")

@@ -23,7 +23,7 @@ from compressbench.store import pins
 from compressbench.store.keys import content_key, is_key
 from compressbench.store.manifest import DamagedError, Fingerprint
 from compressbench.store.processes import is_alive, process_token
-from compressbench.store.publish import publish, store_full, writing
+from compressbench.store.publish import checked_root, publish, store_full, writing
 
 STORE_VARIABLE = "COMPRESSBENCH_STORE"
 _POLL_SECONDS = 0.1
@@ -81,7 +81,7 @@ class Store:
     @classmethod
     def default(cls) -> Store:
         """The store at COMPRESSBENCH_STORE, or `.compressbench` in the current folder."""
-        return cls(Path(os.environ.get(STORE_VARIABLE) or ".compressbench"))
+        return cls(checked_root(Path(os.environ.get(STORE_VARIABLE) or ".compressbench")))
 
     def folder(self, key: str) -> Path:
         """The folder of an entry, existing or not. Raises UserError for a malformed key."""

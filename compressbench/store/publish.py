@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compressbench.core.atomic import sync
@@ -55,6 +55,13 @@ def store_full(root: Path, folder: Path, error: BaseException) -> DiskFullError:
         f"the store {root} is full: this entry needs more than {had} bytes, {free} are free; "
         "free space (compressbench store collect) or set COMPRESSBENCH_STORE to another folder"
     )
+
+
+def checked_root(root: Path) -> Path:
+    """`root`. Raises UserError for a path that the system refuses, such as too long a name."""
+    with writing(root), suppress(FileNotFoundError, NotADirectoryError):
+        root.lstat()
+    return root
 
 
 def tree_bytes(folder: Path) -> int:

@@ -138,14 +138,3 @@ def test_kills_at_any_moment_cost_no_finished_stage(digits_run, tmp_path, seed):
             break
     assert attempt > 0, "never killed"
     assert read_run(folder).onnx == undisturbed.onnx
-
-
-@pytest.mark.parametrize("name", ["with a space", "größer-模型"])
-def test_odd_letters_in_paths(tmp_path, digits_run, digits_store, name):
-    digits_run("baseline")
-    folder = tmp_path / name
-    folder.mkdir()
-    store = folder / "store"
-    store.symlink_to(digits_store)
-    first = digits_run("baseline")
-    assert finished_run(first.arguments, folder, store).onnx == first.onnx
