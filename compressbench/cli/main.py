@@ -74,10 +74,11 @@ def guard(action: Callable[[], int]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise UserError(f"the working folder: {error.strerror}; change to another") from error
+    _check_place()
+    if arguments[:1] == ["doctor"]:  # first: what stops other commands is one of its findings
+        from compressbench.cli.doctor import main as doctor
+
+        return doctor(arguments[1:])
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"
@@ -108,6 +109,13 @@ def _dispatch(arguments: list[str]) -> int:
         print(help_page(config_folders(arguments)))
         return DONE
     return _compose(arguments)
+
+
+def _check_place() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder: {error.strerror}; change to another") from error
 
 
 def _replay(arguments: list[str]) -> int:
