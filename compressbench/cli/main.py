@@ -22,6 +22,7 @@ from compressbench.config.boundary import (
 from compressbench.config.compose import check_folders, composing_errors
 from compressbench.config.groups import config_folder, config_folders
 from compressbench.config.overrides import explain, refuse, with_checkpoint_key
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.redact import redacted_output
 from compressbench.core.signals import SignalledError, behind, stop_on_signals
@@ -58,6 +59,9 @@ def guard(action: Callable[[], int]) -> int:
         signalled = behind(error)
         if signalled is not None:
             return _signalled(signalled)
+        if is_disk_full(error):
+            print(f"compressbench: {disk_full(error)}", file=sys.stderr)
+            return USER
         import traceback
 
         traceback.print_exc()
@@ -70,6 +74,7 @@ def _signalled(error: SignalledError) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    _check_place()
     if arguments[:1] == ["doctor"]:  # first: what stops other commands is one of its findings
         from compressbench.cli.doctor import main as doctor
 
@@ -104,6 +109,13 @@ def _dispatch(arguments: list[str]) -> int:
         print(help_page(config_folders(arguments)))
         return DONE
     return _compose(arguments)
+
+
+def _check_place() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder: {error.strerror}; change to another") from error
 
 
 def _replay(arguments: list[str]) -> int:
@@ -181,7 +193,7 @@ def _compose(arguments: list[str]) -> int:
     except composing_errors() as error:
         raise UserError(explain(error, arguments, config_folders(arguments))) from error
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or is_disk_full(error):
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
     return max(codes, default=DONE)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
-from compressbench.core.validation import check_flag, check_not_negative
+from compressbench.core.validation import check_flag, check_label, check_not_negative, check_seed
 
 SECTIONS = ("model", "dataset", "recipe", "trainer", "tracking")
 OF_SWEEPS = "search"  # part of every composed config, ignored by a single run
@@ -48,8 +48,8 @@ class RunConfig:
                 raise UserError(f"{name} must be a section of options, got {config[name]!r}")
         for name in sorted(set(config["recipe"]) - {"stages"}):
             raise UserError(f"recipe.{name}: no such key; a recipe has stages")
-        if not isinstance(config["name"], str) or not config["name"].strip():
-            raise UserError(f"name must be text, got {config['name']!r}")
+        check_label("name", config["name"])
+        check_seed("seed", config["seed"])
         check_flag("plan", config["plan"])
         check_not_negative("checkpoint_seconds", config["checkpoint_seconds"])
         return cls(**{name: config[name] for name in wanted})

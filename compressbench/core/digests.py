@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.core.atomic import atomic_path
 from compressbench.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def copy_checked(source: Path, target: Path, sha256: str) -> None:
 
     Raises CheckFailedError and leaves no copy if it has another.
     """
-    shutil.copyfile(source, target)
-    if file_digest(target) != sha256:
-        target.unlink()
-        raise CheckFailedError(f"{source} is not the file that was measured and stored: not copied")
+    with atomic_path(target, needed_bytes=source.stat().st_size) as temporary:
+        shutil.copyfile(source, temporary)
+        if file_digest(temporary) != sha256:
+            raise CheckFailedError(
+                f"{source} is not the file that was measured and stored: not copied"
+            )
 
 
 def file_digest(path: Path, follow_links: bool = True) -> str:

@@ -16,7 +16,9 @@ from compressbench.core.checked_files import (
     read_json_with_digest,
 )
 from compressbench.core.digests import file_digest
+from compressbench.core.disk_full import DiskFullError
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.input_files import check_status
 from compressbench.core.owners import check_writers
 
 MEMO = "hashes.json"
@@ -44,6 +46,8 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         with atomic_path(path) as temporary:
             yield temporary
+    except DiskFullError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -77,6 +81,7 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
 
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
+    check_status(status, str(path))
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file, read_input
 from compressbench.core.nearest import nearest
+from compressbench.core.validation import shown
 from compressbench.data.labels import Label
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ROWS_AT_ONCE = 1024
+MOST_ROWS = 10**8  # a small file can hold many equal ones
+MOST_IMAGE_BYTES = 2 * 10**8  # of an encoded image
 
 
 class Source(Protocol):
@@ -49,8 +53,7 @@ class Parquet:
 
     def __post_init__(self) -> None:
         for path in self.paths:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file; must be a parquet file of images")
+            input_file(path)
         if len({path.name for path in self.paths}) < len(self.paths):
             raise UserError(f"parquet files must have different names, got {_listed(self.paths)}")
 
@@ -65,14 +68,14 @@ class Parquet:
     def labels(self) -> list[Label]:
         labels: list[Label] = []
         for path in self.paths:
-            for column in _read(path, self.label_column):
+            for column in _read(path, "label_column", self.label_column):
                 labels.extend(_labels(column, path, self.label_column))
         return labels
 
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in self.paths:
             row = 0
-            for column in _read(path, self.image_column):
+            for column in _read(path, "image_column", self.image_column):
                 for data in _encoded(column, path, self.image_column):
                     if data is None:
                         raise UserError(f"{path} row {row}: no image bytes")
@@ -84,14 +87,18 @@ def _listed(paths: tuple[Path, ...]) -> str:
     return ", ".join(str(path) for path in paths)
 
 
-def _read(path: Path, column: str) -> Iterator[Any]:
+def _read(path: Path, option: str, column: str) -> Iterator[Any]:
     """Yield one column as arrow arrays of at most ROWS_AT_ONCE rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_column(path, column, file.schema_arrow.names)
+            _check_column(path, option, column, file.schema_arrow.names)
+            if file.metadata.num_rows > MOST_ROWS:
+                raise UserError(
+                    f"{path}: {file.metadata.num_rows} rows, at most {MOST_ROWS} are read"
+                )
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:
@@ -99,10 +106,11 @@ def _read(path: Path, column: str) -> Iterator[Any]:
         raise UserError(f"{path}: not a valid parquet file: {reason}") from error
 
 
-def _check_column(path: Path, column: str, names: list[str]) -> None:
+def _check_column(path: Path, option: str, column: str, names: list[str]) -> None:
     if column in names:
         return
-    raise UserError(f"{path}: no column {column!r}{nearest(column, names)}")
+    near = nearest(column, names)
+    raise UserError(f"{path}: no column {shown(column)}{near} (dataset.{option})")
 
 
 def _labels(column: Any, path: Path, name: str) -> list[Label]:
@@ -165,7 +173,7 @@ class Folder:
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in self.files.values():
             try:
-                yield str(path), path.read_bytes()
+                yield str(path), read_input(path, MOST_IMAGE_BYTES)
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compressbench.core.checked_files import DamagedFileError, remove, require_regular
 from compressbench.core.digests import digest, named
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.data import files
 
@@ -52,6 +53,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(error, path) from error
         raise UserError(f"cannot write {lock.lock_file}: {error.strerror}") from error
     try:
         yield

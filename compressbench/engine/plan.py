@@ -8,6 +8,7 @@ that the store has). What passes between the two is plain JSON, `stage_job.Job`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
 from compressbench.core.types import Data, Runtime, Stage
+from compressbench.core.validation import check_seed, shown
 from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
 from compressbench.engine.first_pass import reason
@@ -36,6 +38,7 @@ from compressbench.store.keys import content_key
 from compressbench.store.sources import library_versions, source_digest, versions
 
 SCHEMA = 1
+_STAGE_NAME = re.compile(r"\w[\w-]{0,63}")  # also part of file names
 _FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
@@ -108,8 +111,7 @@ def make_plan(
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed must be an integer of at least 0, got {seed!r}")
+    check_seed("seed", seed)
     built = {name: _build_stage(name, config) for name, config in stages.items()}
     fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
     check_order(built, fresh)
@@ -122,6 +124,11 @@ def make_plan(
 
 
 def _build_stage(name: str, config: Any) -> Stage:
+    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
+        raise UserError(
+            "the name of a stage must be letters, digits, '_' and '-', at most 64 of them, got "
+            f"{shown(name)}"
+        )
     where = f"recipe.stages.{name}"
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where} has no _target_: it is not a stage")
@@ -274,13 +281,15 @@ def _teachers(
     if "loss" in config and config["loss"] is None:
         raise UserError(f"{where}.teacher={given} needs a loss: set both or neither")
     names = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not names or len(set(map(str, names))) < len(names):
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}.teacher must name an earlier stage, got {shown(given)}")
+    if not names or len(set(names)) < len(names):
         raise UserError(f"{where}.teacher={given} must name different earlier stages")
     for teacher in names:
         if teacher not in before:
-            choices = nearest(str(teacher), before)
+            choices = nearest(teacher, before)
             raise UserError(f"{where}.teacher={teacher} is not a stage before {name}{choices}")
-    return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
+    return {f"teacher.{i}" if i else "teacher": n for i, n in enumerate(names)}
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -17,6 +17,7 @@ from compressbench.config.boundary import freeze
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.redact import redacted_output
 from compressbench.core.signals import leave_to_parent
@@ -90,7 +91,10 @@ def main() -> None:
     except CheckFailedError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(EXIT_CHECK)
-    except Exception:  # noqa: BLE001 - shown in full by the parent
+    except Exception as error:  # noqa: BLE001 - shown in full by the parent
+        if is_disk_full(error):
+            print(disk_full(error), file=sys.stderr, flush=True)
+            os._exit(EXIT_USER)
         traceback.print_exc()
         os._exit(EXIT_BUG)
 

@@ -35,7 +35,14 @@ from compressbench.engine.run_folder import (
 )
 from compressbench.results.report_file import REPORT_FILE, read_report
 from compressbench.results.run_plots import write_pages
-from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
+from compressbench.results.run_report import (
+    Report,
+    RunInfo,
+    build_report,
+    headline,
+    markdown,
+    table,
+)
 from compressbench.results.terminal import Terminal, make_console, say
 from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Session
@@ -128,11 +135,14 @@ def reported(
         status = "failed"
         raise
     finally:
-        report, files = record(info, steps, status)
-        files += write_pages(report, info.folder) if steps and pictures else []
-        reached("run.before_tracking_ends")
-        tracked = session.finish(status.upper(), markdown(report), files)
-        reached("run.tracking_ended")
+        report, files = build_report(info, steps, status), []
+        try:
+            files = record(report, info)
+            files += write_pages(report, info.folder) if steps and pictures else []
+        finally:
+            reached("run.before_tracking_ends")
+            tracked = session.finish(status.upper(), markdown(report), files)
+            reached("run.tracking_ended")
         if end is not None:
             end(status, report, tracked)
 

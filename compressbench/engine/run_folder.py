@@ -7,8 +7,9 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compressbench.core.atomic import write_json_atomic
+from compressbench.core.atomic import write_json_atomic, write_text_atomic
 from compressbench.core.digests import copy_checked
+from compressbench.core.disk_full import DiskFullError
 from compressbench.core.errors import UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
@@ -21,7 +22,6 @@ from compressbench.results.report_file import write_report
 from compressbench.results.run_report import (
     Report,
     RunInfo,
-    build_report,
     write_tables,
 )
 
@@ -49,7 +49,10 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reached("run_folder.made")
-        (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+        write_text_atomic(folder / RECIPE_FILE, text)
+    except DiskFullError:
+        remove_if_empty(folder)
+        raise
     except OSError as error:
         raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
     return info
@@ -100,18 +103,17 @@ def ship(last: Step, run_context: RunContext, folder: Path) -> None:
         reached("run_folder.artifact_file_written")
 
 
-def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
-    """Write report and tables; return the report and the files to log."""
+def record(report: Report, info: RunInfo) -> list[Path]:
+    """Write report and tables; return the files to log."""
     folder = info.folder
-    report = build_report(info, steps, status)
     reached("run_folder.before_report")
     files = [write_report(report, folder)]
     reached("run_folder.report_written")
     write_json_atomic(folder / "environment.json", redact(info.environment))
     files += [folder / "environment.json", folder / RECIPE_FILE]
-    if steps:
+    if report["stages"]:
         files += write_tables(report, folder)
-    return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]
+    return files + [folder / name for name in SHIPPED if (folder / name).exists()]
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 KEYS = ("model_state_dict", "model", "net")  # of the weights, beside other entries of a file
@@ -42,9 +43,7 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
     `state_dict` or `model`, and all names may have the prefix `module.` or `model.`. Raises
     UserError unless names and shapes match the model and all values are finite.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
+    path = input_file(path, "checkpoint")
     state = _renamed(_without_prefix(_tensors(_read(path), path), model), model)
     _check(state, model, path)
     model.load_state_dict(state)

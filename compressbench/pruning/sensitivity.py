@@ -55,7 +55,7 @@ class SensitivityCurves:
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         check_names("skip", self.skip)
-        check_names("layers", self.layers or ())
+        check_names("layers", ("*",) if self.layers is None else self.layers)
         check_integer("images", self.images, 2)
         check_integer("batch_size", self.batch_size, 2)
         if not isinstance(self.sparsities, (list, tuple)) or not self.sparsities:

@@ -68,7 +68,9 @@ class Allocation:
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not is_number(self.budget):
             raise UserError(f"budget must be bytes or a share in (0, 1), got {self.budget!r}")
-        if self.budget < 1 if isinstance(self.budget, int) else not 0 < self.budget < 1:
+        if isinstance(self.budget, int):
+            check_integer("budget in bytes", self.budget, 1, 10**15)
+        elif not 0 < self.budget < 1:
             raise UserError(f"budget must be bytes or a share in (0, 1), got {self.budget!r}")
         if not isinstance(self.widths, (list, tuple)) or len(set(self.widths)) < 2:
             raise UserError(f"widths must be a list of two or more, got {self.widths!r}")

@@ -19,6 +19,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 from compressbench.core.signals import SignalledError
+from compressbench.core.validation import check_integer
 from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
@@ -44,6 +45,7 @@ from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50
+MOST_LOCAL_WORKERS = 64  # processes, on a machine of fewer cores
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
 
 
@@ -77,6 +79,7 @@ def sweep(
     count = asked.options.workers
     if launch is not None:
         return _sweep(asked, functools.partial(supervise_jobs, count=count, launch=launch))
+    check_integer("search.workers", count, 1, max(MOST_LOCAL_WORKERS, len(os.sched_getaffinity(0))))
     waiting = [
         call_worker() for _ in range(count)
     ]  # they import their libraries while we check the space

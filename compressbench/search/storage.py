@@ -21,6 +21,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from compressbench.core.disk_full import DiskFullError, explained_when_full
 from compressbench.core.errors import UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
@@ -28,6 +29,7 @@ from compressbench.results.sweep import Constraint, Objective
 from compressbench.search.leases import Leases
 from compressbench.search.result import Result, load
 
+NEW_DATABASE_BYTES = 2**18  # of an empty one, and its journal
 DATABASE, OWNER = "sweep.db", "compressbench.owner"
 _BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = 60, 5, 0.003
 _STATES = {
@@ -145,8 +147,12 @@ def open_storage(
             raise UserError(f"{folder}: no sweep here")
         lock = folder / f".{DATABASE}.lock" if url is None else None
         address = f"sqlite:///{folder / DATABASE}" if url is None else database_address(url)
-        with _lock(lock, _engine(address), 0):
+        room = NEW_DATABASE_BYTES if objectives is not None and url is None else None
+        full = explained_when_full(folder / DATABASE, room)
+        with full, _lock(lock, _engine(address), 0):
             return _open(address, name, lease_seconds, objectives, lock)
+    except DiskFullError:
+        raise
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
         line = redact(reason.partition("\n")[0])

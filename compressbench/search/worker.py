@@ -21,6 +21,7 @@ from optuna.trial import Trial, TrialState
 from compressbench.config.boundary import freeze
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redacted_output
@@ -62,6 +63,9 @@ def main() -> int:
     except SignalledError as error:
         return 128 + error.number
     except Exception as error:
+        if is_disk_full(error):
+            _say(pipe, str(disk_full(error)))
+            return EXIT_USER
         _say(pipe, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
         raise
     return 0
@@ -130,7 +134,10 @@ def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Re
         result = _same(storage, trial.number, settings) or _run(
             storage, spec, settings, folder, lease
         )
-    except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
+    except Exception as error:
+        if is_disk_full(error):  # says nothing of its settings: it is for the next start
+            shutil.rmtree(folder, ignore_errors=True)
+            raise disk_full(error) from error
         result = failure(error)
         if result.kind == "bug":
             traceback.print_exc()

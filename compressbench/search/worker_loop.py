@@ -18,6 +18,7 @@ from pathlib import Path
 import sqlalchemy
 from optuna.trial import Trial, TrialState
 
+from compressbench.core.disk_full import DiskFullError
 from compressbench.core.kill_points import reached
 from compressbench.core.signals import SignalledError
 from compressbench.search.leases import MOST_LOSSES
@@ -98,7 +99,7 @@ def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform
             reached("trial.held")
             result = perform(trial, lease)
             reached("trial.performed")
-    except SignalledError:
+    except (SignalledError, DiskFullError):
         storage.leases.release(task, owner)
         raise
     except LostLeaseError:

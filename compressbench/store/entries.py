@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compressbench.core.disk_full import is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.core.owners import check_entry, check_writers
 from compressbench.store import manifest as manifests
@@ -23,7 +24,7 @@ from compressbench.store import pins
 from compressbench.store.keys import content_key, is_key
 from compressbench.store.manifest import DamagedError, Fingerprint
 from compressbench.store.processes import is_abandoned, process_token
-from compressbench.store.publish import disk_full, is_disk_full, publish, writing
+from compressbench.store.publish import checked_root, publish, store_full, writing
 
 STORE_VARIABLE = "COMPRESSBENCH_STORE"
 _POLL_SECONDS = 0.1
@@ -81,7 +82,7 @@ class Store:
     @classmethod
     def default(cls) -> Store:
         """The store at COMPRESSBENCH_STORE, or `.compressbench` in the current folder."""
-        return cls(Path(os.environ.get(STORE_VARIABLE) or ".compressbench"))
+        return cls(checked_root(Path(os.environ.get(STORE_VARIABLE) or ".compressbench")))
 
     def folder(self, key: str) -> Path:
         """The folder of an entry, existing or not. Raises UserError for a malformed key."""
@@ -247,7 +248,7 @@ class Store:
                 entry = self._publish(key, parts, meta, seconds, temporary)
         except Exception as error:
             if is_disk_full(error):
-                raise disk_full(self.root, temporary, error) from error
+                raise store_full(self.root, temporary, error) from error
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
