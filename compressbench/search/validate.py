@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from compressbench.core.types import Data
+from compressbench.results.terminal import make_console, warn
 from compressbench.search.initial_trials import Configs, unique
 from compressbench.search.space import Parameter, Settings, draw, exists, overrides
 from compressbench.store.keys import canonical
@@ -88,6 +89,8 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
     open_ = [(p, v) for p, v in values if not any(e.get(p.key) == v for e in ends)]
     for parameter, value in open_[:MOST_CHECKS]:
         _try_value(parameter, value, ends, plan)
+    for note in first.context.data_notes:
+        warn(make_console(), note)
     with _naming(overrides(space, ends[0])):
         try_models(first.plan, first.context)
 

@@ -147,12 +147,6 @@ def test_too_few_images_for_a_validation_split_are_refused(cifar_root, write_par
         Cifar10(str(cifar_root)).manifest()
 
 
-def test_training_and_test_files_must_differ(cifar_root):
-    shutil.copy(cifar_root / "train.parquet", cifar_root / "test.parquet")
-    with pytest.raises(UserError, match="test split has the same content as the train split"):
-        Cifar10(str(cifar_root)).manifest()
-
-
 def test_data_that_were_moved_are_the_same(cifar_root, tmp_path):
     target = {"_target_": "compressbench.data.cifar10.Cifar10"}
 
