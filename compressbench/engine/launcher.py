@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 
 if TYPE_CHECKING:
     from compressbench.engine.context import RunContext
@@ -115,7 +115,7 @@ def _raise(rank: int, code: int, scratch: Path) -> None:
     tail = "\n".join(lines[-30:])
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if code < 0:
-        raise CheckFailedError(f"rank {rank} {how}; the other ranks were stopped ({last})")
+        raise TransientError(f"rank {rank} {how}; the other ranks were stopped ({last})")
     raise RuntimeError(f"rank {rank} {how}:\n{tail}")
 
 

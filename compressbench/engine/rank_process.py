@@ -15,7 +15,7 @@ import torch.distributed as dist
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
 from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
@@ -49,7 +49,7 @@ def _run(path: Path) -> None:
 def _entry_folder(store: Store, key: str) -> Path:
     entry = store.read(key)
     if entry is None:
-        raise CheckFailedError(f"cache entry {key[:12]} disappeared during the run")
+        raise TransientError(f"cache entry {key[:12]} disappeared during the run")
     return entry.folder
 
 

@@ -14,11 +14,15 @@ Kind = Literal["", "user", "check", "memory", "bug", "lost"]
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a trial. `folder` is relative to the sweep's; `same_as` is the number of the
-    trial whose answer was taken. `stages` hold each stage's objectives and constraints.
+    """The end of a trial.
+
+    "infeasible" are settings that were refused, so that they would be again; "failed" is everything
+    else that went wrong, such as a full disk. `folder` is relative to the sweep's; `same_as` is the
+    number of the trial whose answer was taken. `stages` hold each stage's objectives and
+    constraints.
     """
 
-    state: Literal["complete", "pruned", "failed"]
+    state: Literal["complete", "pruned", "failed", "infeasible"]
     figures: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
     stages: Sequence[Mapping[str, Any]] = ()
@@ -27,7 +31,8 @@ class Result:
     seconds: float = 0.0
     ended: float = 0.0  # Unix time
     reason: str = ""
-    kind: Kind = ""  # of a failure
+    kind: Kind = ""  # of a failure or refusal
+    violation: float = 0.0  # of an infeasible trial: by what share its limit cannot be met, else 1
     same_as: int | None = None
 
     def dump(self) -> str:
@@ -50,7 +55,9 @@ class Result:
         }
 
     def feasible(self, constraints: Sequence[Constraint]) -> bool:
-        return all(v <= 0 for v in self.violations(constraints).values())
+        return self.state == "complete" and not any(
+            violation > 0 for violation in self.violations(constraints).values()
+        )
 
 
 def load(text: str) -> Result:

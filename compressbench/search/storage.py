@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from compressbench.search.result import Result, load
 DATABASE, OWNER = "sweep.db", "compressbench.owner"
 _BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = 60, 5, 0.003
 _STATES = {
-    "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL
+    "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL,
+    "infeasible": TrialState.COMPLETE,  # the only state that all samplers learn from
 }  # fmt: skip
+REFUSED = "refused"  # the constraint that all infeasible trials violate
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,18 @@ class SweepStorage:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
     ) -> None:
-        """Report a stored result to Optuna, unless that has happened already."""
+        """Report a stored result to Optuna, unless that has happened already.
+
+        An infeasible one has the worst values, and violates the constraint `REFUSED`, which all
+        others fulfil: the Gaussian processes need the same constraints in every trial.
+        """
         values = result.values(objectives) if result.state == "complete" else None
+        refused = -1.0
+        if result.state == "infeasible":
+            values, refused = [_worst(o) for o in objectives], result.violation
         with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            for name, violation in result.violations(constraints).items() if values else ():
+            told = {REFUSED: refused, **result.violations(constraints)} if values else {}
+            for name, violation in told.items():
                 with warnings.catch_warnings(action="ignore"):  # another worker may tell it, too
                     trial.set_constraint(name, violation)
             self.study.tell(trial, values, state=_STATES[result.state])
@@ -108,6 +119,10 @@ class SweepStorage:
     def locked(self) -> Iterator[None]:
         with _lock(self.lock_path, self.engine, self.study._study_id):
             yield
+
+
+def _worst(objective: Objective) -> float:
+    return math.inf if objective.direction == "minimize" else -math.inf
 
 
 @contextlib.contextmanager
@@ -134,6 +149,7 @@ def open_storage(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Clip non-finite values")  # those of infeasible trials
     shown = redact(url) if url else str(folder / DATABASE)
     try:
         if objectives is not None and url is None:

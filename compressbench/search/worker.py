@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from optuna.trial import Trial, TrialState
 
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
-from compressbench.core.errors import UserError
+from compressbench.core.errors import LimitError, UserError
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
 from compressbench.search.initial_trials import Configs, end
@@ -74,7 +75,8 @@ def warm_up(spec: Spec) -> None:
     from compressbench.search.trial import trial_config
 
     settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
-    prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
+    with suppress(LimitError):  # infeasible, as other settings may not be
+        prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
 
 
 def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
@@ -136,13 +138,13 @@ def _configs(spec: Spec) -> Configs:
 
 
 def _same(storage: SweepStorage, number: int, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier trial with the same settings."""
+    """The result of an earlier trial with the same settings; what failed may work now."""
     rounded = _plain(settings)
     for other in storage.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         if other.number != number and _plain(other.params) == rounded:
             text = storage.leases.result(f"trial/{other.number}")
             result = None if text is None else load(text)
-            if result is not None and (result.state != "failed" or result.kind == "user"):
+            if result is not None and result.state != "failed":
                 first = other.number if result.same_as is None else result.same_as
                 return replace(result, same_as=first)
     return None

@@ -163,7 +163,7 @@ def test_chaos(tmp_path):
 
 
 @pytest.mark.long
-def test_a_trial_that_cannot_work_fails_alone_and_seeds_repeat_the_front(tmp_path):
+def test_a_trial_that_cannot_work_is_infeasible_and_seeds_repeat_the_front(tmp_path):
     """A power of two needs folding: one of the four combinations is refused by its stage."""
     stage = "recipe.stages.quantize"
     with_batchnorm = [a.replace("=mlp", "=small_cnn") for a in TINY]
@@ -174,9 +174,9 @@ def test_a_trial_that_cannot_work_fails_alone_and_seeds_repeat_the_front(tmp_pat
     assert done.code == 0, done.err
     states = {tuple(t.settings.values()): t for t in trials_of(tmp_path)}
     assert len(states) == 4
-    failed = states.pop((True, False))
-    assert failed.state == "failed"
-    assert "fold_batchnorm" in failed.reason
+    refused = states.pop((True, False))
+    assert refused.state == "infeasible"
+    assert "fold_batchnorm" in refused.reason
     assert {t.state for t in states.values()} == {"complete"}
     front = [t for t in states.values() if "test/accuracy" in t.figures]
     assert front

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 from optuna.trial import TrialState
 
-from compressbench.core.errors import UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 from compressbench.results.sweep import Constraint, Objective
 from compressbench.search.fingerprint import CONTENTS, check_same, fingerprint
 from compressbench.search.result import Result
@@ -24,6 +24,16 @@ from tests.search.noop import answer, make_spec, make_storage, settings_of
 BOUND = Constraint("val/accuracy", True, 0.9)
 
 
+def of_a_full_disk() -> UserError:
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise UserError("cannot write x") from error
+    except UserError as error:
+        return error
+
+
 def described(spec):
     from compressbench.search.command import _describe
 
@@ -37,7 +47,7 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     def perform(trial, lease):
         result = answer(trial, lease)
         if trial.number == 3:
-            return failure(UserError("bits must be even"))
+            return failure(MemoryError("bits must be even"))
         if trial.number == 4:
             return Result("pruned", reason="hopeless")
         return result
@@ -52,14 +62,15 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     assert read_sweep(tmp_path / "sweeps" / "noop") == sweep
     assert [t.number for t in sweep.trials] == list(range(12))
     assert [t.state for t in sweep.trials[2:5]] == ["complete", "failed", "pruned"]
-    assert sweep.trials[3].reason == "bits must be even"
+    assert sweep.trials[3].reason == "out of memory: bits must be even"
     for trial in sweep.trials[:3]:
         stored = storage.study.trials[trial.number]
         assert dict(trial.settings) == pytest.approx(stored.params)
         assert [trial.figures[o.name] for o in spec.objectives] == stored.values
         assert trial.feasible == (trial.figures["val/accuracy"] >= 0.9)
         assert stored.constraints == {
-            "val/accuracy >= 0.9": pytest.approx(0.9 - trial.figures["val/accuracy"])
+            "refused": -1.0,
+            "val/accuracy >= 0.9": pytest.approx(0.9 - trial.figures["val/accuracy"]),
         }
     assert sweep.trials[0].figures["test/accuracy"] == 0.5
     assert [dict(r) for r in sweep.trials[0].repeats] == [{"val/accuracy": 0.6}]
@@ -173,17 +184,21 @@ def test_settings_by_number_do_not_depend_on_who_asks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "reason"),
+    ("error", "state", "kind", "reason"),
     [
-        (UserError("no"), "user", "no"),
-        (MemoryError(), "memory", "out of memory: MemoryError"),
-        (RuntimeError("CUDA out of memory. Tried\nmore"), "memory", "out of memory: CUDA out of"),
-        (ValueError("odd"), "bug", "ValueError: odd"),
+        (UserError("no"), "infeasible", "user", "no"),
+        (CheckFailedError("NaN"), "infeasible", "check", "NaN"),
+        (TransientError("a.csv changed"), "failed", "check", "a.csv changed"),
+        (of_a_full_disk(), "failed", "user", "cannot write x"),
+        (MemoryError(), "failed", "memory", "out of memory: MemoryError"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), "failed", "memory",
+         "out of memory: CUDA out of"),
+        (ValueError("odd"), "failed", "bug", "ValueError: odd"),
     ],
-)
-def test_what_a_trial_failed_of(error, kind, reason):
+)  # fmt: skip
+def test_what_a_trial_failed_of(error, state, kind, reason):
     result = failure(error)
-    assert (result.state, result.kind) == ("failed", kind)
+    assert (result.state, result.kind) == (state, kind)
     assert result.reason.startswith(reason)
 
 
