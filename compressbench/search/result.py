@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from compressbench.core.digests import digest
+from compressbench.core.errors import TransientError
 from compressbench.results.sweep import Constraint, Objective
 
+_DIGITS = 16  # of the digest of a result
 Kind = Literal["", "user", "check", "memory", "bug", "lost"]
 
 
@@ -36,7 +39,9 @@ class Result:
     same_as: int | None = None
 
     def dump(self) -> str:
-        return json.dumps(asdict(self), allow_nan=False)
+        """The result as JSON, behind its digest."""
+        text = json.dumps(asdict(self), allow_nan=False)
+        return f"{digest([text])[:_DIGITS]} {text}"
 
     def values(self, objectives: Sequence[Objective]) -> list[float] | None:
         """The values of the objectives; None for one that was not measured."""
@@ -60,5 +65,13 @@ class Result:
         )
 
 
-def load(text: str) -> Result:
+def load(stored: str) -> Result:
+    """The inverse of `dump`. Raises TransientError for a text that was changed."""
+    if stored.startswith("{"):  # of an older version
+        return Result(**json.loads(stored))
+    stamp, _, text = stored.partition(" ")
+    if digest([text])[:_DIGITS] != stamp:
+        raise TransientError(
+            "the stored result of a trial is damaged: the same command mends the sweep's database"
+        )
     return Result(**json.loads(text))

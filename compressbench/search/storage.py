@@ -25,11 +25,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from compressbench.core.errors import UserError
 from compressbench.core.redact import redact
 from compressbench.results.sweep import Constraint, Objective
+from compressbench.search.damaged import BUSY_SECONDS, set_aside, set_damaged_aside
 from compressbench.search.leases import Leases
 from compressbench.search.result import Result, load
 
 DATABASE, OWNER = "sweep.db", "compressbench.owner"
-_BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = 60, 5, 0.003
+FIXED = "fixed_params"  # Optuna's name of settings that a trial takes without a sampler
+_BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = BUSY_SECONDS, 5, 0.003
 _STATES = {
     "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL,
     "infeasible": TrialState.COMPLETE,  # the only state that all samplers learn from
@@ -58,7 +60,7 @@ class SweepStorage:
             number = self.created()
             if number >= n_trials:
                 return None
-            fixed = {"fixed_params": dict(starts[number])} if number < len(starts) else {}
+            fixed = {FIXED: dict(starts[number])} if number < len(starts) else {}
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, user_attrs={OWNER: owner}, system_attrs=fixed
             )
@@ -126,6 +128,17 @@ def _worst(objective: Objective) -> float:
 
 
 @contextlib.contextmanager
+def database_errors(shown: str) -> Iterator[None]:
+    """Turn what a database raises into a UserError of one line."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
+        line = redact(reason.partition("\n")[0])
+        raise UserError(f"search.storage={shown}: {line}") from error
+
+
+@contextlib.contextmanager
 def _lock(path: Path | None, engine: sqlalchemy.Engine, number: int) -> Iterator[None]:
     if path is not None:
         with FileLock(path, poll_interval=_LOCK_SECONDS):
@@ -143,7 +156,8 @@ def open_storage(
     lease_seconds: float,
     objectives: Sequence[Objective] | None = None,
 ) -> SweepStorage:
-    """The storage of the sweep `name`; with `objectives` it is made where there is none.
+    """The storage of the sweep `name`; with `objectives` it is made where there is none, and a
+    damaged file set aside.
 
     Raises UserError for a storage that cannot be reached, or that lacks the sweep.
     """
@@ -157,17 +171,31 @@ def open_storage(
         if objectives is None and url is None and not (folder / DATABASE).is_file():
             raise UserError(f"{folder}: no sweep here")
         lock = folder / f".{DATABASE}.lock" if url is None else None
+        if objectives is not None and lock is not None:
+            with FileLock(lock, poll_interval=_LOCK_SECONDS):
+                set_damaged_aside(folder / DATABASE)
         address = f"sqlite:///{folder / DATABASE}" if url is None else database_address(url)
-        with _lock(lock, _engine(address), 0):
+        with database_errors(shown), _lock(lock, _engine(address), 0):
+            storage = _open(address, name, lease_seconds, objectives, lock)
+            if lock is None or objectives is None or _is_readable(storage):
+                return storage
+            storage.engine.dispose()
+            set_aside(folder / DATABASE, "a trial cannot be read")
+            _engine(address)
             return _open(address, name, lease_seconds, objectives, lock)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
-        line = redact(reason.partition("\n")[0])
-        raise UserError(f"search.storage={shown}: {line}") from error
     except OSError as error:
         raise UserError(f"{error.filename or shown}: {error.strerror}") from error
     except KeyError:
         raise UserError(f"{shown}: no sweep named {name}") from None
+
+
+def _is_readable(storage: SweepStorage) -> bool:
+    """Whether Optuna's tables hold what they should; SQLite does not check values."""
+    try:
+        storage.trials(), storage.study.user_attrs
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True
 
 
 def _open(

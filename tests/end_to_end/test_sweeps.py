@@ -115,18 +115,6 @@ def test_an_interrupted_sweep_continues_under_the_same_numbers(tmp_path, number,
 
 
 @pytest.mark.long
-def test_two_terminals_share_one_sweep(tmp_path):
-    store, words = tmp_path / "store", [*TINY, *SPACE, "search.n_trials=8"]
-    pair = [subprocess.Popen(command(*words), cwd=tmp_path, env=environment(store),
-                             stdout=subprocess.PIPE, text=True) for _ in range(2)]  # fmt: skip
-    for process in pair:
-        out, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, out
-    assert [t.state for t in trials_of(tmp_path)] == ["complete"] * 8
-    assert len(list(tmp_path.glob("sweeps/tiny/trials/*/report.json"))) >= 6
-
-
-@pytest.mark.long
 def test_trials_of_several_processes(tmp_path):
     words = [*TINY, *SPACE, "trainer.devices=2", "search.n_trials=2", "search.corners=false"]
     done = run_here(words, tmp_path, tmp_path / "store")

@@ -97,7 +97,7 @@ def test_what_was_refused_is_answered_without_being_computed(tmp_path):
 
 def test_it_is_counted_apart_and_survives_a_restart(tmp_path, capsys):
     spec, _ = swept(tmp_path, "random", 12)
-    description = _describe(spec)
+    description = _describe(spec, {})
     again = make_storage(spec, create=False)
     sweep = as_sweep(again, description, spec.home)
     refused = [trial for trial in sweep.trials if trial.settings["bits"] == 2]
@@ -110,7 +110,9 @@ def test_it_is_counted_apart_and_survives_a_restart(tmp_path, capsys):
     many = len(refused)
     assert f"{many} infeasible" in counts(sweep) and "failed" not in counts(sweep)
     assert headline(sweep).endswith(f", {many} infeasible")
-    assert "infeasible, 0.0 s: macs=10 cannot be reached" in trial_line(refused[0], sweep)
+    line = trial_line(refused[0], sweep)
+    assert f"trial {refused[0].number} infeasible, " in line
+    assert "s: macs=10 cannot be reached" in line
     show_end(sweep, Tracked("", ""))
     assert f"{many} of 12 trials infeasible: macs=10 cannot be" in capsys.readouterr().out
     write_sweep(sweep, spec.home)
