@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from compressbench.search.leases import TABLE
 from compressbench.search.result import load
 
 BUSY_SECONDS = 60
+_TASK = re.compile(r"trial/\d+|repeat/\d+/\d+")
 
 
 def set_damaged_aside(database: Path) -> None:
@@ -50,11 +52,15 @@ def _problem(database: Path) -> str:
 
 
 def _changed_result(connection: sqlite3.Connection) -> str:
-    """The first task whose result does not match its digest; SQLite has none of its own."""
+    """What is wrong with the first task that is no task, or whose result does not match its digest:
+    SQLite does not check what it stores.
+    """
     named = "SELECT name FROM sqlite_master WHERE name = ?"
     if not connection.execute(named, (TABLE,)).fetchall():
         return ""
     for task, text in connection.execute(f"SELECT task, result FROM {TABLE} WHERE state = 'done'"):
+        if not _TASK.fullmatch(str(task)):
+            return f"there is no task {task!r}"
         try:
             load(text)
         except (TransientError, TypeError, ValueError, AttributeError):
