@@ -70,6 +70,10 @@ def guard(action: Callable[[], int]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["doctor"]:  # first: what stops other commands is one of its findings
+        from compressbench.cli.doctor import main as doctor
+
+        return doctor(arguments[1:])
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"

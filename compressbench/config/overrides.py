@@ -15,7 +15,7 @@ from compressbench.core.nearest import nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("explain", "front", "replay", "store", "sync")
+COMMANDS = ("doctor", "explain", "front", "replay", "store", "sync")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                "--package", "-p", "--info", "-i", "--experimental-rerun")  # fmt: skip
 _STAGE = re.compile(r"~recipe\.stages\.[\w-]+")

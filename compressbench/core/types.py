@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.batchnorm import BatchNormRule
+from compressbench.core.journal import Journal
 
 SplitName = Literal["train", "validation", "test"]
 Edit = dict[str, Any]
@@ -200,9 +201,9 @@ class Measurement:
     warnings: tuple[str, ...] = ()
 
 
-# (what a result depends on besides the stage's start, a function that computes it) -> the result,
-# from the store if it was computed before; both are plain JSON
-Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
+# (what a result depends on besides the stage's start, a function that computes it and keeps what it
+# has finished in a journal) -> the result, from the store if it was computed before; plain JSON
+Recall = Callable[[Mapping[str, Any], Callable[[Journal], Any]], Any]
 TimeShare = Callable[[Artifact], float]  # latency / that of a reference, in pairs
 
 
@@ -219,8 +220,9 @@ class Context:
     export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
     timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
     checkpoint_seconds: float = 15.0  # minimum time between checkpoints of a fit
-    recall: Recall = lambda parts, compute: compute()
+    recall: Recall = lambda parts, compute: compute(Journal())
     batchnorm: BatchNormRule = "shift"  # what the stage does with statistics after its changes
+    journal: Journal = field(default_factory=Journal)  # of what the stage has finished
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compressbench.core import artifact as artifacts
+from compressbench.core.journal import Journal
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -26,6 +27,7 @@ from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
 from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry
+from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
 
 _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
@@ -134,14 +136,26 @@ def _build(
 
 
 def _recalled(
-    planned: Planned, run_context: RunContext, parts: Mapping[str, Any], compute: Callable[[], Any]
+    planned: Planned,
+    run_context: RunContext,
+    parts: Mapping[str, Any],
+    compute: Callable[[Journal], Any],
 ) -> Any:
     """An intermediate result, cached under everything but the stage's own options, so that stages
     with the same starting point share it.
     """
     begun = {name: planned.parts[name] for name in _BEGINNING}
     key = {**begun, **parts, "kind": "costs"}
-    return run_context.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return {"found": compute(_journal(key, run_context))}
+
+    return run_context.store.get_or_build(key, build)[0].meta["found"]
+
+
+def _journal(parts: Mapping[str, Any], run_context: RunContext) -> Journal:
+    """The journal of a result that is being built; it goes when the result is published."""
+    return Journal.open(run_context.store.scratch(content_key(parts)), run_context.runtime.device)
 
 
 def _measured(
@@ -168,7 +182,9 @@ def _measured(
 
     def measure(folder: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "measuring the exported file")
-        return asdict(measure_model(artifact, file, reference, data, threads=threads))
+        journal = _journal(parts, run_context)
+        figures = measure_model(artifact, file, reference, data, threads=threads, journal=journal)
+        return asdict(figures)
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
@@ -177,9 +193,12 @@ def _measured(
     if test:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
-        parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        asked = parts_of("test", shared, "compressbench.measure.figures.test_figures")
         tested, _ = store.get_or_build(
-            parts, lambda folder: test_figures(file, data, threads=threads)
+            asked,
+            lambda folder: test_figures(
+                file, data, threads=threads, journal=_journal(asked, run_context)
+            ),
         )
         figures |= tested.meta
     return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))

@@ -9,35 +9,51 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.journal import Journal
 from compressbench.core.types import Data, SplitName
 
+_NOWHERE = Journal()
 METRICS = ("accuracy", "balanced_accuracy", "f1")
 
 
 def predict(
-    onnx_path: Path, data: Data, split: SplitName, *, threads: int = 1, batch_size: int = 100
+    onnx_path: Path,
+    data: Data,
+    split: SplitName,
+    *,
+    threads: int = 1,
+    batch_size: int = 100,
+    journal: Journal = _NOWHERE,
 ) -> Tensor:
     """Logits of the exported file for a whole split, float32 [N, K], in the order of the split.
 
-    `threads` are those of ONNX Runtime. Raises CheckFailedError if any logit is not finite.
+    `threads` are those of ONNX Runtime. `journal` keeps the logits of this file. Raises
+    CheckFailedError if any logit is not finite.
     """
     from compressbench.measure.session import open_session, options
 
     session = open_session(onnx_path, options(threads))
-    rows = [
-        torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
-        for batch in _batches(data, split, batch_size)
-    ]
+
+    def run(batch: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+
+    rows = journal.rows("logits", _batches(data, split, batch_size), run)
     return _finite(torch.cat(rows), onnx_path.name)
 
 
-def predict_torch(model: nn.Module, data: Data, split: SplitName, batch_size: int = 100) -> Tensor:
+def predict_torch(
+    model: nn.Module,
+    data: Data,
+    split: SplitName,
+    batch_size: int = 100,
+    journal: Journal = _NOWHERE,
+) -> Tensor:
     """Logits of the PyTorch model, float32 [N, K]; the model must be in eval mode on the CPU.
 
-    Raises CheckFailedError if any logit is not finite.
+    `journal` keeps the logits of this model. Raises CheckFailedError if any logit is not finite.
     """
     with torch.inference_mode():
-        rows = [model(batch) for batch in _batches(data, split, batch_size)]
+        rows = journal.rows("logits", _batches(data, split, batch_size), model)
     return _finite(torch.cat(rows), "the PyTorch model")
 
 

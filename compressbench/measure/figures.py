@@ -10,15 +10,23 @@ from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.journal import Journal
 from compressbench.core.types import Artifact, Data, Measurement
 from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
 
+_NOWHERE = Journal()
 NAMED = 3  # layers in a message
 NOTABLY_SLOWER = 0.95  # of the float model's speed; smaller losses are noise on a shared machine
 
 
 def measure_model(
-    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
+    artifact: Artifact,
+    onnx: Path,
+    baseline_onnx: Path,
+    data: Data,
+    *,
+    threads: int = 1,
+    journal: Journal = _NOWHERE,
 ) -> Measurement:
     """Measure size, compute, latency, and quality on the validation split.
 
@@ -28,6 +36,7 @@ def measure_model(
         baseline_onnx: File of the float model; `latency/speedup` is relative to it.
         data: Dataset; its validation split is used.
         threads: Of ONNX Runtime in the validation run. Latency is always measured with one.
+        journal: Keeps the logits; of these files and this model only.
 
     Raises:
         CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`).
@@ -43,7 +52,7 @@ def measure_model(
         "latency/p95_ms": timed.p95_ms,
         "latency/speedup": timed.speedup,
     }
-    quality, logits = _quality(artifact, onnx, data, threads)
+    quality, logits = _quality(artifact, onnx, data, threads, journal)
     warnings = [
         *_chance(logits, data),
         *_slower(timed),
@@ -53,10 +62,12 @@ def measure_model(
     return Measurement(figures | quality, tuple(warnings))
 
 
-def test_figures(onnx: Path, data: Data, *, threads: int = 1) -> dict[str, float]:
+def test_figures(
+    onnx: Path, data: Data, *, threads: int = 1, journal: Journal = _NOWHERE
+) -> dict[str, float]:
     """Measure the metric on the test split; called for the baseline and the final artifact only."""
     metric = data.spec.metric
-    logits = accuracy.predict(onnx, data, "test", threads=threads)
+    logits = accuracy.predict(onnx, data, "test", threads=threads, journal=journal)
     return {f"test/{metric}": accuracy.score(metric, logits, data.split("test").targets)}
 
 
@@ -71,14 +82,18 @@ def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
 
 
 def _quality(
-    artifact: Artifact, onnx: Path, data: Data, threads: int
+    artifact: Artifact, onnx: Path, data: Data, threads: int, journal: Journal
 ) -> tuple[dict[str, float], Tensor]:
     metric, targets = data.spec.metric, data.split("validation").targets
     accuracy.check_metric(metric)
-    of_file = accuracy.predict(onnx, data, "validation", threads=threads)
-    of_model = accuracy.predict_torch(artifact.model, data, "validation")
+    of_file = accuracy.predict(
+        onnx, data, "validation", threads=threads, journal=journal.within("file")
+    )
+    of_model = accuracy.predict_torch(
+        artifact.model, data, "validation", journal=journal.within("model")
+    )
     quantized = activation_grid(artifact.edits) is not None
-    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data))
+    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data, journal))
     figures = {
         f"val/{metric}": accuracy.score(metric, of_file, targets),
         f"val/{metric}_torch": accuracy.score(metric, of_model, targets),
@@ -87,7 +102,7 @@ def _quality(
     return figures, of_file
 
 
-def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
+def _unrounded(artifact: Artifact, data: Data, journal: Journal) -> Callable[[], Tensor] | None:
     """A function that computes the validation logits with activations left in float.
 
     None if activations are not quantized.
@@ -97,7 +112,8 @@ def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
 
     def logits() -> Tensor:
         with activations_in_float(artifact.model):
-            return accuracy.predict_torch(artifact.model, data, "validation")
+            kept = journal.within("unrounded")
+            return accuracy.predict_torch(artifact.model, data, "validation", journal=kept)
 
     return logits
 

@@ -183,8 +183,7 @@ class PruneChannels(BatchNormOptions):
         if self.limits():
             coupling = planned_coupling(model, spec)
             cuts = deepest(self._candidates(model, coupling)[0], self.round_to, self._least)
-            original = deepcopy(model).cpu().eval()
-            check_counts(original, coupling, cuts, self.limits(), example_inputs(spec))
+            check_counts(model, coupling, cuts, self.limits(), spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressbench.analysis.probe import probe_batches, probe_of
+from compressbench.analysis.probe import asked_of, probe_batches, probe_of
 from compressbench.analysis.weight_trials import totals
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import named
 from compressbench.core.errors import UserError
 from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
@@ -108,9 +110,12 @@ class SensitivityCurves:
             return (logits.argmax(1) == targets).sum(), loss, len(targets)
 
         trials = [partial(pruned, *case) if case[1] else dict for case in cases]
-        sums = totals(probe, [inputs for inputs, _ in batches], trials, look, context)
+        images = [inputs for inputs, _ in batches]
+        asked = asked_of(probe, images)
+        kept = context.journal.within("sensitivity", json.dumps([asked, cases]), *named(scores))
+        sums = totals(probe, images, trials, look, replace(context, journal=kept))
         return [
             {"layer": name, "weights": weights[name].numel(), "sparsity": sparsity,
-             "accuracy": correct / images, "loss": loss / images}
-            for (name, sparsity), (correct, loss, images) in zip(cases, sums, strict=True)
+             "accuracy": correct / count, "loss": loss / count}
+            for (name, sparsity), (correct, loss, count) in zip(cases, sums, strict=True)
         ]  # fmt: skip

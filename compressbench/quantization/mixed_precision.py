@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressbench.core.digests import named
 from compressbench.core.errors import CheckFailedError, LimitError, UserError
 from compressbench.core.grid import Grid, WeightQuantizer
+from compressbench.core.journal import Journal
 from compressbench.core.layers import weight_owners
 from compressbench.core.protocols import Sensitivity
 from compressbench.core.types import Artifact, Context
@@ -26,6 +29,7 @@ _INFEASIBLE = 2  # status code of scipy.optimize.milp
 _COST_SCALE = 1e6  # scales the largest cost, as the solver stops at an absolute gap of 1e-6
 
 Finish = Callable[[Mapping[str, Grid], WeightQuantizer], Artifact]
+Weigh = Callable[[Mapping[str, Grid], WeightQuantizer], tuple[int, Artifact | None]]
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,18 @@ class Allocation:
             of = dict(zip(names, bits, strict=True))
             return {n: _at(g, of[owners[n]]) if n in owners else g for n, g in grids.items()}
 
+        journal = context.journal.within("files", *named(model.state_dict()))
+        weigh = partial(_weighed, finish, context, journal)
+
         def uniform_bytes(bits: int) -> int:
-            return _weigh(finish(mixed([bits] * len(names)), draft), context)
+            return weigh(mixed([bits] * len(names)), draft)[0]
 
         widest, least = uniform_bytes(widths[-1]), uniform_bytes(widths[0])
         budget = self._budget_bytes(widest)
         if least > budget:
-            raise LimitError(
-                f"allocation.budget={budget:,} bytes is too low: the ONNX file has at least "
-                f"{least:,} bytes, with {widths[0]} bits in every layer",
-                least / max(budget, 1) - 1,
-            )
+            at_least = f"at least {least:,} bytes, with {widths[0]} bits in every layer"
+            text = f"allocation.budget={budget:,} bytes is too low: the ONNX file has {at_least}"
+            raise LimitError(text, least / max(budget, 1) - 1)
         sizes = _sizes({n: _weight(model, n) for n in names}, grids, widths, widest - least)
         candidates = _candidates(model, {n: grids[n] for n in names}, widths, draft, context)
         costs = self.sensitivity(model, candidates, context)
@@ -114,8 +119,9 @@ class Allocation:
         for _ in range(_ROUNDS):
             picked = cheapest(table, sizes, spend) or [0] * len(names)
             chosen = mixed([widths[p] for p in picked])
-            artifact, excess = _finished(chosen, (draft, method), finish, budget, context)
+            artifact, excess = _finished(chosen, (draft, method), weigh, budget)
             if excess <= 0:
+                artifact = artifact or finish(chosen, method)  # weighed before a kill
                 return Allocated(artifact, chosen, _rows(model, chosen, owners, costs))
             spent = int(sizes[np.arange(len(names)), picked].sum())
             spend = min(spend, spent) - excess  # below what these bits take, so that others follow
@@ -227,31 +233,42 @@ def _sizes(
     return min(tables, key=lambda sizes: abs(int((sizes[:, -1] - sizes[:, 0]).sum()) - span))
 
 
-def _weigh(artifact: Artifact, context: Context) -> int:
-    if context.export_bytes is None:
-        raise CheckFailedError("a budget of bytes needs an exporter, but none is available here")
-    context.progress(0, 1, "measuring the file size")
-    return context.export_bytes(artifact)
+def _weighed(
+    finish: Finish,
+    context: Context,
+    journal: Journal,
+    grids: Mapping[str, Grid],
+    method: WeightQuantizer,
+) -> tuple[int, Artifact | None]:
+    """The bytes of a finished file, and the artifact, unless the journal has the bytes alone."""
+    made: list[Artifact] = []
+
+    def weigh() -> int:
+        if context.export_bytes is None:
+            raise CheckFailedError("a budget of bytes needs an exporter")
+        made.append(finish(grids, method))
+        context.progress(0, 1, "measuring the file size")
+        return context.export_bytes(made[0])
+
+    return journal.once(repr([method, sorted(grids.items())]), weigh), next(iter(made), None)
 
 
 def _finished(
     grids: Mapping[str, Grid],
     methods: tuple[WeightQuantizer, WeightQuantizer],
-    finish: Finish,
+    weigh: Weigh,
     budget: int,
-    context: Context,
-) -> tuple[Artifact, int]:
-    """The artifact, and by how many bytes its file exceeds the budget.
+) -> tuple[Artifact | None, int]:
+    """The artifact as `_weighed` returns it, and by how many bytes its file exceeds the budget.
 
     The second method is used only if the file of the first, faster method fits.
     """
     draft, method = methods
     for rounding in (method,) if draft is method else methods:
-        artifact = finish(grids, rounding)
-        excess = _weigh(artifact, context) - budget
-        if excess > 0:
+        size, artifact = weigh(grids, rounding)
+        if size > budget:
             break
-    return artifact, excess
+    return artifact, size - budget
 
 
 def _rows(

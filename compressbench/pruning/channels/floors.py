@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
-from torch import Tensor, nn
+from torch import nn
 
 from compressbench.core.errors import CheckFailedError
-from compressbench.core.types import Context
+from compressbench.core.types import Context, DataSpec
 from compressbench.pruning.channels.coupling import Coupling, GroupPart
 from compressbench.pruning.channels.cutter import Cutter
 from compressbench.pruning.channels.limits import (
@@ -20,6 +21,7 @@ from compressbench.pruning.channels.limits import (
 )
 from compressbench.pruning.channels.ranking import Ranked, by_root
 from compressbench.pruning.channels.removal import Cuts, atoms_of, remove_channels
+from compressbench.pruning.channels.settling import example_inputs
 
 COUNTED = ("params", "macs")  # limits that need no file
 
@@ -35,7 +37,7 @@ def check_counts(
     coupling: Coupling,
     cuts: Cuts,
     limits: Mapping[str, Limit],
-    example: Tensor,
+    spec: DataSpec,
 ) -> None:
     """Raise LimitError if the model without `cuts` exceeds a limit of parameters or MACs, and
     UserError if the unpruned model meets all limits.
@@ -45,12 +47,13 @@ def check_counts(
     counted = {name: limits[name] for name in COUNTED if name in limits}
     if not counted:
         return
-    before = count(model, example)
+    original, example = deepcopy(model).cpu().eval(), example_inputs(spec)
+    before = count(original, example)
     allowed = {name: most(value, before[name]) for name, value in counted.items()}
     if len(counted) == len(limits):
         check_not_met(before, allowed)
     try:
-        lowest = count(remove_channels(model, coupling, atoms_of(cuts), example), example)
+        lowest = count(remove_channels(original, coupling, atoms_of(cuts), example), example)
     except CheckFailedError:
         return
     check_reachable(lowest, allowed)
