@@ -46,7 +46,7 @@ def given_data(data: Any, class_names: Sequence[str] | None = None) -> GivenData
     parts = _parts(data)
     splits = {name: _split(part, f"data {name}") for name, part in parts.items()}
     _check_alike(splits)
-    names = class_names or _class_names(parts["train"])
+    names = class_names or _class_names(parts)
     config = {
         "_target_": TARGET,
         "sha256": digest(splits),
@@ -214,16 +214,24 @@ def _check_alike(splits: Mapping[SplitName, Split]) -> None:
                 f"data {name}: inputs are {split.inputs.dtype} {list(split.inputs.shape[1:])}, "
                 f"those of train {first.dtype} {list(first.shape[1:])}"
             )
-    contents: dict[str, str] = {}
-    for name, split in splits.items():
-        other = contents.setdefault(digest({"train": split}), name)
-        if other != name:
-            raise UserError(f"data {name}: has the same content as {other}")
 
 
-def _class_names(train: Any) -> Sequence[str] | None:
+def _class_names(parts: Mapping[SplitName, Any]) -> Sequence[str] | None:
+    """What the training Dataset calls its classes; the other splits must not contradict it."""
+    names = _classes_of(parts["train"])
+    for name, part in parts.items():
+        others = _classes_of(part)
+        if names is not None and others is not None and list(others) != list(names):
+            raise UserError(
+                f"data {name}: its classes are {list(others)}, those of train {list(names)}: "
+                "a label would mean another class in each"
+            )
+    return names
+
+
+def _classes_of(part: Any) -> Sequence[str] | None:
     """As torchvision's datasets have them."""
-    dataset = train.dataset if isinstance(train, DataLoader) else train
+    dataset = part.dataset if isinstance(part, DataLoader) else part
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     found: Sequence[str] | None = getattr(dataset, "classes", None)

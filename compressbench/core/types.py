@@ -243,6 +243,8 @@ class Stage(Protocol):
             `earlier`.
         check_model(model, spec): raises UserError for options that cannot work on the architecture
             that the stage starts from (in eval mode) and the `DataSpec`.
+        check_limits(model, spec): raises LimitError for limits that no result can meet; asked where
+            no earlier stage of the chain changes the architecture.
         check_teachers(model, teachers, spec): the same, with the teachers.
     """
 

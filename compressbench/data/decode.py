@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
 from compressbench.core.memory import check_memory
 from compressbench.data import files
 from compressbench.data.sources import Source
@@ -94,7 +94,7 @@ def _decode_all(source: Source, form: Form) -> Tensor:
     with ThreadPoolExecutor(files.workers()) as pool:
         for group in _chunks(source.images(), IMAGES_AT_ONCE * files.workers()):
             if done + len(group) > count:
-                raise CheckFailedError(f"{source.name}: changed while being read")
+                raise TransientError(f"{source.name}: changed while being read")
             parts = _chunks(iter(group), IMAGES_AT_ONCE)
             places = _chunks(iter(range(done, done + len(group))), IMAGES_AT_ONCE)
             resized += sum(
@@ -102,7 +102,7 @@ def _decode_all(source: Source, form: Form) -> Tensor:
             )
             done += len(group)
     if done != count:
-        raise CheckFailedError(f"{source.name}: {done} images for {count} labels")
+        raise TransientError(f"{source.name}: {done} images for {count} labels")
     if resized:
         logging.getLogger(__name__).warning(
             "%s: resized %d of %d images to %dx%d (bilinear)",

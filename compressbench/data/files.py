@@ -17,7 +17,7 @@ from compressbench.core.checked_files import (
 )
 from compressbench.core.digests import file_digest
 from compressbench.core.disk_full import DiskFullError
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
 from compressbench.core.input_files import check_status
 from compressbench.core.owners import check_writers
 
@@ -107,17 +107,17 @@ def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def verify(files: Mapping[str, Path], described: Iterable[Mapping[str, Any]]) -> None:
-    """Hash every file again; raises CheckFailedError for the first that changed."""
+    """Hash every file again; raises TransientError for the first that changed."""
     try:
         hashes = digests(files.values(), fresh=True)
     except OSError as error:
-        raise CheckFailedError(
+        raise TransientError(
             f"dataset: {error.filename} can no longer be read: {error.strerror}"
         ) from error
     for line in described:
         digest = hashes[files[line["path"]]]
         if digest != line["sha256"]:
-            raise CheckFailedError(
+            raise TransientError(
                 f"dataset: {line['path']} changed while in use "
                 f"(sha256 {line['sha256'][:12]} → {digest[:12]}): run the same command again"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,11 @@ class Source(Protocol):
     @property
     def image_column(self) -> str | None: ...
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of integer labels, where the files have them."""
+        ...
+
     def labels(self) -> list[Label]: ...
 
     def images(self) -> Iterator[tuple[str, bytes]]:
@@ -64,6 +70,16 @@ class Parquet:
     @cached_property
     def files(self) -> Mapping[str, Path]:
         return {path.name: path for path in self.paths}
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """What the files call their integer labels, where Hugging Face datasets noted it."""
+        for path in self.paths:
+            features = _hugging_face_features(path)
+            names = features.get(self.label_column, {}).get("names")
+            if isinstance(names, list):
+                return [str(name) for name in names]
+        return None
 
     def labels(self) -> list[Label]:
         labels: list[Label] = []
@@ -104,6 +120,20 @@ def _read(path: Path, option: str, column: str) -> Iterator[Any]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a valid parquet file: {reason}") from error
+
+
+def _hugging_face_features(path: Path) -> dict[str, Any]:
+    """Column -> its description; empty where the file has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        noted = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(noted).get("info", {}).get("features", {})
+    except (pa.ArrowException, OSError, ValueError, AttributeError):
+        return {}  # reading the column will tell what is wrong with the file
+    described = features if isinstance(features, dict) else {}
+    return {name: each for name, each in described.items() if isinstance(each, dict)}
 
 
 def _check_column(path: Path, option: str, column: str, names: list[str]) -> None:
@@ -153,6 +183,10 @@ class Folder:
 
     @property
     def image_column(self) -> None:
+        return None
+
+    @property
+    def class_names(self) -> None:
         return None
 
     @cached_property

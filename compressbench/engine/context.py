@@ -59,7 +59,8 @@ class RunContext:
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
     opset: int = NEWEST  # highest of the target runtime
-    test: bool = True  # False: the test split is never read
+    test: bool = True  # False: no figure is taken on the test split
+    data_notes: tuple[str, ...] = ()  # what to know of the data, shown as warnings
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "envir
 def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
     """Yield a Step after each stage. The first stage is the float baseline.
 
-    Test data are read for the baseline and for the last stage only, or not at all.
+    Figures are taken on test data for the baseline and for the last stage only, or not at all.
     """
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
@@ -71,7 +71,11 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             measurement=measurement,
             coverage=tuple(Coverage(**row) for row in outcome["coverage"]),
             history=outcome["history"],
-            warnings=tuple(outcome["warnings"]) + measurement.warnings,
+            warnings=(
+                *(run_context.data_notes if baseline is None else ()),
+                *outcome["warnings"],
+                *measurement.warnings,
+            ),
             files=files,
             is_baseline=baseline is None,
             is_last=index == len(plan) - 1,

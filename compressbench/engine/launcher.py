@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressbench.config.boundary import child_environment
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 from compressbench.core.memory import ADVICE, OutOfMemoryError, oom_kills
 from compressbench.engine.rank_watch import RankWatch
 
@@ -121,7 +121,7 @@ def _raise(rank: int, code: int, scratch: Path) -> None:
     tail = "\n".join(lines[-30:])
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if code < 0:
-        raise CheckFailedError(f"rank {rank} {how}; the other ranks were stopped ({last})")
+        raise TransientError(f"rank {rank} {how}; the other ranks were stopped ({last})")
     raise RuntimeError(f"rank {rank} {how}:\n{tail}")
 
 

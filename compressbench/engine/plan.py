@@ -19,9 +19,9 @@ import torch
 
 from compressbench.config.instantiate import instantiate, own_targets
 from compressbench.core.digests import file_digest
-from compressbench.core.errors import UserError
+from compressbench.core.errors import LimitError, UserError
 from compressbench.core.nearest import nearest
-from compressbench.core.types import Data, Runtime, Stage
+from compressbench.core.types import CHANNEL_PRUNED, Data, Runtime, Stage
 from compressbench.core.validation import check_seed, shown
 from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
@@ -168,6 +168,8 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     parents = dict(start.parents)
     where, spec = f"recipe.stages.{name}", recipe.data.spec
     _ask(stage, "check_model", where, start.begins_with, spec)
+    if not any(CHANNEL_PRUNED in s.adds for s in _line(start.parents.get("model"), before)):
+        _ask(stage, "check_limits", where, start.begins_with, spec)
     teachers = _teachers(name, recipe.stages[name], before, where)
     parents |= teachers
     if teachers:
@@ -185,6 +187,13 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     )
     timed = _times(stage) or any(before[parent].timed for parent in parents.values())
     return Planned(job, stage, parents, parts, start.begins_with, start.place, timed)
+
+
+def _line(parent: str | None, before: Mapping[str, Planned]) -> Iterator[Stage]:
+    """The stages before one in its chain, the last first."""
+    while parent is not None:
+        yield before[parent].stage
+        parent = before[parent].parents.get("model")
 
 
 @dataclass(frozen=True)
@@ -259,8 +268,10 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
     if method is not None:
         try:
             method(*given)
+        except LimitError as error:
+            raise LimitError(f"{where}: {error}", error.excess) from None
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}") from error.__cause__
         except RuntimeError as error:  # torch.cond compiles what it calls
             if not type(error).__module__.startswith("torch._dynamo"):
                 raise

@@ -18,7 +18,7 @@ from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
 from compressbench.core.disk_full import disk_full, is_disk_full
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 from compressbench.core.redact import redacted_output
 from compressbench.core.signals import leave_to_parent
 from compressbench.core.types import Runtime
@@ -55,7 +55,7 @@ def _run(path: Path) -> None:
 def _entry_folder(store: Store, key: str) -> Path:
     entry = store.read(key)
     if entry is None:
-        raise CheckFailedError(f"cache entry {key[:12]} disappeared during the run")
+        raise TransientError(f"cache entry {key[:12]} disappeared during the run")
     return entry.folder
 
 

@@ -18,7 +18,7 @@ from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.digests import file_digest
 from compressbench.core.distributed import assert_same_on_ranks, rank
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.parametrizations import with_plain_weights
 from compressbench.core.types import TRAINED, Artifact, Context, Outcome, Stage
@@ -103,7 +103,7 @@ def _fresh(config: Mapping[str, Any], job: Job, context: Context) -> Artifact:
     path = Path(job.checkpoint)
     load_checkpoint_(model, path)
     if file_digest(path) != job.checkpoint_sha256:
-        raise CheckFailedError(f"{path} changed while the recipe ran")
+        raise TransientError(f"{path} changed while the recipe ran")
     return Artifact(model, config, (), frozenset({TRAINED}))
 
 

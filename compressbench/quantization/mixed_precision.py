@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressbench.core.digests import named
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, LimitError, UserError
 from compressbench.core.grid import Grid, WeightQuantizer
 from compressbench.core.journal import Journal
 from compressbench.core.layers import weight_owners
@@ -48,7 +48,7 @@ class Allocation:
     The optimum is exact, by integer programming, as far as the costs of layers add up. Sizes of
     weights, scales and zero points are computed, the rest of the file is measured on exported
     files. If the file with the chosen bits exceeds the budget, bits are chosen again with less to
-    spend. Raises UserError, with the smallest possible size, if the budget is too low.
+    spend. Raises LimitError, with the smallest possible size, if the budget is too low.
 
     Sensitivities are measured with rounding to nearest: with the stage's method if it is
     `Nearest`, otherwise on MSE ranges. Choosing bits by integer programming on a table of
@@ -110,10 +110,9 @@ class Allocation:
         widest, least = uniform_bytes(widths[-1]), uniform_bytes(widths[0])
         budget = self._budget_bytes(widest)
         if least > budget:
-            raise UserError(
-                f"allocation.budget={budget:,} bytes is too low: the ONNX file has at least "
-                f"{least:,} bytes, with {widths[0]} bits in every layer"
-            )
+            at_least = f"at least {least:,} bytes, with {widths[0]} bits in every layer"
+            text = f"allocation.budget={budget:,} bytes is too low: the ONNX file has {at_least}"
+            raise LimitError(text, least / max(budget, 1) - 1)
         sizes = _sizes({n: _weight(model, n) for n in names}, grids, widths, widest - least)
         candidates = _candidates(model, {n: grids[n] for n in names}, widths, draft, context)
         costs = self.sensitivity(model, candidates, context)

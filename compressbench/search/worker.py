@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from compressbench.config.boundary import freeze
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
 from compressbench.core.disk_full import disk_full, is_disk_full
-from compressbench.core.errors import UserError
+from compressbench.core.errors import LimitError, UserError
 from compressbench.core.kill_points import reached
 from compressbench.core.redact import redacted_output
 from compressbench.core.signals import SignalledError, stop_on_signals
@@ -97,7 +98,8 @@ def warm_up(spec: Spec) -> None:
     from compressbench.search.trial import trial_config
 
     settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
-    prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
+    with suppress(LimitError):  # infeasible, as other settings may not be
+        prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
 
 
 def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
@@ -161,13 +163,13 @@ def _configs(spec: Spec) -> Configs:
 
 
 def _same(storage: SweepStorage, number: int, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier trial with the same settings."""
+    """The result of an earlier trial with the same settings; what failed may work now."""
     rounded = _plain(settings)
     for other in storage.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         if other.number != number and _plain(other.params) == rounded:
             text = storage.leases.result(f"trial/{other.number}")
             result = None if text is None else load(text)
-            if result is not None and (result.state != "failed" or result.kind == "user"):
+            if result is not None and result.state != "failed":
                 first = other.number if result.same_as is None else result.same_as
                 return replace(result, same_as=first)
     return None

@@ -122,8 +122,9 @@ def conclude(storage: SweepStorage, spec: Spec, trial: Trial, owner: str, result
     """Finish a trial whose result is stored: move its folder into place and report it to Optuna."""
     folder = work_folder(spec, trial.number, owner)
     target = spec.home / TRIALS / str(trial.number)
-    if folder.is_dir() and not target.exists():
+    if folder.is_dir():
         target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # of a trial that the database has lost
         folder.rename(target)
         reached("trial.folder_moved")
     storage.tell(trial, result, spec.objectives, spec.constraints)

@@ -136,6 +136,12 @@ class LoggedSweep:
             for step in range(first + 1, len(done) + 1)
             if (volume := fronts.hypervolume(sweep, done[:step])) is not None
         ]
+        metrics += [
+            [f"trials/{state}", states.count(state), _ended(done[step - 1]), step]
+            for step in range(first + 1, len(done) + 1)
+            for state in ("infeasible", "failed")
+            if (states := [trial.state for trial in done[:step]])[-1] == state
+        ]
         if metrics:
             self.outbox.append({"do": "metrics", "metrics": metrics})
 

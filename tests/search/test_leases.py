@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,29 +93,6 @@ def test_a_dead_process_of_this_machine_loses_its_lease_at_once(storage):
     assert storage.leases.hold("trial/0", child.stdout.strip())
     assert storage.leases.loose("trial") == [("trial/0", 0)]
     assert storage.leases.adopt("trial/0", process_token())
-
-
-def test_n_trials_is_a_total(spec, storage):
-    work(storage, make_spec(spec.home, 3), "w", answer)
-    assert len(storage.trials()) == 3
-    work(storage, make_spec(spec.home, 3), "w", answer)
-    assert len(storage.trials()) == 3
-    work(storage, make_spec(spec.home, 7), "w", answer)
-    assert [t.state for t in storage.trials()] == [TrialState.COMPLETE] * 7
-
-
-def test_threads_and_connections_never_make_one_trial_too_many(spec, storage):
-    """The owners are of another machine: alive as long as their leases."""
-    desks = [make_storage(spec, create=False) for _ in range(4)]
-    threads = [threading.Thread(target=work, args=(d, spec, f"elsewhere-{i}-1", answer))
-               for i, d in enumerate(desks)]  # fmt: skip
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    trials = storage.trials()
-    assert [t.number for t in trials] == list(range(spec.n_trials))
-    assert {t.state for t in trials} == {TrialState.COMPLETE}
 
 
 def test_the_late_result_of_a_paused_worker_is_refused_and_it_goes_on(spec, storage):
