@@ -5,11 +5,10 @@ A pipe has no end, a link may lead to a device without one, and a sparse file ma
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import bytes_text
@@ -73,19 +72,6 @@ def read_input(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """The content of a file that `open_input` accepts."""
     with open_input(path, most_bytes) as file:
         return file.read()
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError for anything else."""
-    try:
-        content = json.loads(read_input(path, MOST_TEXT_BYTES))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object, got {type(content).__name__}")
-    return content
 
 
 def check_status(status: os.stat_result, where: str, most_bytes: int = MOST_BYTES) -> None:

@@ -20,7 +20,6 @@ import torch
 from compressbench.config.instantiate import instantiate, own_targets
 from compressbench.core.digests import file_digest
 from compressbench.core.errors import LimitError, UserError
-from compressbench.core.nearest import nearest
 from compressbench.core.types import CHANNEL_PRUNED, Data, Runtime, Stage
 from compressbench.core.validation import check_seed, shown
 from compressbench.engine.data_identity import identify
@@ -33,6 +32,7 @@ from compressbench.engine.model_config import (
 )
 from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job
+from compressbench.engine.teachers import teachers_of
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
 from compressbench.store.sources import library_versions, source_digest, versions
@@ -170,7 +170,7 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     _ask(stage, "check_model", where, start.begins_with, spec)
     if not any(CHANNEL_PRUNED in s.adds for s in _line(start.parents.get("model"), before)):
         _ask(stage, "check_limits", where, start.begins_with, spec)
-    teachers = _teachers(name, recipe.stages[name], before, where)
+    teachers = teachers_of(name, recipe.stages[name], before, where)
     parents |= teachers
     if teachers:
         taught_by = [before[teacher].begins_with for teacher in teachers.values()]
@@ -278,29 +278,6 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
             raise UserError(
                 f"{where}: the calls of the model cannot be followed: {reason(error)}"
             ) from error
-
-
-def _teachers(
-    name: str, config: Mapping[str, Any], before: Mapping[str, Planned], where: str
-) -> dict[str, str]:
-    """Map roles ("teacher", "teacher.1", ...) to the stages that `teacher` names."""
-    given = config.get("teacher")
-    if given is None:
-        if config.get("loss") is not None and "teacher" in config:
-            raise UserError(f"{where}.teacher is required: the name of an earlier stage")
-        return {}
-    if "loss" in config and config["loss"] is None:
-        raise UserError(f"{where}.teacher={given} needs a loss: set both or neither")
-    names = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}.teacher must name an earlier stage, got {shown(given)}")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{where}.teacher={given} must name different earlier stages")
-    for teacher in names:
-        if teacher not in before:
-            choices = nearest(teacher, before)
-            raise UserError(f"{where}.teacher={teacher} is not a stage before {name}{choices}")
-    return {f"teacher.{i}" if i else "teacher": n for i, n in enumerate(names)}
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -28,6 +28,7 @@ _ROUNDS = 6  # attempts of solving, rounding, exporting and comparing with the b
 _INFEASIBLE = 2  # status code of scipy.optimize.milp
 _COST_SCALE = 1e6  # scales the largest cost, as the solver stops at an absolute gap of 1e-6
 
+Methods = tuple[WeightQuantizer, WeightQuantizer]
 Finish = Callable[[Mapping[str, Grid], WeightQuantizer], Artifact]
 Weigh = Callable[[Mapping[str, Grid], WeightQuantizer], tuple[int, Artifact | None]]
 
@@ -256,10 +257,7 @@ def _weighed(
 
 
 def _finished(
-    grids: Mapping[str, Grid],
-    methods: tuple[WeightQuantizer, WeightQuantizer],
-    weigh: Weigh,
-    budget: int,
+    grids: Mapping[str, Grid], methods: Methods, weigh: Weigh, budget: int
 ) -> tuple[Artifact | None, int]:
     """The artifact as `_weighed` returns it, and by how many bytes its file exceeds the budget.
 

@@ -14,7 +14,8 @@ from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
 from tests.end_to_end.running import run_here
-from tests.faults.payloads import PAYLOADS, PLANTED, QUIET, TARGETS, Payload, Pickled
+from tests.faults.payload import PLANTED, QUIET, Payload, Pickled
+from tests.faults.payloads import PAYLOADS, TARGETS
 
 SAMPLE = {  # of each kind; the others take minutes
     "os.system in deep",
