@@ -58,3 +58,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Run a command that must be refused in one line, leaving nothing behind."""
+    from tests.end_to_end.refusals import Refusing
+
+    return Refusing(tmp_path)

@@ -40,6 +40,10 @@ class Moments:
             self.shift += change.mT @ x_seen
             self.missed += change.square().sum(dim=1)
 
+    def sums(self) -> dict[str, Tensor]:
+        """The tensors that `add_` changes, in place."""
+        return {"second": self.second, "shift": self.shift, "missed": self.missed}
+
     def reduce_(self) -> None:
         """Sum over all ranks, so that every rank continues with the same moments."""
         self.second, self.shift, self.missed = (

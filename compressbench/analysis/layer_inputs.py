@@ -57,9 +57,13 @@ class WorkingCopies:
 def layer_moments(
     name: str, models: WorkingCopies, context: Context, images: int, drift: bool = True
 ) -> Moments:
-    """Moments of the layer `name` over `images` training images; x = x' without `drift`."""
+    """Moments of the layer `name` over `images` training images; x = x' without `drift`.
+
+    The journal of `context` keeps their sums, of these models and this layer only.
+    """
     moments = Moments(models.reference.get_submodule(name))
-    for batch in calibration_batches(context, images):
+    batches = calibration_batches(context, images)
+    for batch in context.journal.over("moments", batches, moments.sums()):
         moments.add_(*models.inputs_of(name, batch, drift))
     moments.reduce_()
     return moments

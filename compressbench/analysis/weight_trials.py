@@ -6,8 +6,8 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -41,7 +41,10 @@ def costs(
     CheckFailedError if an output is not finite.
     """
     parts = {**asked_of(probe, batches), "trials": digest(_digest_parts(trials))}
-    nats: list[float] = context.recall(parts, lambda: _costs(probe, batches, trials, context))
+    nats: list[float] = context.recall(
+        parts,
+        lambda journal: _costs(probe, batches, trials, replace(context, journal=journal)),
+    )
     return nats
 
 
@@ -80,23 +83,31 @@ def totals(
         batches: Inputs of this rank.
         trials: Each returns the weights that replace those of some layers.
         look: Called with the original outputs, the trial's outputs and the index of the batch.
-        context: Reports progress.
+        context: Reports progress; its `journal` keeps what was measured, for these arguments only.
     """
     values: list[list[Tensor]] = [[] for _ in trials]
     with channels_last(probe, batches[0][:2], batches[0].device):
+        text = f"measuring layer sensitivity{context.journal.before(len(batches) * len(trials))}"
         for number, inputs in enumerate(batches):
-            first = _recorded(probe, inputs)
+            first = cache(partial(_recorded, probe, inputs))  # not needed if all figures are known
             for position, trial in enumerate(trials):
                 done = number * len(trials) + position
-                context.progress(done, len(batches) * len(trials), "measuring layer sensitivity")
-                figures = look(first.outputs, first.again(trial()), number)
-                values[position].append(torch.tensor([float(f) for f in figures]).double())
+                context.progress(done, len(batches) * len(trials), text)
+                figures = context.journal.once(
+                    f"{number} {position}", partial(_figures, first, trial, look, number)
+                )
+                values[position].append(torch.tensor(figures).double())
             del first  # free its outputs before those of the next batch are kept
     if not trials:
         return []
     sums = torch.stack([torch.stack(rows).sum(0) for rows in values]).to(batches[0].device)
     summed: list[list[float]] = sum_over_ranks(sums).tolist()
     return summed
+
+
+def _figures(first: Callable[[], _Pass], trial: Trial, look: Look, batch: int) -> list[float]:
+    figures = look(first().outputs, first().again(trial()), batch)
+    return [float(figure) for figure in figures]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressbench.api.process import as_before, silent
 from compressbench.api.request import Request, composed
-from compressbench.api.run_folder import MODEL, read_report
+from compressbench.api.run_folder import MODEL, finished_report
 from compressbench.api.table import as_table
 from compressbench.core.errors import UserError
 from compressbench.core.live_objects import live_objects
@@ -144,7 +144,7 @@ def compress(
         stack.enter_context(live_objects(request.live))
         where = _run_folder(folder)
         _run(request, where)
-        return Result(where, read_report(where))
+        return Result(where, finished_report(where))
 
 
 def _run_folder(folder: str | Path | None) -> Path:

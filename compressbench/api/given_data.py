@@ -55,10 +55,10 @@ def given_data(
     splits = {name: _split(part, f"data {name}", task) for name, part in parts.items()}
     _check_alike(splits)
     if task != CLASSIFICATION:
-        known = class_names or _class_names(parts["train"]) or numbers(splits, task)
+        known = class_names or _class_names(parts) or numbers(splits, task)
         named = {"task": task_config, "class_names": [str(n) for n in known]}
         return GivenData({"_target_": TASK_TARGET, "sha256": digest(splits), **named}, splits)
-    names = class_names or _class_names(parts["train"])
+    names = class_names or _class_names(parts)
     config = {
         "_target_": TARGET,
         "sha256": digest(splits),
@@ -240,16 +240,24 @@ def _check_alike(splits: Mapping[SplitName, Split]) -> None:
                 f"data {name}: inputs are {split.inputs.dtype} {list(split.inputs.shape[1:])}, "
                 f"those of train {first.dtype} {list(first.shape[1:])}"
             )
-    contents: dict[str, str] = {}
-    for name, split in splits.items():
-        other = contents.setdefault(digest({"train": split}), name)
-        if other != name:
-            raise UserError(f"data {name}: has the same content as {other}")
 
 
-def _class_names(train: Any) -> Sequence[str] | None:
+def _class_names(parts: Mapping[SplitName, Any]) -> Sequence[str] | None:
+    """What the training Dataset calls its classes; the other splits must not contradict it."""
+    names = _classes_of(parts["train"])
+    for name, part in parts.items():
+        others = _classes_of(part)
+        if names is not None and others is not None and list(others) != list(names):
+            raise UserError(
+                f"data {name}: its classes are {list(others)}, those of train {list(names)}: "
+                "a label would mean another class in each"
+            )
+    return names
+
+
+def _classes_of(part: Any) -> Sequence[str] | None:
     """As torchvision's datasets have them."""
-    dataset = train.dataset if isinstance(train, DataLoader) else train
+    dataset = part.dataset if isinstance(part, DataLoader) else part
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     found: Sequence[str] | None = getattr(dataset, "classes", None)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from compressbench.api.given_model import GivenModel, given_model
-from compressbench.api.run_folder import ARTIFACT, MODEL, read_report
+from compressbench.api.run_folder import ARTIFACT, MODEL, finished_report
 from compressbench.config.moved_targets import with_current_targets
 from compressbench.core import artifact as artifacts
 from compressbench.core.errors import CheckFailedError, UserError
@@ -102,7 +102,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Run:
         >>> logits = run.session.run(None, {"input": images})[0]
     """
     where = Path(folder).expanduser().absolute()
-    report = read_report(where)
+    report = finished_report(where)
     if model is None:
         return Run(where, report)
     if _model_config(where / ARTIFACT)["_target_"] != TARGET:

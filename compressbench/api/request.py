@@ -11,9 +11,10 @@ from torch import nn
 
 from compressbench.api.given_data import GivenData, given_data
 from compressbench.api.given_model import GivenModel, given_model, source_text
+from compressbench.config.boundary import allow_arguments, freeze
 from compressbench.config.compose import compose_config
 from compressbench.config.groups import config_folder, options
-from compressbench.config.instantiate import allow_arguments, instantiate
+from compressbench.config.instantiate import instantiate
 from compressbench.config.overrides import refuse
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
@@ -54,6 +55,7 @@ def composed(
     task: str,
 ) -> Request:
     """The request of a call of `compress`; its arguments are described there."""
+    freeze()
     folders = [config_folder()]
     if config_dir is not None:
         folders.append(_existing_folder(config_dir))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from compressbench.core.errors import UserError
+from compressbench.results.report_file import check_shipped, read_report
 from compressbench.results.run_report import Report
 
-MODEL, ARTIFACT, REPORT = "model.onnx", "artifact", "report.json"
+MODEL, ARTIFACT = "model.onnx", "artifact"
 
 
-def read_report(folder: Path) -> Report:
-    """`report.json` of a finished run. Raises UserError for a folder that has none."""
-    path = folder / REPORT
-    try:
-        report: Report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} is not a run folder: {REPORT}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+def finished_report(folder: Path) -> Report:
+    """`report.json` of a finished run. Raises UserError for a folder that has none, and
+    CheckFailedError if its model.onnx is not the file that was measured.
+    """
+    report = read_report(folder)
     if report.get("status") != "finished" or not (folder / MODEL).is_file():
         raise UserError(f"{folder}: the run is {report.get('status')}, it has no {MODEL}")
+    check_shipped(folder, report)
     return report

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,25 +64,32 @@ def _explain(run: Path, images: int, seconds: int) -> None:
 
     from compressbench.config.recipe_file import read_recipe
     from compressbench.config.run_config import RunConfig
+    from compressbench.core.artifact import digest as artifact_digest
+    from compressbench.core.journal import Journal
     from compressbench.engine.prepare import prepare
     from compressbench.quantization import layer_costs
+    from compressbench.results.report_file import read_report
     from compressbench.results.terminal import Terminal, say
 
-    report = _report(run)
+    report = read_report(run)
     prepared = prepare(RunConfig.of(read_recipe(run / "recipe.yaml")))
     subject = _subject(run, prepared, report)
     torch.set_num_threads(prepared.context.runtime.threads)
     spec = prepared.context.data.spec
     floats, parts = _parts(run, prepared, subject)
     judge = _Judge(prepared, images)
+    folder = _folder(prepared, subject, images)
+    journal = Journal.open(folder).within(artifact_digest(subject.artifact))
     with Terminal(["explain"], spec.metric) as terminal:
         quantized = judge(subject.artifact.model)
         exact = _exact(subject, floats, parts, judge)
         measured = layer_costs.costs(
-            subject.artifact, floats, parts, judge, seconds, terminal.progress
+            subject.artifact, floats, parts, judge, seconds, terminal.progress, journal
         )
     terminal.table(_rows(measured, quantized, exact, spec.metric), ())
-    if len(measured) < len(parts):
+    if len(measured) == len(parts):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
         left = len(parts) - len(measured)
         terminal.warn(f"{left} of {len(parts)} not measured within --seconds {seconds}")
     chosen = layer_costs.worst(measured, quantized, exact)
@@ -99,6 +106,26 @@ def _explain(run: Path, images: int, seconds: int) -> None:
         return
     for line in _advice(subject, report, chosen, together, spec.metric):
         say(terminal.console, line)
+
+
+def _folder(prepared: Prepared, subject: _Subject, images: int) -> Path:
+    """Where to keep what was measured until all of it is, in the store."""
+    from dataclasses import asdict
+
+    from compressbench.engine.context import parts_of
+    from compressbench.store.keys import content_key
+    from compressbench.store.sources import versions
+
+    context = prepared.context
+    shared = {
+        "parents": {"model": subject.artifact.key},
+        "data": context.data_identity,
+        "images": images,
+        "runtime": asdict(context.runtime),
+        "environment": versions(["torch"]),
+    }
+    targets = f"{__name__}.main", "compressbench.quantization.layer_costs.costs"
+    return context.store.scratch(content_key(parts_of("explain", shared, *targets)))
 
 
 def _parts(run: Path, prepared: Prepared, subject: _Subject) -> tuple[Floats, list[Part]]:
@@ -130,14 +157,6 @@ def _exact(
         return judge(subject.start.model)
     with layer_costs.left_out(subject.artifact, floats, parts):
         return judge(subject.artifact.model)
-
-
-def _report(run: Path) -> dict[str, Any]:
-    path = run / "report.json"
-    if not path.is_file():
-        raise UserError(f"{run}: no report.json there, so not the folder of a run")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
 
 
 def _subject(run: Path, prepared: Prepared, report: Mapping[str, Any]) -> _Subject:

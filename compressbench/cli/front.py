@@ -19,7 +19,7 @@ from compressbench.results.front_html import write_page
 from compressbench.results.front_picture import Picture
 from compressbench.results.front_png import write_png
 from compressbench.results.front_table import raw_rows
-from compressbench.results.ship import Member, Wanted, choose
+from compressbench.results.ship import Member, Wanted, check_file, choose
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_terminal import show
 from compressbench.results.tables import write_csv
@@ -155,6 +155,7 @@ def _report(sweeps: Sequence[Sweep], rows: Sequence[dict[str, Any]]) -> dict[str
 
 def _show_ship(ship: Member) -> None:
     folder = Path(ship.trial.folder)
+    check_file(ship)
     print(f"ship: {ship.text}")
     if not ship.trial.folder or not (folder / _MODEL).is_file():
         print(f"the file to ship is not on this machine: {folder / _MODEL}")

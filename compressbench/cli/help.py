@@ -18,6 +18,7 @@ _HEAD = """compressbench: recipes of model compression, measured on the file tha
   compressbench explain RUN                                  which layer costs which accuracy
   compressbench front SWEEP [--budget 100kB]                 show a front, choose a file to ship
   compressbench store list|explain|verify|collect|pin        manage the store of computed results
+  compressbench doctor [NAME=VALUE ...]                      check this machine, store and servers
   compressbench sync [RUN ...]                               log what a tracking server has missed
   (compressbench ... and python run.py ... are the same program)
 """

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from compressbench import __version__
 from compressbench.cli.help import help_page
+from compressbench.config.boundary import (
+    ALLOW_VARIABLE,
+    allow_arguments,
+    allowed,
+    freeze,
+    guard_environment,
+)
+from compressbench.config.compose import check_folders, composing_errors
 from compressbench.config.groups import config_folder, config_folders
-from compressbench.config.instantiate import ALLOW_VARIABLE, allow_arguments, allowed
 from compressbench.config.overrides import explain, refuse, with_checkpoint_key
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.redact import redacted_output
+from compressbench.core.signals import SignalledError, behind, stop_on_signals
 
 DONE, USER, USAGE, REFUSED, BUG = 0, 1, 2, 3, 70
-
-
-class SignalledError(BaseException):
-    """A signal asked us to stop. Not an Exception, so that no handler on the way swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def main() -> None:
@@ -35,16 +35,12 @@ def main() -> None:
     # Threads that spin while they wait make training several times slower on a shared machine.
     # Read when torch is loaded, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = _take_allow(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
-    code = guard(lambda: _dispatch(arguments))
+    stopping = stop_on_signals()
+    with redacted_output():
+        code = guard(lambda: _dispatch(_take_allow(sys.argv[1:])))
+    stopping.ended(code)
     gc.freeze()  # Python would look through torch's objects again and again as it ends: 1.5 s
     sys.exit(code)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise SignalledError(number)
 
 
 def guard(action: Callable[[], int]) -> int:
@@ -58,18 +54,31 @@ def guard(action: Callable[[], int]) -> int:
         print(f"compressbench: refused: {error}", file=sys.stderr)
         return REFUSED
     except SignalledError as error:
-        name = signal.Signals(error.number).name
-        print(f"\ncompressbench: interrupted ({name}): run the same command to resume",
-              file=sys.stderr)  # fmt: skip
-        return 128 + error.number
-    except Exception:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        return _signalled(error)
+    except Exception as error:  # noqa: BLE001 - the last stop: a bug of ours, shown in full
+        signalled = behind(error)
+        if signalled is not None:
+            return _signalled(signalled)
+        if is_disk_full(error):
+            print(f"compressbench: {disk_full(error)}", file=sys.stderr)
+            return USER
         import traceback
 
         traceback.print_exc()
         return BUG
 
 
+def _signalled(error: SignalledError) -> int:
+    print(f"\ncompressbench: {error}", file=sys.stderr)
+    return 128 + error.number
+
+
 def _dispatch(arguments: list[str]) -> int:
+    _check_place()
+    if arguments[:1] == ["doctor"]:  # first: what stops other commands is one of its findings
+        from compressbench.cli.doctor import main as doctor
+
+        return doctor(arguments[1:])
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD") == "1":
         raise UserError(
             "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 allows checkpoints to run code; unset it"
@@ -100,6 +109,13 @@ def _dispatch(arguments: list[str]) -> int:
         print(help_page(config_folders(arguments)))
         return DONE
     return _compose(arguments)
+
+
+def _check_place() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"the working folder: {error.strerror}; change to another") from error
 
 
 def _replay(arguments: list[str]) -> int:
@@ -133,6 +149,7 @@ def _take_allow(arguments: list[str]) -> list[str]:
         sys.path.insert(
             0, str(Path.cwd())
         )  # unlike `python run.py`, the console script does not add it
+    freeze()
     return rest
 
 
@@ -150,10 +167,9 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 def _compose(arguments: list[str]) -> int:
     """Let Hydra compose the config and run the recipe, once or as a sweep."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     refuse(arguments)
+    guard_environment()
     arguments = _with_sweeper(arguments)
     codes: list[int] = []
 
@@ -170,13 +186,14 @@ def _compose(arguments: list[str]) -> int:
     )(task)
     try:
         with _command_line(with_checkpoint_key(arguments)):
+            check_folders(sys.argv[1:])
             entry()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # while composing
+    except composing_errors() as error:
         raise UserError(explain(error, arguments, config_folders(arguments))) from error
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or is_disk_full(error):
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
     return max(codes, default=DONE)

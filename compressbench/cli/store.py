@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         "--min-free", type=_size, default=0, help="space to be free on the disk, such as 1GB"
     )
     room.add_argument("--dry-run", action="store_true", help="only show what would be removed")
-    commands.add_parser("verify", help="check every digest; damaged entries are set aside")
+    verify = commands.add_parser("verify", help="check digests; damaged entries are set aside")
+    verify.add_argument("--deep", action="store_true", help="also measure the stored files again")
     pin = commands.add_parser("pin", help="protect an entry from collection")
     pin.add_argument("key", help="first digits of the key")
     pin.add_argument("--reason", default="pinned by hand", help="shown by `list`")
@@ -125,6 +126,23 @@ def _verify(store: Store, options: argparse.Namespace) -> None:
             f"{store.root / 'quarantine'}: {', '.join(key[:12] for key in damaged)}"
         )
     print(f"{len(keys)} entries, all intact")
+    if options.deep:
+        _verify_figures(store)
+
+
+def _verify_figures(store: Store) -> None:
+    from compressbench.cli.verify_deep import verify_figures
+
+    repeated, skipped, wrong = verify_figures(store)
+    if wrong:
+        raise CheckFailedError(
+            f"{len(wrong)} figures are not those of their file; their measurements were set aside "
+            f"in {store.root / 'quarantine'}: {'; '.join(wrong)}"
+        )
+    print(
+        f"{repeated} measurements repeated, all figures the same"
+        + f"; {skipped} not repeated: their file or data are not here" * bool(skipped)
+    )
 
 
 def _pin(store: Store, options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.config.boundary import each_choice
+from compressbench.config.groups import config_folders
 from compressbench.config.overrides import composed_by_hydra, explain, with_checkpoint_key
 from compressbench.core.errors import UserError
 
@@ -21,7 +23,6 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
     `folders` are the config folders, ours first. What comes before the values at the end of
     `overrides` is composed once: most trials differ in values alone. Raises UserError in one line.
     """
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = with_checkpoint_key(overrides)
@@ -34,8 +35,41 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path]) -> dict[st
             except OmegaConfBaseException:
                 pass  # let Hydra compose it all: its message is clearer
         return _plain(composed_by_hydra(overrides, folders, own_section=True))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except composing_errors() as error:
         raise UserError(explain(error, overrides, folders)) from error
+
+
+def composing_errors() -> tuple[type[Exception], ...]:
+    """What Hydra raises for a config that cannot be composed."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    return HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError
+
+
+def check_folders(arguments: Sequence[str]) -> None:
+    """Compose all configs that a command line asks for, to raise what is wrong with the files of
+    the user's folders before Hydra acts on them.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    flags = get_args_parser().parse_intermixed_args(list(arguments))
+    for name in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(flags, name) is not None:
+            flag = name.replace("_", "-")
+            raise UserError(
+                f"--{flag}: conf/config.yaml is the config; --config-dir=DIR adds to it"
+            )
+    searched = [o for o in flags.overrides if o.lstrip("+").startswith("hydra.searchpath=")]
+    if flags.config_dir is not None and searched:
+        raise UserError(f"{searched[0]}: --config-dir={flags.config_dir} is given, too; choose one")
+    if flags.config_dir is None and not searched:
+        return
+    folders = config_folders([f"--config-dir={flags.config_dir}"] if not searched else [])
+    if all(folder.is_dir() for folder in folders):  # if not, Hydra says so
+        for chosen in each_choice(flags.overrides, folders):
+            composed_by_hydra(chosen, folders)
 
 
 @functools.lru_cache(maxsize=256)

@@ -25,6 +25,7 @@ GROUPS = {
     "sensitivity@recipe.stages.quantize.allocation.sensitivity=...",
     "loss": "distillation losses; loss@recipe.stages.distill.loss=...",
 }
+_LONGEST = 1000  # characters of a purpose
 
 
 def config_folder() -> Path:
@@ -46,6 +47,8 @@ def options(group: str, folders: Iterable[Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in folders:
         for path in sorted((folder / group).glob("*.yaml")):
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
+            if path.is_file():
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    first = file.readline(_LONGEST)
+                found[path.stem] = first.lstrip("# ").strip() if first.startswith("#") else ""
     return found

@@ -1,26 +1,19 @@
-"""Instantiates `_target_` configs: only allowed targets, only known options.
-
-What may be named is this package's plug-ins, torch's optimizers, and what the user adds by
-`--allow mymodule.*` or COMPRESSBENCH_ALLOW; a YAML file cannot widen the list.
-"""
+"""Instantiates `_target_` configs: only allowed targets (see `boundary`), only known options."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from compressbench.config.boundary import ALLOW_VARIABLE, allowed, is_allowed, is_target
 from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
 from compressbench.core.live_objects import live_types
 from compressbench.core.nearest import nearest
 
-ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
-_PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
-             "tasks", "tracking.trackers", "search.samplers")  # fmt: skip
 # What an allowed function may return; as a target, `check` refuses it before Hydra sees it.
 _MODULES = (
     "torch.nn.*",
@@ -31,17 +24,6 @@ _MODULES = (
 _REFUSED = re.compile(r"Target '(.+?)' \(resolved from '(.+?)'\) is not in the Hydra")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
-
-
-def allowed() -> list[str]:
-    """The patterns a `_target_` must match, in Hydra's execution_whitelist syntax."""
-    extra = os.environ.get(ALLOW_VARIABLE, "").replace(",", " ").split()
-    return [f"compressbench.{name}.*" for name in _PACKAGES] + ["torch.optim.*", *extra]
-
-
-def allow_arguments() -> list[str]:
-    """The `--allow` arguments that reproduce this run's permissions."""
-    return [f"--allow={pattern}" for pattern in allowed()[len(_PACKAGES) + 1 :]]
 
 
 def own_targets(tree: Any) -> Iterator[str]:
@@ -124,12 +106,15 @@ def options_of_target(config: Mapping[str, Any], where: str) -> tuple[dict[str, 
 def _nested(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(path, config) of the configs directly inside another one, including those in lists."""
     for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield f"{where}.{name}", value
-        elif isinstance(value, (list, tuple)):
-            for position, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    yield f"{where}.{name}[{position}]", item
+        yield from _configs_in(value, f"{where}.{name}")
+
+
+def _configs_in(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(value, Mapping):
+        yield where, value
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _configs_in(item, f"{where}[{position}]")
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
@@ -147,14 +132,9 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def is_allowed(target: str) -> bool:
-    return any(
-        target == pattern or (pattern.endswith(".*") and target.startswith(pattern[:-1]))
-        for pattern in allowed()
-    )
-
-
 def _locate(target: str, where: str) -> Any:
+    if not all(map(str.isidentifier, target.split("."))):
+        raise UserError(f"{where}._target_={target} is not the name of a class or function")
     if not is_allowed(target):
         raise UserError(
             f"{where}._target_={target} is not allowed; to run code of your own, pass "
@@ -169,6 +149,8 @@ def _locate(target: str, where: str) -> Any:
         raise UserError(f"{where}._target_={target}: no module {module}") from None
     if not callable(found) or inspect.ismodule(found):
         raise UserError(f"{where}._target_={target}: {module} has no class or function {name}")
+    if not is_target(target, found):
+        raise UserError(f"{where}._target_={target} is not made to be named in a config")
     return found
 
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressbench.config.boundary import check_section, guard_environment
 from compressbench.config.groups import options
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
@@ -15,9 +16,10 @@ from compressbench.core.nearest import nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("explain", "front", "replay", "store", "sync")
+COMMANDS = ("doctor", "explain", "front", "replay", "store", "sync")
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                "--package", "-p", "--info", "-i", "--experimental-rerun")  # fmt: skip
+_DEEPEST = 40  # brackets within each other in a value
 _STAGE = re.compile(r"~recipe\.stages\.[\w-]+")
 
 
@@ -34,16 +36,31 @@ def refuse(arguments: Sequence[str]) -> None:
                 f"{argument}: only stages can be taken away (~recipe.stages.NAME); "
                 "choose another option"
             )
+        _refuse_depth(argument)
         key, equals, _ = argument.partition("=")
         if argument.startswith("-") or not (equals or argument.startswith("~")):
             continue
         name = key.lstrip("+~")
+        if name.startswith("hydra") and "_target_" in argument:
+            raise UserError(
+                f"{argument}: choose what is installed by its name: hydra/launcher=NAME"
+            )
         for stage in gone:
             if name.startswith(f"{stage}.") or f"@{stage}." in name:
                 raise UserError(f"{argument}: ~{stage} takes that stage away")
         if name in seen:
             raise UserError(f"{name} is given twice: {seen[name]} and {argument}")
         seen[name] = argument
+
+
+def _refuse_depth(argument: str) -> None:
+    """Raise UserError for brackets that would exhaust the stack of Hydra's parser."""
+    depth = 0
+    for character in argument:
+        depth += (character in "[{(") - (character in ")}]")
+        if depth > _DEEPEST:
+            shown = argument.partition("=")[0]
+            raise UserError(f"{shown}: nested deeper than {_DEEPEST} levels")
 
 
 def _refuse_word(arguments: Sequence[str]) -> None:
@@ -99,10 +116,14 @@ def explain(error: Exception, arguments: Sequence[str], folders: Sequence[Path])
     group = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
     if group:
         name, option = group.groups()
+        if name.startswith("hydra/") and option in options(name, folders[1:]):
+            return f"{name}={option}: what is installed can be chosen, not a file of --config-dir"
         return f"{name}={option}: no such option{nearest(option, options(name, folders))}"
     key = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text)
     if key:
         return _unknown_key(key.group(1), arguments, folders)
+    if isinstance(error, RecursionError):
+        return "the config is nested too deeply"
     cause = error.__cause__
     lines = [line.strip() for line in (text or repr(error)).splitlines() if line.strip()]
     if cause is not None and str(cause) not in text:
@@ -126,18 +147,31 @@ def _unknown_key(key: str, arguments: Sequence[str], folders: Sequence[Path]) ->
 def composed_by_hydra(
     overrides: Sequence[str], folders: Sequence[Path], own_section: bool = False
 ) -> DictConfig:
-    """The config of `overrides` as Hydra composes it, `own_section` with the section `hydra`."""
+    """The config of `overrides` as Hydra composes it, `own_section` with the section `hydra`.
+
+    Raises UserError where a file of the user's folders does what it must not (see `boundary`).
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
 
-    more = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in folders[1:])}]"]
+    guard_environment()
+    paths = [_quoted(f"file://{folder}") for folder in folders[1:]]
+    given = [*overrides, *([f"hydra.searchpath=[{','.join(paths)}]"] if paths else [])]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folders[0])):
-        return compose(
-            "config",
-            [*overrides, *(more if len(folders) > 1 else [])],
-            return_hydra_config=own_section,
-        )
+        config = compose("config", given, return_hydra_config=True)
+    if any("hydra.searchpath" in override for override in given):
+        check_section(config, given, folders[0])
+    if not own_section:
+        with open_dict(config):
+            del config["hydra"]
+    return config
+
+
+def _quoted(text: str) -> str:
+    """Text in the grammar of overrides."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def nearest_key(key: str, known: set[str]) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
-from compressbench.core.validation import check_flag, check_not_negative
+from compressbench.core.validation import (
+    check_flag,
+    check_label,
+    check_not_negative,
+    check_seed,
+    is_number,
+)
 
 SECTIONS = ("model", "dataset", "recipe", "trainer", "tracking")
 OF_SWEEPS = "search"  # part of every composed config, ignored by a single run
@@ -32,6 +38,7 @@ class RunConfig:
     checkpoint_seconds: float
     opset: int
     name: str
+    max_overlap: float = 0.01  # absent in a recipe.yaml of an older version
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -39,8 +46,9 @@ class RunConfig:
         wrong type.
         """
         wanted = {field.name for field in fields(cls)}
+        optional = {field.name for field in fields(cls) if field.default is not MISSING}
         given = set(config) - {OF_SWEEPS}
-        for name in sorted(given ^ wanted):
+        for name in sorted((given ^ wanted) - (optional - given)):
             problem = "is required" if name in wanted else f"no such key{nearest(name, wanted)}"
             raise UserError(f"{name}: {problem}")
         for name in SECTIONS:
@@ -48,11 +56,14 @@ class RunConfig:
                 raise UserError(f"{name} must be a section of options, got {config[name]!r}")
         for name in sorted(set(config["recipe"]) - {"stages"}):
             raise UserError(f"recipe.{name}: no such key; a recipe has stages")
-        if not isinstance(config["name"], str) or not config["name"].strip():
-            raise UserError(f"name must be text, got {config['name']!r}")
+        check_label("name", config["name"])
+        check_seed("seed", config["seed"])
         check_flag("plan", config["plan"])
         check_not_negative("checkpoint_seconds", config["checkpoint_seconds"])
-        return cls(**{name: config[name] for name in wanted})
+        overlap = config.get("max_overlap", 0.0)
+        if not is_number(overlap) or not 0 <= overlap <= 1:
+            raise UserError(f"max_overlap must be a number in [0, 1], got {overlap!r}")
+        return cls(**{name: config[name] for name in given})
 
     @property
     def stages(self) -> Mapping[str, Any]:

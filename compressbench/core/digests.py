@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from compressbench.core.atomic import atomic_path
+from compressbench.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +36,19 @@ def _values(tensor: Tensor) -> Any:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def copy_checked(source: Path, target: Path, sha256: str) -> None:
+    """Copy a file whose content must have this digest; the copy is read again and checked.
+
+    Raises CheckFailedError and leaves no copy if it has another.
+    """
+    with atomic_path(target, needed_bytes=source.stat().st_size) as temporary:
+        shutil.copyfile(source, temporary)
+        if file_digest(temporary) != sha256:
+            raise CheckFailedError(
+                f"{source} is not the file that was measured and stored: not copied"
+            )
 
 
 def file_digest(path: Path, follow_links: bool = True) -> str:

@@ -48,3 +48,12 @@ def assert_same_on_ranks(digest: str, what: str) -> None:
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The element-wise mean of `values` over all ranks, a new tensor."""
     return sum_over_ranks(values) / torch.tensor(float(world_size()), device=values.device)
+
+
+def kept_by_all_ranks(names: set[str]) -> set[str]:
+    """Those of `names` that all ranks have."""
+    if not dist.is_initialized():
+        return names
+    everyone: list[set[str]] = [set() for _ in range(world_size())]
+    dist.all_gather_object(everyone, names)
+    return set.intersection(*everyone)

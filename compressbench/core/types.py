@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.batchnorm import BatchNormRule
+from compressbench.core.journal import Journal
 
 SplitName = Literal["train", "validation", "test"]
 Edit = dict[str, Any]
@@ -201,11 +202,12 @@ class Measurement:
 
     figures: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    file_sha256: str = ""  # of the file that was measured: no other is shipped
 
 
-# (what a result depends on besides the stage's start, a function that computes it) -> the result,
-# from the store if it was computed before; both are plain JSON
-Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
+# (what a result depends on besides the stage's start, a function that computes it and keeps what it
+# has finished in a journal) -> the result, from the store if it was computed before; plain JSON
+Recall = Callable[[Mapping[str, Any], Callable[[Journal], Any]], Any]
 TimeShare = Callable[[Artifact], float]  # latency / that of a reference, in pairs
 
 
@@ -222,8 +224,9 @@ class Context:
     export_bytes: Callable[[Artifact], int] | None = None  # bytes of an artifact's exported file
     timed_against: Callable[[Artifact], TimeShare] | None = None  # exports its artifact once
     checkpoint_seconds: float = 15.0  # minimum time between checkpoints of a fit
-    recall: Recall = lambda parts, compute: compute()
+    recall: Recall = lambda parts, compute: compute(Journal())
     batchnorm: BatchNormRule = "shift"  # what the stage does with statistics after its changes
+    journal: Journal = field(default_factory=Journal)  # of what the stage has finished
 
 
 @runtime_checkable
@@ -243,6 +246,8 @@ class Stage(Protocol):
             `earlier`.
         check_model(model, spec): raises UserError for options that cannot work on the architecture
             that the stage starts from (in eval mode) and the `DataSpec`.
+        check_limits(model, spec): raises LimitError for limits that no result can meet; asked where
+            no earlier stage of the chain changes the architecture.
         check_teachers(model, teachers, spec): the same, with the teachers.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from compressbench.core.digests import digest
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import MOST_TEXT_BYTES, exists, input_file, open_input
 from compressbench.core.types import DataSpec, Split, SplitName, Tokens
-from compressbench.core.validation import check_flag, check_integer, check_share
+from compressbench.core.validation import check_flag, check_integer, check_path, check_share
 from compressbench.data import files, splits, tokens
 from compressbench.data.labels import Label, targets
 from compressbench.data.tensor_cache import Tensors, cached_tensors
@@ -69,6 +71,7 @@ class AgNews:
         check_integer("dataset.max_tokens", self.max_tokens, 1, 2**15)
         check_flag("dataset.lowercase", self.lowercase)
         check_share("dataset.drop_tokens", self.drop_tokens)
+        check_path("dataset.root", self.root)
         if not self.root:
             raise UserError(
                 "dataset.root is not set: add dataset.root=<folder with train.csv and "
@@ -83,15 +86,13 @@ class AgNews:
     @cached_property
     def _files(self) -> dict[str, Path]:
         folder = Path(self.root or "").expanduser()
-        return {name: folder / name for name in NAMES if (folder / name).is_file()}
+        there = {name: folder / name for name in NAMES if exists(folder / name)}
+        return {name: input_file(path, "", MOST_TEXT_BYTES) for name, path in there.items()}
 
     @cached_property
     def _lines(self) -> list[dict[str, Any]]:
         """The files' entries in the manifest, computed once."""
-        lines = files.describe(self._files)
-        if len(lines) > 1 and lines[0]["sha256"] == lines[1]["sha256"]:
-            raise UserError(f"dataset.root={self.root}: train.csv and test.csv are the same file")
-        return lines
+        return files.describe(self._files)
 
     @cached_property
     def _parts(self) -> dict[SplitName, tuple[str, Tensor]]:
@@ -205,8 +206,9 @@ def read_texts(path: Path) -> Texts:
     texts: list[str] = []
     labels: list[Label] = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file, strict=True)):
+        with open_input(path, MOST_TEXT_BYTES) as file:
+            lines = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            for number, row in enumerate(csv.reader(lines, strict=True)):
                 if len(row) != 3:
                     raise UserError(
                         f"{path} row {number}: 3 columns are needed (class, title, description), "

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import exists
 from compressbench.core.types import DataSpec, Split, SplitName
+from compressbench.core.validation import check_path
 from compressbench.data import splits, transforms
 from compressbench.data.decode import Form
 from compressbench.data.labels import class_numbers, targets
@@ -54,13 +56,15 @@ class Cifar10:
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        check_path("dataset.root", self.root)
+        check_path("dataset.validation_rows", self.validation_rows)
         if not self.root:
             raise UserError(
                 "dataset.root is not set: add dataset.root=<folder with train.parquet and "
                 "test.parquet>"
             )
         for name in ("train.parquet", "test.parquet"):
-            if not (self._folder / name).is_file():
+            if not exists(self._folder / name):
                 raise UserError(
                     f"dataset.root={self.root}: no {name} there; train.parquet and test.parquet "
                     f"are needed, with the columns {self.image_column} and {self.label_column}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
+from compressbench.core.memory import check_memory
 from compressbench.data import files
 from compressbench.data.sources import Source
 from compressbench.data.tensor_cache import Tensors, cached_tensors
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 SCHEMA = 1
+MOST_PIXELS = 50_000_000  # of an image: 200 MB of memory for each of the threads that decode
+MOST_SIDE = 2**14  # pixels of height or width that images are resized to
 IMAGES_AT_ONCE = 256  # images per task of a thread
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La",
                    "RGBa", "LAB")  # fmt: skip
@@ -81,12 +85,16 @@ def decoded(source: Source, form: Form) -> Tensor:
 
 def _decode_all(source: Source, form: Form) -> Tensor:
     count = len(source.labels())
+    check_memory(
+        f"dataset: {count} images of {form.channels}x{form.height}x{form.width}",
+        count * math.prod(form.shape),
+    )
     inputs = torch.empty((count, *form.shape), dtype=torch.uint8)
     done = resized = 0
     with ThreadPoolExecutor(files.workers()) as pool:
         for group in _chunks(source.images(), IMAGES_AT_ONCE * files.workers()):
             if done + len(group) > count:
-                raise CheckFailedError(f"{source.name}: changed while being read")
+                raise TransientError(f"{source.name}: changed while being read")
             parts = _chunks(iter(group), IMAGES_AT_ONCE)
             places = _chunks(iter(range(done, done + len(group))), IMAGES_AT_ONCE)
             resized += sum(
@@ -94,7 +102,7 @@ def _decode_all(source: Source, form: Form) -> Tensor:
             )
             done += len(group)
     if done != count:
-        raise CheckFailedError(f"{source.name}: {done} images for {count} labels")
+        raise TransientError(f"{source.name}: {done} images for {count} labels")
     if resized:
         logging.getLogger(__name__).warning(
             "%s: resized %d of %d images to %dx%d (bilinear)",
@@ -124,14 +132,32 @@ def _decode_into_(inputs: Tensor, rows: list[int], encoded: list[tuple[str, byte
     return resized
 
 
+def _header(data: bytes) -> Image.Image:
+    """An image whose pixels are not decoded yet. Not by `Image.open`, which warns of large ones."""
+    from PIL import JpegImagePlugin, PngImagePlugin
+
+    file = io.BytesIO(data)
+    if data.startswith(b"\x89PNG"):
+        return PngImagePlugin.PngImageFile(file)
+    return JpegImagePlugin.JpegImageFile(file)
+
+
+def _check_size(image: Image.Image, place: str) -> None:
+    """Raise UserError for an image of too many pixels, from its header alone."""
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(
+            f"{place}: {image.width}x{image.height} pixels, at most {MOST_PIXELS} are decoded: "
+            "make the image smaller"
+        )
+
+
 def _open(place: str, data: bytes) -> Image.Image:
     """Decode an image; raises UserError with its `place` if that fails."""
-    from PIL import Image
-
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        image = _header(data)
+        _check_size(image, place)
         image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{place}: not a PNG or JPEG image ({reason})") from error
     if image.mode not in EIGHT_BIT_MODES:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core.digests import digest
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
 from compressbench.core.types import DataSpec, Split, SplitName
 from compressbench.core.validation import check_integer
 from compressbench.data import splits, transforms
@@ -76,7 +76,7 @@ class Digits:
 
     def verify(self) -> None:
         if _contents(_load()) != _contents(self._all):
-            raise CheckFailedError("dataset: scikit-learn's digits changed while in use")
+            raise TransientError("dataset: scikit-learn's digits changed while in use")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         return transforms.normalise(inputs, MEAN, STD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from compressbench.core.atomic import atomic_path
+from compressbench.core.checked_files import (
+    DamagedFileError,
+    json_with_digest,
+    read_json_with_digest,
+)
 from compressbench.core.digests import file_digest
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.disk_full import DiskFullError
+from compressbench.core.errors import TransientError, UserError
+from compressbench.core.input_files import check_status
+from compressbench.core.owners import check_writers
 
 MEMO = "hashes.json"
 
@@ -20,6 +27,7 @@ MEMO = "hashes.json"
 def decoded_folder() -> Path:
     """The folder of decoded images and the memo of file hashes; created if missing."""
     folder = Path(os.environ.get("COMPRESSBENCH_STORE") or ".compressbench").absolute() / "decoded"
+    check_writers(folder.parent, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -38,6 +46,8 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         with atomic_path(path) as temporary:
             yield temporary
+    except DiskFullError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -64,24 +74,24 @@ def digests(paths: Iterable[Path], *, fresh: bool = False) -> dict[Path, str]:
         memo = _read_memo(memo_path)
         memo |= {str(path.absolute()): [stamps[path], computed[path]] for path in unknown}
         with writing(memo_path) as temporary:
-            temporary.write_text(json.dumps(memo, indent=0), encoding="utf-8")
+            temporary.write_bytes(json_with_digest({"files": memo}, ensure_ascii=True))
         known |= computed
     return {path: known[path] for path in stamps}
 
 
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
+    check_status(status, str(path))
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def _read_memo(path: Path) -> dict[str, Any]:
     """The cached hashes; empty if the file is missing or damaged, which only costs time."""
     try:
-        memo = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        memo: dict[str, Any] = read_json_with_digest(path)["files"]
+    except (OSError, DamagedFileError):
         return {}
-    entries = memo.items() if isinstance(memo, dict) else ()
-    return {key: entry for key, entry in entries if isinstance(entry, list) and len(entry) == 2}
+    return memo
 
 
 def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -97,17 +107,17 @@ def describe(files: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def verify(files: Mapping[str, Path], described: Iterable[Mapping[str, Any]]) -> None:
-    """Hash every file again; raises CheckFailedError for the first that changed."""
+    """Hash every file again; raises TransientError for the first that changed."""
     try:
         hashes = digests(files.values(), fresh=True)
     except OSError as error:
-        raise CheckFailedError(
+        raise TransientError(
             f"dataset: {error.filename} can no longer be read: {error.strerror}"
         ) from error
     for line in described:
         digest = hashes[files[line["path"]]]
         if digest != line["sha256"]:
-            raise CheckFailedError(
+            raise TransientError(
                 f"dataset: {line['path']} changed while in use "
                 f"(sha256 {line['sha256'][:12]} → {digest[:12]}): run the same command again"
             )

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file
 from compressbench.core.types import DataSpec, Split, SplitName
+from compressbench.core.validation import check_integer, check_path, shown
 from compressbench.data import splits, transforms
-from compressbench.data.decode import Form, first_form
+from compressbench.data.decode import MOST_SIDE, Form, first_form
 from compressbench.data.labels import class_numbers, targets
 from compressbench.data.partition import SPLITS, Partition
 from compressbench.data.sources import Folder, Parquet, Source, subfolders
@@ -62,6 +64,10 @@ class Images:
     metric: str = "accuracy"
 
     def __post_init__(self) -> None:
+        check_path("dataset.root", self.root)
+        for name in SPLITS:
+            for path in _listed(getattr(self, name)):
+                check_path(f"dataset.{name}", path)
         if bool(self.root) == bool(self.train):
             which = "both are" if self.root else "neither is"
             raise UserError(
@@ -73,11 +79,13 @@ class Images:
         if self.channels not in (None, 1, 3):
             raise UserError(f"dataset.channels must be 1, 3 or null, got {self.channels}")
         size = self._size
-        if size is not None and (len(size) != 2 or min(size) < 1):
+        if size is not None and len(size) != 2:
             raise UserError(
                 "dataset.image_size must be null, one number of pixels or [height, width], got "
-                f"{self.image_size}"
+                f"{shown(self.image_size)}"
             )
+        for side in size or ():
+            check_integer("dataset.image_size", side, 1, MOST_SIDE)
 
     @property
     def _size(self) -> tuple[int, ...] | None:
@@ -91,7 +99,7 @@ class Images:
             return _folders(Path(self.root).expanduser())
         named = zip(SPLITS, (self.train, self.validation, self.test), strict=True)
         columns = (self.image_column, self.label_column)
-        return {name: Parquet(_paths(given), *columns) for name, given in named if given}
+        return {name: Parquet(_paths(name, given), *columns) for name, given in named if given}
 
     @cached_property
     def _partition(self) -> Partition:
@@ -150,8 +158,12 @@ class Images:
         return transforms.crop_and_flip(inputs, self.crop_padding, self.flip, generator)
 
 
-def _paths(given: str | Sequence[str]) -> tuple[Path, ...]:
-    return tuple(Path(p).expanduser() for p in ([given] if isinstance(given, str) else given))
+def _paths(split: SplitName, given: str | Sequence[str]) -> tuple[Path, ...]:
+    return tuple(input_file(path, f"dataset.{split}") for path in _listed(given))
+
+
+def _listed(given: str | Sequence[str] | None) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given or ()
 
 
 def _folders(root: Path) -> dict[SplitName, Source]:

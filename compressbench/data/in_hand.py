@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core import digests
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
 from compressbench.core.live_objects import live_object
 from compressbench.core.task import Task
 from compressbench.core.types import DataSpec, Split, SplitName
@@ -95,7 +95,7 @@ class DataInHand:
 
     def verify(self) -> None:
         if digest(self._given) != self.sha256:
-            raise CheckFailedError("data: inputs or targets changed while in use")
+            raise TransientError("data: inputs or targets changed while in use")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:

@@ -22,12 +22,22 @@ def class_numbers(labels: Sequence[Label], declared: Sequence[str] | None) -> di
         by_number = bool(labels) and isinstance(labels[0], int)
         allowed: Sequence[Label] = range(len(declared)) if by_number else declared
     else:
+        _refuse_negative(labels)
         allowed = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
     if len(allowed) != len(set(allowed)):
         raise UserError(f"dataset.class_names must differ from each other, got {list(allowed)}")
     if len(allowed) < 2:
         raise UserError(f"dataset: at least two classes are needed, got {list(allowed)}")
     return {label: number for number, label in enumerate(allowed)}
+
+
+def _refuse_negative(labels: Sequence[Label]) -> None:
+    row = next((i for i, label in enumerate(labels) if isinstance(label, int) and label < 0), None)
+    if row is not None:
+        raise UserError(
+            f"dataset: row {row} has label {labels[row]}, which often means that it has none; "
+            "labels must be texts or integers of at least 0"
+        )
 
 
 def targets(labels: Sequence[Label], numbers: dict[Label, int], where: str) -> Tensor:

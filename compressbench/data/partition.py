@@ -38,6 +38,17 @@ class Partition:
         for name, rows in self.rows.items():
             if len(rows) == 0:
                 raise UserError(f"{self.sources['train'].name}: too few images for a {name} split")
+        self._check_names_alike()
+
+    def _check_names_alike(self) -> None:
+        names = self.sources["train"].class_names
+        for split, source in self.sources.items():
+            others = source.class_names
+            if names is not None and others is not None and others != names:
+                raise UserError(
+                    f"{source.name}: calls the classes of the {split} split {others}, those of "
+                    f"train are {names}: a label would mean another class in each"
+                )
 
     @cached_property
     def _splits(self) -> dict[tuple[SplitName, Form], Split]:
@@ -61,20 +72,7 @@ class Partition:
     @cached_property
     def files(self) -> Mapping[SplitName, list[dict[str, Any]]]:
         """The manifest entries of every source, computed once."""
-        lines = {name: files.describe(source.files) for name, source in self.sources.items()}
-        self._check_apart(lines)
-        return lines
-
-    def _check_apart(self, lines: Mapping[SplitName, list[dict[str, Any]]]) -> None:
-        seen: dict[str, SplitName] = {}
-        for name, source in self.sources.items():
-            for line in lines[name]:
-                other = seen.setdefault(line["sha256"], name)
-                # Duplicates are common among single images, but not among parquet files.
-                if other != name and source.image_column is not None:
-                    raise UserError(
-                        f"{source.name}: the {name} split has the same content as the {other} split"
-                    )
+        return {name: files.describe(source.files) for name, source in self.sources.items()}
 
     def manifest(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Plain JSON: files, digests of the row numbers, decoder, and the dataset's options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file, read_input
 from compressbench.core.nearest import nearest
+from compressbench.core.validation import shown
 from compressbench.data.labels import Label
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ROWS_AT_ONCE = 1024
+MOST_ROWS = 10**8  # a small file can hold many equal ones
+MOST_IMAGE_BYTES = 2 * 10**8  # of an encoded image
 
 
 class Source(Protocol):
@@ -32,6 +37,11 @@ class Source(Protocol):
     @property
     def image_column(self) -> str | None: ...
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of integer labels, where the files have them."""
+        ...
+
     def labels(self) -> list[Label]: ...
 
     def images(self) -> Iterator[tuple[str, bytes]]:
@@ -49,8 +59,7 @@ class Parquet:
 
     def __post_init__(self) -> None:
         for path in self.paths:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file; must be a parquet file of images")
+            input_file(path)
         if len({path.name for path in self.paths}) < len(self.paths):
             raise UserError(f"parquet files must have different names, got {_listed(self.paths)}")
 
@@ -62,17 +71,27 @@ class Parquet:
     def files(self) -> Mapping[str, Path]:
         return {path.name: path for path in self.paths}
 
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """What the files call their integer labels, where Hugging Face datasets noted it."""
+        for path in self.paths:
+            features = _hugging_face_features(path)
+            names = features.get(self.label_column, {}).get("names")
+            if isinstance(names, list):
+                return [str(name) for name in names]
+        return None
+
     def labels(self) -> list[Label]:
         labels: list[Label] = []
         for path in self.paths:
-            for column in _read(path, self.label_column):
+            for column in _read(path, "label_column", self.label_column):
                 labels.extend(_labels(column, path, self.label_column))
         return labels
 
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in self.paths:
             row = 0
-            for column in _read(path, self.image_column):
+            for column in _read(path, "image_column", self.image_column):
                 for data in _encoded(column, path, self.image_column):
                     if data is None:
                         raise UserError(f"{path} row {row}: no image bytes")
@@ -84,14 +103,18 @@ def _listed(paths: tuple[Path, ...]) -> str:
     return ", ".join(str(path) for path in paths)
 
 
-def _read(path: Path, column: str) -> Iterator[Any]:
+def _read(path: Path, option: str, column: str) -> Iterator[Any]:
     """Yield one column as arrow arrays of at most ROWS_AT_ONCE rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_column(path, column, file.schema_arrow.names)
+            _check_column(path, option, column, file.schema_arrow.names)
+            if file.metadata.num_rows > MOST_ROWS:
+                raise UserError(
+                    f"{path}: {file.metadata.num_rows} rows, at most {MOST_ROWS} are read"
+                )
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:
@@ -99,10 +122,25 @@ def _read(path: Path, column: str) -> Iterator[Any]:
         raise UserError(f"{path}: not a valid parquet file: {reason}") from error
 
 
-def _check_column(path: Path, column: str, names: list[str]) -> None:
+def _hugging_face_features(path: Path) -> dict[str, Any]:
+    """Column -> its description; empty where the file has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        noted = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(noted).get("info", {}).get("features", {})
+    except (pa.ArrowException, OSError, ValueError, AttributeError):
+        return {}  # reading the column will tell what is wrong with the file
+    described = features if isinstance(features, dict) else {}
+    return {name: each for name, each in described.items() if isinstance(each, dict)}
+
+
+def _check_column(path: Path, option: str, column: str, names: list[str]) -> None:
     if column in names:
         return
-    raise UserError(f"{path}: no column {column!r}{nearest(column, names)}")
+    near = nearest(column, names)
+    raise UserError(f"{path}: no column {shown(column)}{near} (dataset.{option})")
 
 
 def _labels(column: Any, path: Path, name: str) -> list[Label]:
@@ -147,6 +185,10 @@ class Folder:
     def image_column(self) -> None:
         return None
 
+    @property
+    def class_names(self) -> None:
+        return None
+
     @cached_property
     def files(self) -> Mapping[str, Path]:
         paths: dict[str, Path] = {}
@@ -165,7 +207,7 @@ class Folder:
     def images(self) -> Iterator[tuple[str, bytes]]:
         for path in self.files.values():
             try:
-                yield str(path), path.read_bytes()
+                yield str(path), read_input(path, MOST_IMAGE_BYTES)
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

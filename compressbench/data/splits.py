@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import MOST_TEXT_BYTES, input_file
 from compressbench.core.types import SplitName
-from compressbench.core.validation import check_integer, is_number
+from compressbench.core.validation import check_seed, is_number
 
 
 def stratified(
@@ -23,7 +24,7 @@ def stratified(
     a sum below 1; raises UserError otherwise.
     """
     _check_fractions(fractions)
-    check_integer("dataset.split_seed", seed, 0)
+    check_seed("dataset.split_seed", seed)
     generator = torch.Generator().manual_seed(seed)
     parts: dict[SplitName, list[Tensor]] = {name: [] for name in ("train", *fractions)}
     for label in sorted(set(targets.tolist())):
@@ -47,7 +48,7 @@ def at_random(
     Every split gets its fraction, rounded. Raises UserError as `stratified`.
     """
     _check_fractions(fractions)
-    check_integer("dataset.split_seed", seed, 0)
+    check_seed("dataset.split_seed", seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     sizes = [round(count * fraction) for fraction in fractions.values()]
     parts = torch.split(order, [*sizes, count - sum(sizes)])
@@ -86,6 +87,7 @@ def by_rows(path: Path, count: int) -> dict[SplitName, Tensor]:
 
 def _read_rows(path: Path) -> list[int]:
     try:
+        path = input_file(path, "dataset.validation_rows", MOST_TEXT_BYTES)
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"dataset.validation_rows={path}: cannot be read: {error}") from error

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compressbench.core.digests import digest
+from compressbench.core.checked_files import DamagedFileError, remove, require_regular
+from compressbench.core.digests import digest, named
+from compressbench.core.disk_full import disk_full, is_disk_full
 from compressbench.core.errors import UserError
 from compressbench.data import files
 
@@ -51,6 +53,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(error, path) from error
         raise UserError(f"cannot write {lock.lock_file}: {error.strerror}") from error
     try:
         yield
@@ -59,10 +63,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
-    """The cached tensors, or None; a damaged file is deleted."""
-    if not path.exists():
+    """The cached tensors, or None; a damaged file, or what else is in its place, is deleted."""
+    if not path.exists() and not path.is_symlink():
         return None
     try:
+        require_regular(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get("sha256")
@@ -71,10 +76,10 @@ def _read(path: Path, fits: Callable[[Tensors], bool]) -> Tensors | None:
         reason = "digest or shape differs"
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, DamagedFileError, OSError) as error:
         reason = str(error)
     logging.getLogger(__name__).warning("%s is damaged (%s): decoding again", path, reason)
-    path.unlink(missing_ok=True)
+    remove(path)
     return None
 
 
@@ -88,4 +93,4 @@ def _write(path: Path, tensors: Tensors) -> None:
 
 
 def _contents(tensors: Tensors) -> str:
-    return digest(tensors[name] for name in sorted(tensors))
+    return digest(named(dict(sorted(tensors.items()))))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compressbench.config.instantiate import instantiate, own_targets
+from compressbench.core.artifact import digest as artifact_digest
+from compressbench.core.digests import digest
 from compressbench.core.distributed import rank, sum_over_ranks
+from compressbench.core.journal import Journal
 from compressbench.core.types import (
     Artifact,
     Context,
@@ -21,6 +26,7 @@ from compressbench.core.types import (
     TimeShare,
 )
 from compressbench.engine.data_identity import identify
+from compressbench.engine.environment import machine
 from compressbench.engine.plan import SCHEMA
 from compressbench.engine.stage_job import Job
 from compressbench.export.opsets import NEWEST
@@ -53,13 +59,16 @@ class RunContext:
     checkpoint_seconds: float = 15.0
     progress: Progress = lambda done, total, text: None
     opset: int = NEWEST  # highest of the target runtime
-    test: bool = True  # False: the test split is never read
+    test: bool = True  # False: no figure is taken on the test split
+    data_notes: tuple[str, ...] = ()  # what to know of the data, shown as warnings
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
         return identify(self.dataset, self.data)
 
     def context(self, job: Job, scratch: Path) -> Context:
+        """What the stage of `job` may use; all ranks must call this together."""
+        journal = Journal.open(scratch, self.runtime.device)
         return Context(
             data=self.data,
             runtime=self.runtime,
@@ -67,28 +76,40 @@ class RunContext:
             folder=scratch,
             build=instantiate,
             progress=self.progress,
-            export_bytes=lambda artifact: _exported_bytes(artifact, self, scratch),
-            timed_against=lambda artifact: _timed_against(artifact, self, scratch),
+            export_bytes=lambda artifact: _exported_bytes(artifact, self, scratch, journal),
+            timed_against=lambda artifact: _timed_against(artifact, self, scratch, journal),
             checkpoint_seconds=self.checkpoint_seconds,
+            recall=lambda parts, compute: compute(journal.within(digest([json.dumps(parts)]))),
+            journal=journal,
         )
 
 
-def _exported_bytes(artifact: Artifact, run_context: RunContext, scratch: Path) -> int:
+def _exported_bytes(
+    artifact: Artifact, run_context: RunContext, scratch: Path, journal: Journal
+) -> int:
     """Size in bytes of an artifact's ONNX file, which is exported for this and deleted."""
     from compressbench.export.onnx import export_onnx
 
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(
-            artifact, run_context.data, path, run_context.opset, tracer(artifact, run_context)
-        )
-        return path.stat().st_size
+
+    def weigh() -> int:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            path = Path(folder) / "model.onnx"
+            trace = tracer(artifact, run_context)
+            export_onnx(artifact, run_context.data, path, run_context.opset, trace)
+            return path.stat().st_size
+
+    return journal.within("bytes").once(artifact_digest(artifact), weigh)
 
 
-def _timed_against(original: Artifact, run_context: RunContext, scratch: Path) -> TimeShare:
+def _timed_against(
+    original: Artifact, run_context: RunContext, scratch: Path, journal: Journal
+) -> TimeShare:
     """Time of an artifact's file over that of `original`'s: the median over interleaved pairs of
     calls, as the first rank measures it, for all ranks.
+
+    All pairs of one median are measured in one go: after a kill they are measured again. Whoever
+    asks twice for one artifact gets two measurements. Those of another machine do not count.
     """
     from compressbench.export.onnx import export_onnx
     from compressbench.measure.latency import first_sample, measure_latency
@@ -98,8 +119,15 @@ def _timed_against(original: Artifact, run_context: RunContext, scratch: Path) -
     reference, file = folder / "original.onnx", folder / "model.onnx"
     if rank() == 0:
         export_onnx(original, data, reference, run_context.opset, tracer(original, run_context))
+    kept = journal.within("time", json.dumps(machine()), artifact_digest(original))
+    asked: Counter[str] = Counter()
 
     def share(artifact: Artifact) -> float:
+        name = artifact_digest(artifact)
+        asked[name] += 1
+        return kept.once(f"{name} {asked[name]}", lambda: measured(artifact))
+
+    def measured(artifact: Artifact) -> float:
         found = torch.zeros((), dtype=torch.float64, device=run_context.runtime.device)
         if rank() == 0:
             export_onnx(artifact, data, file, run_context.opset, tracer(artifact, run_context))

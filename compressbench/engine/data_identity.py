@@ -22,7 +22,7 @@ from compressbench.store.keys import canonical
 from compressbench.tasks.choice import task_of
 
 SAMPLES = 8  # of each split, evenly spaced
-_PLACE = "a path; its contents count"
+PLACE = "a path; its contents count"
 
 
 def identify(dataset: Mapping[str, Any], data: Data) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _placeless(value: Any) -> Any:
         return {name: _placeless(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_placeless(inner) for inner in value]
-    return _PLACE if isinstance(value, str) and _is_place(value) else value
+    return PLACE if isinstance(value, str) and _is_place(value) else value
 
 
 def _is_place(text: str) -> bool:

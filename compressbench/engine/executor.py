@@ -13,6 +13,11 @@ from typing import Any
 import torch
 
 from compressbench.core import artifact as artifacts
+from compressbench.core.digests import file_digest
+from compressbench.core.errors import CheckFailedError
+from compressbench.core.journal import Journal
+from compressbench.core.kill_points import reached
+from compressbench.core.memory import memory_of
 from compressbench.core.types import (
     Artifact,
     Coverage,
@@ -25,7 +30,8 @@ from compressbench.engine.environment import machine
 from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import OUTCOME, build_model, execute
 from compressbench.results.run_report import growth_warning, shrink_warning
-from compressbench.store.entries import Entry
+from compressbench.store.entries import Entry, Store
+from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
 from compressbench.tasks.choice import task_of
 
@@ -35,22 +41,26 @@ _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "envir
 def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
     """Yield a Step after each stage. The first stage is the float baseline.
 
-    Test data are read for the baseline and for the last stage only, or not at all.
+    Figures are taken on test data for the baseline and for the last stage only, or not at all.
     """
     done: dict[str, Step] = {}
     for index, planned in enumerate(plan):
         started = time.monotonic()
-        entry, hit = _stored_or_built(planned, done, run_context)
+        reached("run.before_stage")
+        with memory_of(f"recipe.stages.{planned.name}"):
+            entry, hit = _stored_or_built(planned, done, run_context)
         artifact = artifacts.load(entry.folder, build_model, planned.key)
+        reached("run.stage_stored")
         outcome = json.loads((entry.folder / OUTCOME).read_text())
         baseline = next(iter(done.values()), None)
-        files, measurement = _measured(
-            artifact,
-            baseline,
-            run_context,
-            planned.timed,
-            test=run_context.test and index in (0, len(plan) - 1),
-        )
+        with memory_of(f"the file of {planned.name}"):
+            files, measurement = _measured(
+                artifact,
+                baseline,
+                run_context,
+                planned.timed,
+                tested=run_context.test and index in (0, len(plan) - 1),
+            )
         step = Step(
             index=index,
             name=planned.name,
@@ -62,7 +72,11 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             measurement=measurement,
             coverage=tuple(Coverage(**row) for row in outcome["coverage"]),
             history=outcome["history"],
-            warnings=tuple(outcome["warnings"]) + measurement.warnings,
+            warnings=(
+                *(run_context.data_notes if baseline is None else ()),
+                *outcome["warnings"],
+                *measurement.warnings,
+            ),
             files=files,
             is_baseline=baseline is None,
             is_last=index == len(plan) - 1,
@@ -70,7 +84,9 @@ def run(plan: Sequence[Planned], run_context: RunContext) -> Iterator[Step]:
             notes=tuple(outcome["notes"]),
         )
         done[planned.name] = replace(step, warnings=step.warnings + _on_size(step, done))
+        reached("run.stage_measured")
         yield done[planned.name]
+        reached("run.stage_reported")
 
 
 def _on_size(step: Step, done: Mapping[str, Step]) -> tuple[str, ...]:
@@ -131,20 +147,32 @@ def _build(
 
 
 def _recalled(
-    planned: Planned, run_context: RunContext, parts: Mapping[str, Any], compute: Callable[[], Any]
+    planned: Planned,
+    run_context: RunContext,
+    parts: Mapping[str, Any],
+    compute: Callable[[Journal], Any],
 ) -> Any:
     """An intermediate result, cached under everything but the stage's own options, so that stages
     with the same starting point share it.
     """
     begun = {name: planned.parts[name] for name in _BEGINNING}
     key = {**begun, **parts, "kind": "costs"}
-    return run_context.store.get_or_build(key, lambda _: {"found": compute()})[0].meta["found"]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return {"found": compute(_journal(key, run_context))}
+
+    return run_context.store.get_or_build(key, build)[0].meta["found"]
+
+
+def _journal(parts: Mapping[str, Any], run_context: RunContext) -> Journal:
+    """The journal of a result that is being built; it goes when the result is published."""
+    return Journal.open(run_context.store.scratch(content_key(parts)), run_context.runtime.device)
 
 
 def _measured(
-    artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, test: bool
+    artifact: Artifact, baseline: Step | None, run_context: RunContext, timed: bool, *, tested: bool
 ) -> tuple[Path, Measurement]:
-    """Export an artifact and measure its file next to the float baseline's; `test` allows reading
+    """Export an artifact and measure its file next to the float baseline's; `tested` allows reading
     the test split.
     """
     from compressbench.export.onnx import export_onnx
@@ -152,7 +180,8 @@ def _measured(
 
     data, store, threads = run_context.data, run_context.store, run_context.runtime.threads
     torch.set_num_threads(threads)
-    exported = _export(artifact, run_context, timed, export_onnx)
+    export = partial(_export, artifact, run_context, timed, export_onnx)
+    exported = export()
     file = exported.folder / "model.onnx"
     reference = baseline.files / "model.onnx" if baseline else file
     shared = {
@@ -163,25 +192,59 @@ def _measured(
         "machine": machine(),
     }
 
-    def measure(folder: Path) -> dict[str, Any]:
+    def measure(_: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "measuring the exported file")
-        return asdict(measure_model(artifact, file, reference, data, threads=threads))
+        journal = _journal(parts, run_context).within(file_digest(file))
+        figures = measure_model(artifact, file, reference, data, threads=threads, journal=journal)
+        reached("measure.measured")
+        return asdict(figures)
+
+    def test(_: Path) -> dict[str, Any]:
+        journal = _journal(asked, run_context).within(file_digest(file))
+        figures = test_figures(file, reference, data, threads=threads, journal=journal)
+        return {"figures": figures, "file_sha256": file_digest(file)}
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
     parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
-    entry, _ = store.get_or_build(parts, measure)
+    entry = _of_file(store, parts, measure, export)
+    reached("measure.stored")
     figures = dict(entry.meta["figures"])
-    if test:
+    if tested:
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
-        parts = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        asked = parts_of("test", shared, "compressbench.measure.figures.test_figures")
         if not task_of(data.spec).learns:  # figures compare with the float model
-            parts["parents"] = {**shared["parents"], "baseline": baseline.key if baseline else None}
-        tested, _ = store.get_or_build(
-            parts, lambda folder: test_figures(file, reference, data, threads=threads)
-        )
-        figures |= tested.meta
-    return exported.folder, Measurement(figures, tuple(entry.meta["warnings"]))
+            asked["parents"] = parts["parents"]
+        figures |= _of_file(store, asked, test, export).meta["figures"]
+        reached("measure.tested")
+    warnings, sha256 = tuple(entry.meta["warnings"]), entry.meta["file_sha256"]
+    return exported.folder, Measurement(figures, warnings, sha256)
+
+
+def _of_file(
+    store: Store,
+    parts: Mapping[str, Any],
+    measure: Callable[[Path], Any],
+    export: Callable[[], Entry],
+) -> Entry:
+    """The entry of figures that were measured on the file of `export`, and on no other.
+
+    Where they are not, one of the two is not what was stored: both are computed again.
+    """
+    exported = export()
+    entry, hit = store.get_or_build(parts, measure)
+    if hit and entry.meta["file_sha256"] != _onnx_sha256(exported):
+        store.set_aside(entry, "was measured on another file")
+        store.set_aside(exported, "is not the file that was measured")
+        exported = export()
+        entry, _ = store.get_or_build(parts, measure)
+    if entry.meta["file_sha256"] != _onnx_sha256(exported):
+        raise CheckFailedError(f"{exported.folder / 'model.onnx'} changed while it was measured")
+    return entry
+
+
+def _onnx_sha256(exported: Entry) -> str:
+    return str(exported.manifest["files"]["model.onnx"]["sha256"])
 
 
 def _export(
@@ -189,10 +252,12 @@ def _export(
 ) -> Entry:
     def export(folder: Path) -> dict[str, Any]:
         run_context.progress(0, 1, "exporting to ONNX")
+        reached("export.before")
         file = folder / "model.onnx"
         report: dict[str, Any] = export_onnx(
             artifact, run_context.data, file, run_context.opset, tracer(artifact, run_context)
         )
+        reached("export.model_written")
         (folder / "export.json").write_text(json.dumps(report, indent=1) + "\n")
         return {}
 

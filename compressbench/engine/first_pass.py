@@ -39,7 +39,7 @@ def tried_model(
     fit the data.
     """
     with torch.random.fork_rng(devices=()):
-        config, model = _built(config, where, offered)
+        config, model = built_model(config, where, offered)
         _check_inputs(model, where)
         if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
             config = initialised_config(config, spec)
@@ -55,7 +55,7 @@ def tried_model(
     return config, plain_copy(model)
 
 
-def _built(
+def built_model(
     config: dict[str, Any], where: str, offered: Collection[str]
 ) -> tuple[dict[str, Any], nn.Module]:
     """The model, and its config without those `offered` options that a call inside refuses."""
@@ -67,7 +67,7 @@ def _built(
         for name in offered:
             if isinstance(error, TypeError) and f"keyword argument '{name}'" in str(error):
                 fewer = {option: value for option, value in config.items() if option != name}
-                return _built(fewer, where, [n for n in offered if n != name])
+                return built_model(fewer, where, [n for n in offered if n != name])
         raise UserError(f"{where} cannot be built: {reason(error)}") from error
 
 

@@ -18,7 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.config.boundary import child_environment
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
+from compressbench.core.memory import ADVICE, OutOfMemoryError, oom_kills
+from compressbench.engine.rank_watch import RankWatch
 
 if TYPE_CHECKING:
     from compressbench.engine.context import RunContext
@@ -62,14 +65,14 @@ def run_on_ranks(
 
 
 def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "LOCAL_RANK": str(rank),
-        "RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(ranks),
-    }
+    environment = child_environment(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        LOCAL_RANK=str(rank),
+        RANK=str(rank),
+        NODE_RANK="0",
+        WORLD_SIZE=str(ranks),
+    )
     log = (job.parent / f"rank{rank}.log").open("wb")
     with log:
         return subprocess.Popen(
@@ -82,12 +85,13 @@ def _start(rank: int, ranks: int, job: Path, port: int) -> subprocess.Popen[byte
 def _watch(
     processes: list[subprocess.Popen[bytes]], scratch: Path, run_context: RunContext
 ) -> None:
-    """Wait for all ranks and forward the progress of rank 0; raise when a rank fails."""
-    seen = ""
+    """Wait for all ranks and forward the progress of rank 0; raise when a rank fails or hangs."""
+    seen, kills, watch = "", oom_kills(), RankWatch([p.pid for p in processes], scratch)
     while None in (codes := [p.poll() for p in processes]):
         if any(codes):
             time.sleep(POLL_SECONDS)  # the rank that failed first may not be the one seen first
             break
+        watch.look()
         progress = scratch / "progress.json"
         text = progress.read_text() if progress.exists() else ""
         if text and text != seen:
@@ -97,6 +101,8 @@ def _watch(
     failed = {r: code for r, p in enumerate(processes) if (code := p.poll()) not in (None, 0)}
     if failed:
         culprit = min(failed, key=lambda r: _precedence(failed[r]))
+        if failed[culprit] == -signal.SIGKILL and oom_kills() > kills:
+            raise OutOfMemoryError(f"out of memory: the kernel killed rank {culprit}; {ADVICE}")
         _raise(culprit, failed[culprit], scratch)
 
 
@@ -115,7 +121,7 @@ def _raise(rank: int, code: int, scratch: Path) -> None:
     tail = "\n".join(lines[-30:])
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if code < 0:
-        raise CheckFailedError(f"rank {rank} {how}; the other ranks were stopped ({last})")
+        raise TransientError(f"rank {rank} {how}; the other ranks were stopped ({last})")
     raise RuntimeError(f"rank {rank} {how}:\n{tail}")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file
 from compressbench.core.types import Data, DataSpec
+from compressbench.core.validation import check_path, shown
 from compressbench.engine.data_options import takes_texts, with_data_options
-from compressbench.engine.first_pass import tried_model
+from compressbench.engine.first_pass import built_model, tried_model
 from compressbench.engine.stage_job import build_model
 from compressbench.models.pretrained import TARGET as PRETRAINED
 from compressbench.models.pretrained import weights_digest
@@ -63,16 +65,35 @@ def checked_architecture(
     """
     if not isinstance(own, Mapping):
         raise UserError(
-            f"{where}={own} is not a model: choose one of the group, model@{where}={own}"
+            f"{where}={shown(own)} is not a model: choose one of the group, model@{where}=NAME"
         )
     spec = data.spec
     check_domain(own, spec, where)
     config = with_data_options(options_of(own), spec, where)
-    path = None if own.get("checkpoint") is None else Path(str(own["checkpoint"])).expanduser()
-    if path is not None and not path.is_file():
-        raise UserError(f"{where}.checkpoint={path}: no such file")
+    _check_student(own, spec, where)
+    path = _checkpoint_of(own, where)
     offered = [name for name in config if name not in own]
     config, model = tried_model(config, path, spec, where, offered)
     if config["_target_"] == PRETRAINED and config.get("trained", True):
         config |= {"trained": True, "state_sha256": weights_digest(build_model(config, where))}
     return config, path, model
+
+
+def _check_student(own: Mapping[str, Any], spec: DataSpec, where: str) -> None:
+    """Refuse a `student` that could not be built, also where no stage of the recipe builds it."""
+    changes = own.get(STUDENT)
+    if changes is None:
+        return
+    place = f"{where}.{STUDENT}"
+    if not isinstance(changes, Mapping):
+        raise UserError(f"{place} must be a section of options, got {shown(changes)}")
+    options = changes if "_target_" in changes else {**options_of(own), **changes}
+    if changes:
+        with torch.random.fork_rng(devices=()):
+            built_model(with_data_options(options_of(options), spec, place), place, ())
+
+
+def _checkpoint_of(own: Mapping[str, Any], where: str) -> Path | None:
+    given, place = own.get("checkpoint"), f"{where}.checkpoint"
+    check_path(place, given)
+    return None if given is None else input_file(given, place)

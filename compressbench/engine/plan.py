@@ -8,6 +8,7 @@ that the store has). What passes between the two is plain JSON, `stage_job.Job`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,9 +19,9 @@ import torch
 
 from compressbench.config.instantiate import instantiate, own_targets
 from compressbench.core.digests import file_digest
-from compressbench.core.errors import UserError
-from compressbench.core.nearest import nearest
-from compressbench.core.types import Data, Runtime, Stage
+from compressbench.core.errors import LimitError, UserError
+from compressbench.core.types import CHANNEL_PRUNED, Data, Runtime, Stage
+from compressbench.core.validation import check_seed, shown
 from compressbench.engine.data_identity import identify
 from compressbench.engine.environment import machine
 from compressbench.engine.first_pass import reason
@@ -31,11 +32,13 @@ from compressbench.engine.model_config import (
 )
 from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job
+from compressbench.engine.teachers import teachers_of
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
 from compressbench.store.sources import library_versions, source_digest, versions
 
 SCHEMA = 1
+_STAGE_NAME = re.compile(r"\w[\w-]{0,63}")  # also part of file names
 _FIT_LIBRARIES = ("torch", "pytorch-lightning")
 _EXPORTER = "compressbench.export.onnx.export_onnx"
 _TIMER = "compressbench.measure.latency.measure_latency"
@@ -108,8 +111,7 @@ def make_plan(
     """
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("recipe.stages is empty: name at least one stage, such as train")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed must be an integer of at least 0, got {seed!r}")
+    check_seed("seed", seed)
     built = {name: _build_stage(name, config) for name, config in stages.items()}
     fresh = frozenset(n for n, s in built.items() if _own_model(n, s, stages, model) is not None)
     check_order(built, fresh)
@@ -122,6 +124,11 @@ def make_plan(
 
 
 def _build_stage(name: str, config: Any) -> Stage:
+    if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
+        raise UserError(
+            "the name of a stage must be letters, digits, '_' and '-', at most 64 of them, got "
+            f"{shown(name)}"
+        )
     where = f"recipe.stages.{name}"
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise UserError(f"{where} has no _target_: it is not a stage")
@@ -161,7 +168,9 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     parents = dict(start.parents)
     where, spec = f"recipe.stages.{name}", recipe.data.spec
     _ask(stage, "check_model", where, start.begins_with, spec)
-    teachers = _teachers(name, recipe.stages[name], before, where)
+    if not any(CHANNEL_PRUNED in s.adds for s in _line(start.parents.get("model"), before)):
+        _ask(stage, "check_limits", where, start.begins_with, spec)
+    teachers = teachers_of(name, recipe.stages[name], before, where)
     parents |= teachers
     if teachers:
         taught_by = [before[teacher].begins_with for teacher in teachers.values()]
@@ -178,6 +187,13 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     )
     timed = _times(stage) or any(before[parent].timed for parent in parents.values())
     return Planned(job, stage, parents, parts, start.begins_with, start.place, timed)
+
+
+def _line(parent: str | None, before: Mapping[str, Planned]) -> Iterator[Stage]:
+    """The stages before one in its chain, the last first."""
+    while parent is not None:
+        yield before[parent].stage
+        parent = before[parent].parents.get("model")
 
 
 @dataclass(frozen=True)
@@ -252,35 +268,16 @@ def _ask(stage: Stage, check: str, where: str, *given: Any) -> None:
     if method is not None:
         try:
             method(*given)
+        except LimitError as error:
+            raise LimitError(f"{where}: {error}", error.excess) from None
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}") from error.__cause__
         except RuntimeError as error:  # torch.cond compiles what it calls
             if not type(error).__module__.startswith("torch._dynamo"):
                 raise
             raise UserError(
                 f"{where}: the calls of the model cannot be followed: {reason(error)}"
             ) from error
-
-
-def _teachers(
-    name: str, config: Mapping[str, Any], before: Mapping[str, Planned], where: str
-) -> dict[str, str]:
-    """Map roles ("teacher", "teacher.1", ...) to the stages that `teacher` names."""
-    given = config.get("teacher")
-    if given is None:
-        if config.get("loss") is not None and "teacher" in config:
-            raise UserError(f"{where}.teacher is required: the name of an earlier stage")
-        return {}
-    if "loss" in config and config["loss"] is None:
-        raise UserError(f"{where}.teacher={given} needs a loss: set both or neither")
-    names = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not names or len(set(map(str, names))) < len(names):
-        raise UserError(f"{where}.teacher={given} must name different earlier stages")
-    for teacher in names:
-        if teacher not in before:
-            choices = nearest(str(teacher), before)
-            raise UserError(f"{where}.teacher={teacher} is not a stage before {name}{choices}")
-    return {f"teacher.{i}" if i else "teacher": str(n) for i, n in enumerate(names)}
 
 
 def stage_seed(seed: int, name: str) -> int:

@@ -8,7 +8,7 @@ from compressbench.core.formatting import seconds_text
 from compressbench.engine.context import RunContext
 from compressbench.engine.estimate import stage_seconds
 from compressbench.engine.plan import Planned
-from compressbench.results.terminal import Terminal, make_console, say
+from compressbench.results.terminal import Terminal, make_console, say, warn
 from compressbench.store.explain import explain
 
 
@@ -36,4 +36,6 @@ def show_plan(plan: Sequence[Planned], run_context: RunContext) -> None:
     terminal.table(rows, optional=("key", "teacher"))
     for reason in reasons:
         say(terminal.console, reason)
+    for note in run_context.data_notes:
+        warn(terminal.console, note)
     terminal.console.print(f"about {seconds_text(total)} on this machine; nothing was run")

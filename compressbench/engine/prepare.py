@@ -11,6 +11,7 @@ from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
 from compressbench.core.types import Data, SplitName
 from compressbench.engine.context import RunContext
+from compressbench.engine.data_checks import check_data
 from compressbench.engine.plan import Planned, make_plan
 from compressbench.engine.runtime import resolve
 from compressbench.export.opsets import check_opset
@@ -61,7 +62,8 @@ def prepare(config: RunConfig, data: Data | None = None) -> Prepared:
         checkpoint_seconds=config.checkpoint_seconds,
         opset=config.opset,
     )
-    return Prepared(config, plan, context, tracker)
+    notes = check_data(data, context.data_identity, context.store, config.max_overlap)
+    return Prepared(config, plan, replace(context, data_notes=notes), tracker)
 
 
 def _check_targets(data: Data) -> None:

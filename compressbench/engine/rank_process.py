@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -12,13 +13,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from compressbench.config.boundary import freeze
 from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.atomic import write_json_atomic
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.disk_full import disk_full, is_disk_full
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
+from compressbench.core.redact import redacted_output
+from compressbench.core.signals import leave_to_parent
 from compressbench.core.types import Runtime
 from compressbench.engine.context import Progress, RunContext
 from compressbench.engine.launcher import EXIT_BUG, EXIT_CHECK, EXIT_USER
+from compressbench.engine.rank_watch import STACK, STACK_SIGNAL
 from compressbench.engine.stage_job import Job, build_model, execute
 from compressbench.store.entries import Store
 
@@ -49,7 +55,7 @@ def _run(path: Path) -> None:
 def _entry_folder(store: Store, key: str) -> Path:
     entry = store.read(key)
     if entry is None:
-        raise CheckFailedError(f"cache entry {key[:12]} disappeared during the run")
+        raise TransientError(f"cache entry {key[:12]} disappeared during the run")
     return entry.folder
 
 
@@ -67,7 +73,15 @@ def _die_with_parent() -> None:
     os._exit(EXIT_BUG)
 
 
+def _write_stack_when_asked(scratch: Path) -> None:
+    """Answer the parent's question where we are, even while we wait in C++."""
+    file = (scratch / STACK.format(os.environ["RANK"])).open("w")
+    faulthandler.register(STACK_SIGNAL, file=file)
+
+
 def main() -> None:
+    leave_to_parent()
+    _write_stack_when_asked(Path(sys.argv[1]).parent)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _run(Path(sys.argv[1]))
@@ -77,10 +91,15 @@ def main() -> None:
     except CheckFailedError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(EXIT_CHECK)
-    except Exception:  # noqa: BLE001 - shown in full by the parent
+    except Exception as error:  # noqa: BLE001 - shown in full by the parent
+        if is_disk_full(error):
+            print(disk_full(error), file=sys.stderr, flush=True)
+            os._exit(EXIT_USER)
         traceback.print_exc()
         os._exit(EXIT_BUG)
 
 
 if __name__ == "__main__":
-    main()
+    freeze()
+    with redacted_output():
+        main()

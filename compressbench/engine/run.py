@@ -8,7 +8,6 @@ left behind). A trial of a sweep goes the same way (`search.trial`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from compressbench.config.recipe_file import read_recipe, replay_command
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.live_objects import live_types
 from compressbench.core.types import Step
 from compressbench.engine.environment import check_torchvision
@@ -27,15 +27,22 @@ from compressbench.engine.plan_table import show_plan
 from compressbench.engine.prepare import Prepared, prepare
 from compressbench.engine.run_folder import (
     RECIPE_FILE,
-    REPORT_FILE,
     begin,
     record,
     remove_if_empty,
     ship,
     tags,
 )
+from compressbench.results.report_file import REPORT_FILE, read_report
 from compressbench.results.run_plots import write_pages
-from compressbench.results.run_report import Report, RunInfo, headline, markdown, table
+from compressbench.results.run_report import (
+    Report,
+    RunInfo,
+    build_report,
+    headline,
+    markdown,
+    table,
+)
 from compressbench.results.terminal import Terminal, make_console, say
 from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Session
@@ -64,7 +71,9 @@ def run_recipe(config: RunConfig, folder: Path, command: list[str]) -> None:
         return
     info = begin(prepared, folder, command)
     terminal = Terminal([p.name for p in prepared.plan], info.metric)
+    reached("run.begun")
     session = prepared.tracker.start(folder, info.name, tags(prepared), config.as_dict())
+    reached("run.tracking_begun")
     with reported(info, session, pictures=True, end=_last_lines(info)) as steps, terminal:
         run_stages(
             prepared.with_context(progress=terminal.progress),
@@ -102,10 +111,13 @@ def run_stages(
     for step in run(prepared.plan, prepared.context):
         steps.append(step)
         session.log_step(step)
+        reached("run.stage_logged")
         reason = after(step)
         if reason and not step.is_last:
             return reason
+    reached("run.before_shipping")
     ship(steps[-1], prepared.context, folder)
+    reached("run.shipped")
     return ""
 
 
@@ -123,9 +135,14 @@ def reported(
         status = "failed"
         raise
     finally:
-        report, files = record(info, steps, status)
-        files += write_pages(report, info.folder) if steps and pictures else []
-        tracked = session.finish(status.upper(), markdown(report), files)
+        report, files = build_report(info, steps, status), []
+        try:
+            files = record(report, info)
+            files += write_pages(report, info.folder) if steps and pictures else []
+        finally:
+            reached("run.before_tracking_ends")
+            tracked = session.finish(status.upper(), markdown(report), files)
+            reached("run.tracking_ended")
         if end is not None:
             end(status, report, tracked)
 
@@ -156,11 +173,9 @@ def replay(path: Path) -> None:
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
     folder = Path("runs").absolute() / stamp
     run_recipe(config, folder, ["compressbench", "replay", str(path)])
-    before = path.with_name(REPORT_FILE)
-    if before.is_file() and not config.plan:
+    if path.with_name(REPORT_FILE).is_file() and not config.plan:
         old, new = (
-            json.loads(report.read_text())["files"]["model.onnx"]["sha256"]
-            for report in (before, folder / REPORT_FILE)
+            read_report(where)["files"]["model.onnx"]["sha256"] for where in (path.parent, folder)
         )
         same = "the same bytes as" if old == new else "NOT the same bytes as"
         print(f"model.onnx has {same} the one beside {path}")

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compressbench.core.atomic import write_json_atomic
+from compressbench.core.atomic import write_json_atomic, write_text_atomic
+from compressbench.core.digests import copy_checked
+from compressbench.core.disk_full import DiskFullError
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
+from compressbench.core.redact import redact
 from compressbench.core.types import Step
 from compressbench.engine.context import RunContext
 from compressbench.engine.environment import environment
 from compressbench.engine.prepare import Prepared
 from compressbench.models.in_hand import TARGET as IN_HAND
+from compressbench.results.report_file import write_report
 from compressbench.results.run_report import (
     Report,
     RunInfo,
-    build_report,
     write_tables,
 )
 
-RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.json"
+RECIPE_FILE = "recipe.yaml"
 SHIPPED = ("model.onnx", "model.onnx.zst", "model.json", "predict.py", "tokenizer.json", "artifact")
 
 
 def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
-    """Write `recipe.yaml` into the run folder; return what is known before the run."""
+    """Write `recipe.yaml`, without secrets, into the run folder; return what is known before."""
     import yaml
 
     config = prepared.config
@@ -42,10 +45,14 @@ def begin(prepared: Prepared, folder: Path, command: list[str]) -> RunInfo:
         metric=prepared.context.data.spec.metric,
     )
     again = {**config.as_dict(), "plan": False}
-    text = f"# {shlex.join(command)}\n" + yaml.safe_dump(again, sort_keys=False)
+    text = f"# {shlex.join(redact(command))}\n" + yaml.safe_dump(redact(again), sort_keys=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+        reached("run_folder.made")
+        write_text_atomic(folder / RECIPE_FILE, text)
+    except DiskFullError:
+        remove_if_empty(folder)
+        raise
     except OSError as error:
         raise UserError(f"hydra.run.dir={folder}: {error.strerror}") from error
     return info
@@ -73,33 +80,40 @@ def _model_class(prepared: Prepared) -> str:
 
 
 def ship(last: Step, run_context: RunContext, folder: Path) -> None:
-    """Copy model.onnx, its description and the artifact into the run folder."""
+    """Copy the measured model.onnx, its description and the artifact into the run folder."""
     from compressbench.export.bundle import write_bundle
 
     report = json.loads((last.files / "export.json").read_text())
     companions = getattr(run_context.data, "companions", None)
     beside: dict[str, str] = companions() if companions is not None else {}
-    write_bundle(last.files / "model.onnx", run_context.data.spec, report, folder, beside)
+    write_bundle(
+        last.files / "model.onnx", run_context.data.spec, report, folder, beside,
+        last.measurement.file_sha256,
+    )  # fmt: skip
     entry = run_context.store.read(last.key)
     if entry is None:
         raise UserError(
             f"cache entry {last.key[:12]} disappeared during the run; run the command again"
         )
+    reached("run_folder.bundle_written")
     (folder / "artifact").mkdir(exist_ok=True)
     for name in ("model.safetensors", "artifact.json"):
-        shutil.copyfile(entry.folder / name, folder / "artifact" / name)
+        sha256 = entry.manifest["files"][name]["sha256"]
+        copy_checked(entry.folder / name, folder / "artifact" / name, sha256)
+        reached("run_folder.artifact_file_written")
 
 
-def record(info: RunInfo, steps: list[Step], status: str) -> tuple[Report, list[Path]]:
-    """Write report and tables; return the report and the files to log."""
+def record(report: Report, info: RunInfo) -> list[Path]:
+    """Write report and tables; return the files to log."""
     folder = info.folder
-    report = build_report(info, steps, status)
-    write_json_atomic(folder / REPORT_FILE, report)
-    write_json_atomic(folder / "environment.json", info.environment)
-    files = [folder / REPORT_FILE, folder / "environment.json", folder / RECIPE_FILE]
-    if steps:
+    reached("run_folder.before_report")
+    files = [write_report(report, folder)]
+    reached("run_folder.report_written")
+    write_json_atomic(folder / "environment.json", redact(info.environment))
+    files += [folder / "environment.json", folder / RECIPE_FILE]
+    if report["stages"]:
         files += write_tables(report, folder)
-    return report, files + [folder / name for name in SHIPPED if (folder / name).exists()]
+    return files + [folder / name for name in SHIPPED if (folder / name).exists()]
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -11,8 +11,11 @@ import torch
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
 from compressbench.core.types import Runtime
+from compressbench.core.validation import check_integer
 
 _OPTIONS = {"accelerator", "devices", "precision", "threads", "max_batches"}
+MOST_THREADS = 256  # where there are fewer cores; OpenMP crashes from some thousands on
+MOST_DEVICES = 16  # processes, where there are fewer cores
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -26,19 +29,22 @@ def resolve(config: Mapping[str, Any]) -> Runtime:
             f"trainer.precision={config['precision']}: choose from {', '.join(_PRECISIONS)}"
         )
     accelerator = _accelerator(config["accelerator"])
-    devices = _count("devices", config["devices"])
+    check_integer("trainer.devices", config["devices"], 1, max(MOST_DEVICES, _cores()))
+    devices = config["devices"]
     at_hand = torch.cuda.device_count() if accelerator == "gpu" else devices
     if devices > at_hand:
         raise UserError(f"trainer.devices={devices}: there are {at_hand} GPUs here")
-    threads = config["threads"]
+    threads, max_batches = config["threads"], config["max_batches"]
+    if threads is not None:
+        check_integer("trainer.threads", threads, 1, max(MOST_THREADS, _cores()))
+    if max_batches is not None:
+        check_integer("trainer.max_batches", max_batches, 1)
     return Runtime(
         accelerator="gpu" if accelerator == "gpu" else "cpu",
         devices=devices,
         precision=config["precision"],
-        threads=_default_threads(devices) if threads is None else _count("threads", threads),
-        max_batches=None
-        if config["max_batches"] is None
-        else _count("max_batches", config["max_batches"]),
+        threads=max(1, _cores() // devices) if threads is None else threads,
+        max_batches=max_batches,
     )
 
 
@@ -52,11 +58,5 @@ def _accelerator(wanted: Any) -> str:
     return str(wanted)
 
 
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"trainer.{name} must be an integer of at least 1, got {value!r}")
-    return value
-
-
-def _default_threads(devices: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // devices)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -18,7 +18,8 @@ from compressbench.config.instantiate import instantiate
 from compressbench.core import artifact as artifacts
 from compressbench.core.digests import file_digest
 from compressbench.core.distributed import assert_same_on_ranks, rank
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import TransientError, UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.parametrizations import with_plain_weights
 from compressbench.core.types import TRAINED, Artifact, Context, Outcome, Stage
 from compressbench.models.plain import plain
@@ -75,7 +76,9 @@ def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder:
         fresh = _fresh(job.model, job, context)
         inputs["model"] = fresh if TRAINED in stage.adds else with_plain_weights(fresh)
     before = inputs["model"].properties
+    reached("stage.before_work")
     outcome = stage.run(inputs, context)
+    reached("stage.computed")
     artifact = with_plain_weights(outcome.artifact)
     result = replace(artifact, properties=before | stage.adds, key=job.key)
     artifacts.check(result, inputs["model"].model)
@@ -83,6 +86,7 @@ def execute(job: Job, parents: Mapping[str, Artifact], context: Context, folder:
     context.data.verify()
     if rank() == 0:
         artifacts.save(result, folder)
+        reached("stage.model_saved")
         (folder / OUTCOME).write_text(json.dumps(_plain(outcome)) + "\n")
 
 
@@ -99,7 +103,7 @@ def _fresh(config: Mapping[str, Any], job: Job, context: Context) -> Artifact:
     path = Path(job.checkpoint)
     load_checkpoint_(model, path)
     if file_digest(path) != job.checkpoint_sha256:
-        raise CheckFailedError(f"{path} changed while the recipe ran")
+        raise TransientError(f"{path} changed while the recipe ran")
     return Artifact(model, config, (), frozenset({TRAINED}))
 
 

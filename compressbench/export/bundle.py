@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressbench.core.atomic import copy_atomic, write_bytes_atomic, write_text_atomic
+from compressbench.core.digests import copy_checked, file_digest
 from compressbench.core.download import compressed
+from compressbench.core.kill_points import reached
 from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
 from compressbench.tasks.choice import task_of
@@ -21,26 +23,30 @@ def write_bundle(
     report: Mapping[str, Any],
     folder: Path,
     companions: Mapping[str, str] | None = None,
+    sha256: str | None = None,
 ) -> tuple[Path, ...]:
     """Write model.onnx, model.onnx.zst, model.json and predict.py into `folder`; return the paths.
 
     `report` is the return value of `export_onnx`. `companions` maps names to the contents of
-    further text files of the dataset, such as a tokenizer. Raises CheckFailedError if decompressing
-    model.onnx.zst does not reproduce model.onnx.
+    further text files of the dataset, such as a tokenizer. `sha256` is the digest of the file that
+    was measured. Raises CheckFailedError if model.onnx is another, or if decompressing
+    model.onnx.zst does not reproduce it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, script = folder / "model.onnx", folder / "predict.py"
     if onnx_path.resolve() != model.resolve():
-        shutil.copyfile(onnx_path, model)
+        copy_checked(onnx_path, model, sha256 or file_digest(onnx_path))
+        reached("bundle.model_copied")
     packed = folder / "model.onnx.zst"
-    packed.write_bytes(compressed(model.read_bytes(), model.name))
+    write_bytes_atomic(packed, compressed(model.read_bytes(), model.name))
+    reached("bundle.model_packed")
     about = folder / "model.json"
     text = json.dumps(_describe(spec, report), indent=1, ensure_ascii=False)
-    about.write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name(_script(spec)), script)
+    write_text_atomic(about, text + "\n")
+    copy_atomic(Path(__file__).with_name(_script(spec)), script)
     others = [folder / name for name in companions or {}]
     for path in others:
-        path.write_text((companions or {})[path.name], encoding="utf-8")
+        write_text_atomic(path, (companions or {})[path.name])
     return model, packed, about, script, *others
 
 

@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from compressbench.core.disk_full import DiskFullError, explained_when_full
 from compressbench.core.errors import CheckFailedError
 
 # Positions of the weight, its zero point and its scale among the inputs of an operator; the scale
@@ -77,7 +78,10 @@ def optimized_graph(path: Path) -> onnx.GraphProto:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         try:
-            onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            with explained_when_full(Path(folder), path.stat().st_size):
+                onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except DiskFullError:
+            raise
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             raise CheckFailedError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error
         return onnx.load(options.optimized_model_filepath).graph

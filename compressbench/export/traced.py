@@ -14,6 +14,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.external_data import check_self_contained
 from compressbench.core.types import Edit
 
 # These edits add buffers that the export reads, without changing the computation.
@@ -50,8 +51,10 @@ def write_graph(traced: ir.Model, model: nn.Module, path: Path) -> None:
 def read_graph(path: Path, model: nn.Module) -> ir.Model:
     """Read a graph and fill in the tensors of `model`.
 
-    Raises CheckFailedError if their names or shapes do not match the stored graph.
+    Raises CheckFailedError if their names or shapes do not match the stored graph, or if that
+    names another file.
     """
+    check_self_contained(path)
     traced, tensors = ir.load(path), _tensors(model)
     graph = traced.graph
     for value in list(graph.inputs)[1:]:

@@ -8,18 +8,28 @@ from pathlib import Path
 from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import file_digest
 from compressbench.core.edits import activation_grid, parameters
+from compressbench.core.external_data import check_self_contained
+from compressbench.core.journal import Journal
 from compressbench.core.metrics import metric_of
 from compressbench.core.types import Artifact, Data, Measurement, SplitName
 from compressbench.measure import agreement, kernels, latency, macs, predictions, size, zeros
 from compressbench.tasks.choice import task_of
 
+_NOWHERE = Journal()
 NAMED = 3  # layers in a message
 NOTABLY_SLOWER = 0.95  # of the float model's speed; smaller losses are noise on a shared machine
 
 
 def measure_model(
-    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
+    artifact: Artifact,
+    onnx: Path,
+    baseline_onnx: Path,
+    data: Data,
+    *,
+    threads: int = 1,
+    journal: Journal = _NOWHERE,
 ) -> Measurement:
     """Measure size, compute, latency, and quality on the validation split.
 
@@ -29,10 +39,13 @@ def measure_model(
         baseline_onnx: File of the float model; `latency/speedup` is relative to it.
         data: Dataset; its validation split is used.
         threads: Of ONNX Runtime in the validation run. Latency is always measured with one.
+        journal: Keeps the logits; of these files and this model only.
 
     Raises:
-        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`).
+        CheckFailedError: The file and `artifact.model` disagree (see `agreement.check_agreement`),
+            or the file names another one.
     """
+    check_self_contained(onnx)
     counts = kernels.integer_kernels(onnx)
     figures = _sizes(artifact, onnx) | {
         "compute/macs": float(macs.macs(onnx)),
@@ -44,25 +57,30 @@ def measure_model(
         "latency/p95_ms": timed.p95_ms,
         "latency/speedup": timed.speedup,
     }
-    quality = _quality(artifact, onnx, baseline_onnx, data, threads)
+    quality = _quality(artifact, onnx, baseline_onnx, data, threads, journal)
     warnings = [
         *_chance(quality, data),
         *_slower(timed),
         *_not_integer(artifact, counts),
         *_lost_zeros(artifact, data),
     ]
-    return Measurement(figures | quality, tuple(warnings))
+    return Measurement(figures | quality, tuple(warnings), file_digest(onnx))
 
 
 def test_figures(
-    onnx: Path, baseline_onnx: Path, data: Data, *, threads: int = 1
+    onnx: Path,
+    baseline_onnx: Path,
+    data: Data,
+    *,
+    threads: int = 1,
+    journal: Journal = _NOWHERE,
 ) -> dict[str, float]:
     """Measure the metric on the test split; called for the baseline and the final artifact only.
 
     `baseline_onnx` is the file of the float model.
     """
     metric, task = data.spec.metric, task_of(data.spec)
-    answers = predictions.predict(onnx, data, "test", threads=threads)
+    answers = predictions.predict(onnx, data, "test", threads=threads, journal=journal)
     targets = _targets(baseline_onnx, data, "test", threads)
     return {f"test/{metric}": task.score(metric, answers, targets)}
 
@@ -85,14 +103,19 @@ def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
 
 
 def _quality(
-    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, threads: int
+    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, threads: int, journal: Journal
 ) -> dict[str, float]:
     metric, task = data.spec.metric, task_of(data.spec)
     targets = _targets(baseline_onnx, data, "validation", threads)
-    of_file = predictions.predict(onnx, data, "validation", threads=threads)
-    of_model = predictions.predict_torch(artifact.model, data, "validation")
+    of_file = predictions.predict(
+        onnx, data, "validation", threads=threads, journal=journal.within("file")
+    )
+    of_model = predictions.predict_torch(
+        artifact.model, data, "validation", journal=journal.within("model")
+    )
     quantized = activation_grid(artifact.edits) is not None
-    agreement.check_agreement(task, of_file, of_model, quantized, _unrounded(artifact, data))
+    exact = _unrounded(artifact, data, journal)
+    agreement.check_agreement(task, of_file, of_model, quantized, exact)
     return {
         f"val/{metric}": task.score(metric, of_file, targets),
         f"val/{metric}_torch": task.score(metric, of_model, targets),
@@ -100,7 +123,7 @@ def _quality(
     }
 
 
-def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
+def _unrounded(artifact: Artifact, data: Data, journal: Journal) -> Callable[[], Tensor] | None:
     """A function that computes the validation logits with activations left in float.
 
     None if activations are not quantized.
@@ -110,7 +133,8 @@ def _unrounded(artifact: Artifact, data: Data) -> Callable[[], Tensor] | None:
 
     def logits() -> Tensor:
         with activations_in_float(artifact.model):
-            return predictions.predict_torch(artifact.model, data, "validation")
+            kept = journal.within("unrounded")
+            return predictions.predict_torch(artifact.model, data, "validation", journal=kept)
 
     return logits
 

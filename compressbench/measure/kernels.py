@@ -6,6 +6,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from compressbench.core.disk_full import explained_when_full
+
 INTEGER = (
     "QLinearConv",
     "QGemm",
@@ -31,7 +33,8 @@ def integer_kernels(onnx_path: Path) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         chosen = options()
         chosen.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        open_session(onnx_path, chosen)
+        with explained_when_full(Path(folder), onnx_path.stat().st_size):
+            open_session(onnx_path, chosen)
         graph = onnx.load(chosen.optimized_model_filepath).graph
     counts = Counter(node.op_type for node in graph.node)
     names = (*INTEGER, *INTEGER_ELEMENTWISE, *FLOAT)

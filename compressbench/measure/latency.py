@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressbench.core.types import Data
+if TYPE_CHECKING:
+    from compressbench.core.types import Data
 
 WARM_UP, MIN_PAIRS, MAX_PAIRS = 3, 5, 2000
 
@@ -50,14 +51,14 @@ def measure_latency(
 
     sessions = [open_session(path, options(threads)) for path in (onnx_path, baseline)]
     calls = [lambda s=s: s.run(None, {"input": sample}) for s in sessions]
-    times = np.array(_alternate(calls[0], calls[1], seconds))
+    times = np.array(alternate(calls[0], calls[1], seconds))
     same = onnx_path.read_bytes() == baseline.read_bytes()
     speedup = 1.0 if same else float(np.median(times[:, 1] / times[:, 0]))
     p50, p95 = np.percentile(times[:, 0] * 1e3, [50, 95])
     return Latency(float(p50), float(p95), speedup, len(times))
 
 
-def _alternate(
+def alternate(
     first: Callable[[], object], second: Callable[[], object], seconds: float
 ) -> list[tuple[float, float]]:
     """Call both functions in turn; return pairs of durations in seconds, (first, second)."""

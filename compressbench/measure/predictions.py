@@ -9,33 +9,50 @@ import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.journal import Journal
 from compressbench.core.types import Data, SplitName
+
+_NOWHERE = Journal()
 
 
 def predict(
-    onnx_path: Path, data: Data, split: SplitName, *, threads: int = 1, batch_size: int = 100
+    onnx_path: Path,
+    data: Data,
+    split: SplitName,
+    *,
+    threads: int = 1,
+    batch_size: int = 100,
+    journal: Journal = _NOWHERE,
 ) -> Tensor:
     """Answers of the exported file for a whole split, float32 [N, ...], in the order of the split.
 
-    `threads` are those of ONNX Runtime. Raises CheckFailedError if any is not finite.
+    `threads` are those of ONNX Runtime. `journal` keeps the answers of this file. Raises
+    CheckFailedError if any is not finite.
     """
     from compressbench.measure.session import open_session, options
 
     session = open_session(onnx_path, options(threads))
-    rows = [
-        torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
-        for batch in _batches(data, split, batch_size)
-    ]
+
+    def run(batch: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+
+    rows = journal.rows("answers", _batches(data, split, batch_size), run)
     return _finite(torch.cat(rows), onnx_path.name)
 
 
-def predict_torch(model: nn.Module, data: Data, split: SplitName, batch_size: int = 100) -> Tensor:
+def predict_torch(
+    model: nn.Module,
+    data: Data,
+    split: SplitName,
+    batch_size: int = 100,
+    journal: Journal = _NOWHERE,
+) -> Tensor:
     """Answers of the PyTorch model, float32 [N, ...]; the model must be in eval mode on the CPU.
 
-    Raises CheckFailedError if any is not finite.
+    `journal` keeps the answers of this model. Raises CheckFailedError if any is not finite.
     """
     with torch.inference_mode():
-        rows = [model(batch) for batch in _batches(data, split, batch_size)]
+        rows = journal.rows("answers", _batches(data, split, batch_size), model)
     return _finite(torch.cat(rows), "the PyTorch model")
 
 

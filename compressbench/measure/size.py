@@ -13,26 +13,17 @@ from compressbench.core.edits import activation_grid, weight_bits, zero_point
 from compressbench.core.types import Artifact
 
 
-def shipped_files(onnx_path: Path) -> list[Path]:
-    """The .onnx file and its external tensor files, if any."""
-    import onnx
-
-    tensors = onnx.load(onnx_path, load_external_data=False).graph.initializer
-    external = {e.value for t in tensors for e in t.external_data if e.key == "location"}
-    return [onnx_path, *(onnx_path.parent / name for name in sorted(external))]
-
-
 def onnx_bytes(onnx_path: Path) -> int:
-    """Bytes of all files that ship."""
-    return sum(path.stat().st_size for path in shipped_files(onnx_path))
+    """Bytes of the file, which holds all of its tensors (see `check_self_contained`)."""
+    return onnx_path.stat().st_size
 
 
 def download_bytes(onnx_path: Path) -> int:
-    """Bytes of the files that ship, compressed with zstd level 19.
+    """Bytes of the file compressed with zstd level 19.
 
-    Raises CheckFailedError if decompressing them does not reproduce the same bytes.
+    Raises CheckFailedError if decompressing it does not reproduce the same bytes.
     """
-    return sum(len(compressed(p.read_bytes(), p.name)) for p in shipped_files(onnx_path))
+    return len(compressed(onnx_path.read_bytes(), onnx_path.name))
 
 
 def nonzero(model: nn.Module) -> int:

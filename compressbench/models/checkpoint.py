@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 KEYS = ("model_state_dict", "model", "net")  # of the weights, beside other entries of a file
@@ -24,6 +28,10 @@ _DEPRECATED = {
     "0._u": "_u",
     "0._v": "_v",
 }
+_MISREAD = (  # what readers raise for a damaged file
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, MemoryError, struct.error,
+)  # fmt: skip
 SHOWN = 3  # names listed in a message
 
 
@@ -35,9 +43,7 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
     `state_dict` or `model`, and all names may have the prefix `module.` or `model.`. Raises
     UserError unless names and shapes match the model and all values are finite.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
+    path = input_file(path, "checkpoint")
     state = _renamed(_without_prefix(_tensors(_read(path), path), model), model)
     _check(state, model, path)
     model.load_state_dict(state)
@@ -57,14 +63,31 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path}: not a valid safetensors file: {error}") from error
+        tensors = load_file(path)
+        _refuse_duplicates(path)
+    except (SafetensorError, *_MISREAD) as error:
+        raise UserError(
+            f"checkpoint {path}: not a valid safetensors file: {_reason(error)}"
+        ) from error
+    return tensors
+
+
+def _refuse_duplicates(path: Path) -> None:
+    """Raise ValueError if a name stands twice in the header: the last would win without a word."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    json.loads(header, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in its header")
+    return found
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    from pickle import UnpicklingError
-
     try:
         with warnings.catch_warnings(action="ignore"):  # hide hints on pickle
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,12 +96,15 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             f"checkpoint {path}: contains objects other than tensors, which could run code; save "
             "only model.state_dict(), or a safetensors file"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: not a valid torch file: {reason}") from error
+    except _MISREAD as error:
+        raise UserError(f"checkpoint {path}: not a valid torch file: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path}: must contain a dict, got {type(content).__name__}")
     return content
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -90,7 +116,24 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"checkpoint {path}: {name!r} must be a tensor, got {type(value).__name__}"
             )
+        if kind := _odd_kind(value):
+            raise UserError(
+                f"checkpoint {path}: {name!r} is a {kind} tensor; save dense tensors of plain "
+                "numbers"
+            )
     return {str(name): value for name, value in state.items()}
+
+
+def _odd_kind(tensor: Tensor) -> str:
+    """Why a tensor has no dense real values to copy; "" if it has."""
+    kinds = {
+        "nested": tensor.is_nested,
+        "sparse": tensor.layout is not torch.strided,
+        "meta": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+    }
+    return next((kind for kind, true in kinds.items() if true), "")
 
 
 def _key(content: Mapping[str, Any]) -> str:
@@ -153,13 +196,32 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     ]
     if other:
         raise UserError(f"checkpoint {path}: {_some('shapes differ', other)}")
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"checkpoint {path}: {name} holds NaN or infinity")
+    for name, tensor in expected.items():
+        _check_values(name, state[name], tensor, path)
+
+
+def _check_values(name: str, given: Tensor, expected: Tensor, path: Path) -> None:
+    """Raise UserError unless the model's tensor can hold the values that are given."""
+    if given.is_floating_point() and not bool(torch.isfinite(given.double()).all()):
+        raise UserError(f"checkpoint {path}: {name} holds NaN or infinity")
+    kinds = [tensor.is_floating_point() for tensor in (given, expected)]
+    cast = given.to(expected.dtype)
+    rounded = kinds == [True, True]
+    lost = not torch.isfinite(cast).all() if rounded else not cast.double().equal(given.double())
+    if kinds == [False, True] or bool(lost):
+        raise UserError(
+            f"checkpoint {path}: {name} holds {_dtype(given)}, which does not fit the model's "
+            f"{_dtype(expected)}"
+        )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what}: {', '.join(names[:SHOWN])}{more}"
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:SHOWN])
+    return f"{what}: {shown}{more}"

@@ -24,8 +24,10 @@ class Mlp(nn.Module):
         super().__init__()
         if not isinstance(hidden, (list, tuple)):
             raise UserError(f"hidden must be a list of widths, got {hidden!r}")
+        if len(hidden) > 100:
+            raise UserError(f"hidden must have at most 100 widths, got {len(hidden)}")
         for width in hidden:
-            check_integer("a width in hidden", width, 1)
+            check_integer("hidden: a width", width, 1, 2**16)
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inner, outer in itertools.pairwise(widths):

@@ -44,7 +44,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: float = 1.0) -> None:
         super().__init__()
-        check_positive("width", width)
+        check_positive("width", width, 32)
         inner = rounded(32 * width)
         layers: list[nn.Module] = [_block(input_shape[0], inner, 3)]
         for expansion, channels, blocks, stride in _STAGES:

@@ -47,8 +47,8 @@ class ResNet(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, depth: int = 20, base_width: int = 16
     ) -> None:
         super().__init__()
-        check_integer("depth", depth, 1)
-        check_integer("base_width", base_width, 1)
+        check_integer("depth", depth, 1, 1202)
+        check_integer("base_width", base_width, 1, 2**14)
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise UserError(f"depth must be 6n+2 (8, 14, 20, 32, 56, ...), got {depth}")

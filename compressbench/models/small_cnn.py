@@ -39,8 +39,8 @@ class SmallCnn(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, width: int = 16, depth: int = 1
     ) -> None:
         super().__init__()
-        check_integer("width", width, 1)
-        check_integer("depth", depth, 1)
+        check_integer("width", width, 1, 2**14)
+        check_integer("depth", depth, 1, 100)
         self.entries = nn.ModuleList()
         self.blocks = nn.ModuleList()
         inner = input_shape[0]

@@ -50,9 +50,10 @@ class TextTransformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "depth": depth, "heads": heads, "expansion": expansion}
-        for name, value in sizes.items():
-            check_integer(name, value, 1)
+        check_integer("width", width, 1, 2**16)
+        check_integer("depth", depth, 1, 100)
+        check_integer("heads", heads, 1, 2**10)
+        check_integer("expansion", expansion, 1, 100)
         check_share("dropout", dropout)
         if width % heads:
             raise UserError(f"width must be a multiple of heads={heads}, got {width}")

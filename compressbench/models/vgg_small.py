@@ -21,7 +21,7 @@ class VggSmall(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, base_width: int = 128) -> None:
         super().__init__()
-        check_integer("base_width", base_width, 1)
+        check_integer("base_width", base_width, 1, 2**14)
         inner, height, width = input_shape
         if min(height, width) < 8:
             raise UserError(f"vgg_small needs images of at least 8x8, got {height}x{width}")

@@ -12,6 +12,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.layers import layers_with_weights, prunable_layers, weight_owners
 from compressbench.core.nearest import nearest_of_many
 from compressbench.core.protocols import LearntCriterion
+from compressbench.core.validation import shown
 from compressbench.pruning.criteria.scores import is_criterion
 
 
@@ -66,8 +67,9 @@ def check_criterion(criterion: Any) -> None:
 
 def check_names(option: str, names: Any) -> None:
     """Raise UserError unless `names` is a list of names or patterns."""
-    if isinstance(names, str) or not all(isinstance(pattern, str) for pattern in names):
-        raise UserError(f"{option} must be a list of layer names, got {names!r}")
+    listed = isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+    if not listed or (option == "layers" and not names):
+        raise UserError(f"{option} must be a list of layer names, got {shown(names)}")
 
 
 def criterion_passes(criterion: Any, train_images: int) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class Prune(PruneOptions, BatchNormOptions):
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         check_names("skip", self.skip)
-        check_names("layers", self.layers or ())
+        check_names("layers", ("*",) if self.layers is None else self.layers)
         self.check_batchnorm()
         self.selection()
         if self.normalize is not None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from compressbench.core.digests import digest
@@ -35,6 +34,7 @@ from compressbench.pruning.channels.coupling import (
     GroupPart,
 )
 from compressbench.pruning.channels.cutter import Cutter, cut_to_limits, narrowed, reasons_of
+from compressbench.pruning.channels.floors import check_counts, check_figures, deepest
 from compressbench.pruning.channels.limits import check_limit
 from compressbench.pruning.channels.measured_widths import IMAGES, TYPICAL_BLOCKS, by_damage
 from compressbench.pruning.channels.ranking import (
@@ -49,13 +49,16 @@ from compressbench.pruning.channels.ranking import (
     without_one,
 )
 from compressbench.pruning.channels.removal import Cuts, check_replay, kept_channels
-from compressbench.pruning.channels.settling import settled_coupling
+from compressbench.pruning.channels.settling import (
+    example_inputs,
+    planned_coupling,
+    settled_coupling,
+)
 from compressbench.pruning.criteria.mean_activation import MeanActivation
 from compressbench.pruning.criteria.scores import scores_of
 from compressbench.pruning.layers import check_criterion, check_names, criterion_passes, skipped
 from compressbench.training.batchnorm import BatchNormOptions
 
-EXAMPLES = 4  # samples on which a pruned model is verified
 Scope = Literal["global", "layer", "sensitivity"]
 TABLE = "limits"  # name of the stage's table
 FLOOR = 0.1  # share of a layer's channels that is kept by default
@@ -168,12 +171,19 @@ class PruneChannels(BatchNormOptions):
         """
         skipped(self.skip, prunable_layers(model))
         try:
-            coupling = settled_coupling(deepcopy(model).cpu().eval(), example_inputs(spec))
+            coupling = planned_coupling(model, spec)
         except (CheckFailedError, RuntimeError) as error:  # RuntimeError: cannot be copied
             raise UserError(str(error).partition("\n")[0]) from error
         candidates, left = self._candidates(model, coupling)
         if not candidates:
             raise UserError(f"no channel can be removed ({in_short(left)})")
+
+    def check_limits(self, model: nn.Module, spec: DataSpec) -> None:
+        """Reject limits of parameters or MACs that the least widths do not meet."""
+        if self.limits():
+            coupling = planned_coupling(model, spec)
+            cuts = deepest(self._candidates(model, coupling)[0], self.round_to, self._least)
+            check_counts(model, coupling, cuts, self.limits(), spec)
 
     def passes(self, train_images: int) -> tuple[int, int]:
         trained, forwarded = criterion_passes(self.criterion, train_images)
@@ -191,6 +201,9 @@ class PruneChannels(BatchNormOptions):
         if not candidates:
             raise CheckFailedError(self._nothing([], left))
         cutter = Cutter(start, original, coupling, example, self._timer(start, context))
+        if self.scope == "sensitivity":  # which takes minutes
+            cuts = deepest(candidates, self.round_to, self._least)
+            check_figures(Cutter(start, original, coupling, example), cuts, self.limits(), context)
         ranked = self._ranked(cutter, candidates, context)
         tables: dict[str, list[dict[str, Any]]] = {}
         if self.limits():
@@ -280,11 +293,6 @@ class PruneChannels(BatchNormOptions):
             f"prune_channels changed nothing: {named}={getattr(self, named)} with round_to="
             f"{self.round_to} and at most {widest} channels in a layer removes none"
         )
-
-
-def example_inputs(spec: DataSpec) -> Tensor:
-    """A few random samples, the same in every process."""
-    return spec.noise(EXAMPLES, torch.Generator().manual_seed(0))
 
 
 def _digest(removed: object) -> str:

@@ -37,6 +37,7 @@ from compressbench.training.teaching import objective
 from compressbench.training.train import Train
 
 ROUNDS = "rounds.ckpt"
+FIELDS = {"round", "model", "history", "edits"}
 NO_EARLY = "rewind needs weights of an early epoch: set keep_epoch of an earlier train stage"
 
 
@@ -141,7 +142,7 @@ def _save(current: Artifact, done: int, history: Mapping[str, list[float]], path
 
 def _resume(start: Artifact, path: Path) -> tuple[Artifact, int, dict[str, list[float]]]:
     """The state that an interrupted run saved: artifact, finished rounds, history."""
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, FIELDS)
     if state is None:
         return start, 0, {}
     model = deepcopy(start.model)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from compressbench.analysis.probe import probe_batches, probe_of
+from compressbench.analysis.probe import asked_of, probe_batches, probe_of
 from compressbench.analysis.weight_trials import totals
 from compressbench.core.activation_quantizers import activations_in_float
+from compressbench.core.digests import named
 from compressbench.core.errors import UserError
 from compressbench.core.layers import prunable_layers
 from compressbench.core.protocols import Criterion, ModelCriterion
@@ -53,7 +55,7 @@ class SensitivityCurves:
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
         check_names("skip", self.skip)
-        check_names("layers", self.layers or ())
+        check_names("layers", ("*",) if self.layers is None else self.layers)
         check_integer("images", self.images, 2)
         check_integer("batch_size", self.batch_size, 2)
         if not isinstance(self.sparsities, (list, tuple)) or not self.sparsities:
@@ -109,7 +111,10 @@ class SensitivityCurves:
             return *task.quality(logits, targets), loss
 
         trials = [partial(pruned, *case) if case[1] else dict for case in cases]
-        sums = totals(probe, [inputs for inputs, _ in batches], trials, look, context)
+        images = [inputs for inputs, _ in batches]
+        asked = asked_of(probe, images)
+        kept = context.journal.within("sensitivity", json.dumps([asked, cases]), *named(scores))
+        sums = totals(probe, images, trials, look, replace(context, journal=kept))
         return [
             {"layer": name, "weights": weights[name].numel(), "sparsity": sparsity,
              task.running: good / number, "loss": loss / number}

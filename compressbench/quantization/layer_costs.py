@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_sites import site_name
 from compressbench.core.edits import activation_grid, weight_bits
+from compressbench.core.journal import Journal
 from compressbench.core.parametrizations import with_plain_weights
 from compressbench.core.types import Artifact, DataSpec, Edit
 from compressbench.quantization.grids.site_values import site_quantizers
@@ -142,16 +144,27 @@ def costs(
     measure: Callable[[nn.Module], Quality],
     seconds: float,
     progress: Callable[[int, int, str], None],
+    journal: Journal,
 ) -> list[Cost]:
-    """Measure one part after the other until `seconds` are over; the largest gain first."""
+    """Measure one part after the other until `seconds` are over; the largest gain first.
+
+    `journal` keeps what was measured, for this artifact and `measure` only.
+    """
     end = time.monotonic() + seconds
     measured: list[Cost] = []
+    before = journal.before(len(parts))
+
+    def quality(part: Part) -> list[Any]:
+        with left_out(artifact, floats, [part]):
+            found = measure(artifact.model)
+        return [found.metric, found.loss, found.higher]
+
     for number, part in enumerate(parts):
         if measured and time.monotonic() > end:
             break
-        progress(number, len(parts), f"{part.kind} {part.name}")
-        with left_out(artifact, floats, [part]):
-            measured.append(Cost(part, measure(artifact.model)))
+        progress(number, len(parts), f"{part.kind} {part.name}{before}")
+        figures = journal.once(f"{part.kind} {part.name}", partial(quality, part))
+        measured.append(Cost(part, Quality(*figures)))
     return sorted(measured, key=lambda cost: (cost.quality.loss, -cost.quality.good))
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.digests import named
+from compressbench.core.errors import CheckFailedError, LimitError, UserError
 from compressbench.core.grid import Grid, WeightQuantizer
+from compressbench.core.journal import Journal
 from compressbench.core.layers import weight_owners
 from compressbench.core.protocols import Sensitivity
 from compressbench.core.types import Artifact, Context
@@ -25,7 +28,9 @@ _ROUNDS = 6  # attempts of solving, rounding, exporting and comparing with the b
 _INFEASIBLE = 2  # status code of scipy.optimize.milp
 _COST_SCALE = 1e6  # scales the largest cost, as the solver stops at an absolute gap of 1e-6
 
+Methods = tuple[WeightQuantizer, WeightQuantizer]
 Finish = Callable[[Mapping[str, Grid], WeightQuantizer], Artifact]
+Weigh = Callable[[Mapping[str, Grid], WeightQuantizer], tuple[int, Artifact | None]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Allocation:
     The optimum is exact, by integer programming, as far as the costs of layers add up. Sizes of
     weights, scales and zero points are computed, the rest of the file is measured on exported
     files. If the file with the chosen bits exceeds the budget, bits are chosen again with less to
-    spend. Raises UserError, with the smallest possible size, if the budget is too low.
+    spend. Raises LimitError, with the smallest possible size, if the budget is too low.
 
     Sensitivities are measured with rounding to nearest: with the stage's method if it is
     `Nearest`, otherwise on MSE ranges. Choosing bits by integer programming on a table of
@@ -64,7 +69,9 @@ class Allocation:
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not is_number(self.budget):
             raise UserError(f"budget must be bytes or a share in (0, 1), got {self.budget!r}")
-        if self.budget < 1 if isinstance(self.budget, int) else not 0 < self.budget < 1:
+        if isinstance(self.budget, int):
+            check_integer("budget in bytes", self.budget, 1, 10**15)
+        elif not 0 < self.budget < 1:
             raise UserError(f"budget must be bytes or a share in (0, 1), got {self.budget!r}")
         if not isinstance(self.widths, (list, tuple)) or len(set(self.widths)) < 2:
             raise UserError(f"widths must be a list of two or more, got {self.widths!r}")
@@ -95,16 +102,18 @@ class Allocation:
             of = dict(zip(names, bits, strict=True))
             return {n: _at(g, of[owners[n]]) if n in owners else g for n, g in grids.items()}
 
+        journal = context.journal.within("files", *named(model.state_dict()))
+        weigh = partial(_weighed, finish, context, journal)
+
         def uniform_bytes(bits: int) -> int:
-            return _weigh(finish(mixed([bits] * len(names)), draft), context)
+            return weigh(mixed([bits] * len(names)), draft)[0]
 
         widest, least = uniform_bytes(widths[-1]), uniform_bytes(widths[0])
         budget = self._budget_bytes(widest)
         if least > budget:
-            raise UserError(
-                f"allocation.budget={budget:,} bytes is too low: the ONNX file has at least "
-                f"{least:,} bytes, with {widths[0]} bits in every layer"
-            )
+            at_least = f"at least {least:,} bytes, with {widths[0]} bits in every layer"
+            text = f"allocation.budget={budget:,} bytes is too low: the ONNX file has {at_least}"
+            raise LimitError(text, least / max(budget, 1) - 1)
         sizes = _sizes({n: _weight(model, n) for n in names}, grids, widths, widest - least)
         candidates = _candidates(model, {n: grids[n] for n in names}, widths, draft, context)
         costs = self.sensitivity(model, candidates, context)
@@ -113,8 +122,9 @@ class Allocation:
         for _ in range(_ROUNDS):
             picked = cheapest(table, sizes, spend) or [0] * len(names)
             chosen = mixed([widths[p] for p in picked])
-            artifact, excess = _finished(chosen, (draft, method), finish, budget, context)
+            artifact, excess = _finished(chosen, (draft, method), weigh, budget)
             if excess <= 0:
+                artifact = artifact or finish(chosen, method)  # weighed before a kill
                 return Allocated(artifact, chosen, _rows(model, chosen, owners, costs))
             spent = int(sizes[np.arange(len(names)), picked].sum())
             spend = min(spend, spent) - excess  # below what these bits take, so that others follow
@@ -226,31 +236,39 @@ def _sizes(
     return min(tables, key=lambda sizes: abs(int((sizes[:, -1] - sizes[:, 0]).sum()) - span))
 
 
-def _weigh(artifact: Artifact, context: Context) -> int:
-    if context.export_bytes is None:
-        raise CheckFailedError("a budget of bytes needs an exporter, but none is available here")
-    context.progress(0, 1, "measuring the file size")
-    return context.export_bytes(artifact)
+def _weighed(
+    finish: Finish,
+    context: Context,
+    journal: Journal,
+    grids: Mapping[str, Grid],
+    method: WeightQuantizer,
+) -> tuple[int, Artifact | None]:
+    """The bytes of a finished file, and the artifact, unless the journal has the bytes alone."""
+    made: list[Artifact] = []
+
+    def weigh() -> int:
+        if context.export_bytes is None:
+            raise CheckFailedError("a budget of bytes needs an exporter")
+        made.append(finish(grids, method))
+        context.progress(0, 1, "measuring the file size")
+        return context.export_bytes(made[0])
+
+    return journal.once(repr([method, sorted(grids.items())]), weigh), next(iter(made), None)
 
 
 def _finished(
-    grids: Mapping[str, Grid],
-    methods: tuple[WeightQuantizer, WeightQuantizer],
-    finish: Finish,
-    budget: int,
-    context: Context,
-) -> tuple[Artifact, int]:
-    """The artifact, and by how many bytes its file exceeds the budget.
+    grids: Mapping[str, Grid], methods: Methods, weigh: Weigh, budget: int
+) -> tuple[Artifact | None, int]:
+    """The artifact as `_weighed` returns it, and by how many bytes its file exceeds the budget.
 
     The second method is used only if the file of the first, faster method fits.
     """
     draft, method = methods
     for rounding in (method,) if draft is method else methods:
-        artifact = finish(grids, rounding)
-        excess = _weigh(artifact, context) - budget
-        if excess > 0:
+        size, artifact = weigh(grids, rounding)
+        if size > budget:
             break
-    return artifact, excess
+    return artifact, size - budget
 
 
 def _rows(

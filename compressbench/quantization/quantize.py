@@ -26,6 +26,7 @@ from compressbench.core.types import (
     Outcome,
 )
 from compressbench.core.validation import check_flag, check_integer, check_share
+from compressbench.quantization.budgets import check_budget
 from compressbench.quantization.float_where_slower import FILES, fastest, with_gains
 from compressbench.quantization.grids import site_losses
 from compressbench.quantization.grids.calibration import (
@@ -158,6 +159,12 @@ class Quantize(GridOptions, BatchNormOptions):
             left_in_float(find_sites(model, spec.blank(2)), self.float_activations)
         if self.allocation is not None:
             self._free(model, spec)
+
+    def check_limits(self, model: nn.Module, spec: DataSpec) -> None:
+        """Reject a budget of bytes that is below those of the weights."""
+        if self.allocation is not None:
+            grids, _ = self._grids(model, spec)
+            check_budget(self.allocation, model, grids, self._free(model, spec))
 
     def passes(self, train_images: int) -> tuple[int, int]:
         images, static = min(self.calibration_images, train_images), self._is_static()

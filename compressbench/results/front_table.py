@@ -145,11 +145,13 @@ def size_title(sweep: Sweep) -> str:
 
 
 def headline(sweep: Sweep) -> str:
-    """One line with the number of members and the hypervolume."""
+    """One line with the number of members, the hypervolume, and what did not complete."""
     front, volume = members(sweep), hypervolume(sweep)
-    done = sum(t.state == "complete" for t in sweep.trials)
+    states = [trial.state for trial in sweep.trials]
+    done = states.count("complete")
     covered = "" if volume is None else f", hypervolume {volume:.1f} (points × halvings)"
-    return f"{sweep.name}: {len(front)} of {done} complete trials are on the front{covered}"
+    others = "".join(f", {states.count(s)} {s}" for s in ("infeasible", "failed") if s in states)
+    return f"{sweep.name}: {len(front)} of {done} complete trials are on the front{covered}{others}"
 
 
 def legend(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from compressbench.core.atomic import write_text_atomic
+from compressbench.core.kill_points import reached
 from compressbench.results.chart import Chart, Mark
 from compressbench.results.chart_drawing import svg
 
@@ -79,6 +80,7 @@ def write_page(title: str, sections: Sequence[str], path: Path) -> None:
         "</body></html>\n"
     )
     write_text_atomic(path, page)
+    reached("page.written")
 
 
 def chart_section(chart: Chart, salt: str = "") -> str:

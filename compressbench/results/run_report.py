@@ -120,6 +120,7 @@ def _stage(step: Step, info: RunInfo) -> dict[str, Any]:
         "seconds": round(step.seconds, 3),
         "settings": info.config["recipe"]["stages"][step.name],
         "figures": dict(step.measurement.figures),
+        "file_sha256": step.measurement.file_sha256,
         "coverage": [asdict(row) for row in step.coverage],
         "history": {name: list(values) for name, values in step.history.items()},
         "warnings": list(step.warnings),

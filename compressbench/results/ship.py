@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from compressbench.core.errors import UserError
+from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.formatting import bytes_text
 from compressbench.core.metrics import metric_of
 from compressbench.results import front as fronts
 from compressbench.results.front_table import (
     figure_text,
+)
+from compressbench.results.report_file import (
+    MODEL_FILE,
+    REPORT_FILE,
+    check_shipped,
+    read_report,
 )
 from compressbench.results.sweep import Sweep, Trial
 
@@ -93,6 +100,25 @@ def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
     if wanted.budget_bytes is None:
         return min(good, key=lambda m: (m.size_bytes, -m.quality))
     return min(good, key=lambda m: (-m.quality, m.size_bytes))
+
+
+def check_file(member: Member) -> None:
+    """Raise CheckFailedError unless the figures of a member are those of its model.onnx.
+
+    Nothing is checked where its run folder is not on this machine.
+    """
+    folder = Path(member.trial.folder)
+    if not member.trial.folder or not (folder / MODEL_FILE).is_file():
+        return
+    report = read_report(folder)
+    check_shipped(folder, report)
+    (final,) = (s["figures"] for s in report["stages"] if s["name"] == report["final"])
+    for name, value in member.trial.figures.items():
+        if name in final and final[name] != value:
+            raise CheckFailedError(
+                f"{member.text}: {name} is {value:g} in the sweep, but {final[name]:g} was "
+                f"measured ({folder / REPORT_FILE}): do not ship it"
+            )
 
 
 def _knee(kept: Sequence[Member]) -> Member:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
-State = Literal["running", "complete", "pruned", "failed"]
-FINISHED: tuple[State, ...] = ("complete", "pruned", "failed")
+State = Literal["running", "complete", "pruned", "failed", "infeasible"]
+FINISHED: tuple[State, ...] = ("complete", "pruned", "failed", "infeasible")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ class Trial:
 
     Attributes:
         number: Number of the trial, from 0.
-        state: Whether it runs, or how it ended; "pruned" is stopped early.
+        state: Whether it runs, or how it ended; "pruned" is stopped early, "infeasible" refused
+            for its settings.
         settings: Suggested values by the key of the override.
         figures: Figures of the final stage's exported file, such as `size/onnx_bytes`.
         folder: Run folder, with `model.onnx`, `recipe.yaml` and `report.json`.
         run: Value of the MLflow tag `compressbench.run`.
         seconds: Duration.
         feasible: Whether it satisfies the constraints.
-        reason: Why it failed or was stopped early.
+        reason: Why it failed, was refused or was stopped early.
+        violation: By what share the limit of an infeasible trial cannot be met; 1 without a limit.
         repeats: Figures of the same settings with other seeds.
         ended: Unix time at which it finished, as stored; 0 if unknown.
         stages: Number of stages.
@@ -68,6 +70,7 @@ class Trial:
     ended: float = 0.0
     stages: int = 0
     hits: int = 0
+    violation: float = 0.0
 
 
 @dataclass(frozen=True)

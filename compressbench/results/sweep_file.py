@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from compressbench.core.atomic import write_text_atomic
+from compressbench.core.atomic import write_bytes_atomic
+from compressbench.core.checked_files import (
+    DamagedFileError,
+    json_with_digest,
+    read_json_with_digest,
+)
 from compressbench.core.errors import UserError
-from compressbench.results.sweep import Constraint, Objective, State, Sweep, Trial
+from compressbench.results.sweep import Constraint, Direction, Objective, State, Sweep, Trial
 
 SWEEP_FILE = "sweep.json"
 TOPS = ("runs", "multirun", "sweeps")  # folders in the working folder that hold runs and sweeps
 SCHEMA_VERSION = 1
+_TYPES: dict[str, Any] = {
+    "settings": dict, "folder": str, "run": str, "reason": str, "feasible": bool,
+    "seconds": (int, float), "ended": (int, float),
+}  # fmt: skip
 
 
 def write_sweep(sweep: Sweep, folder: Path) -> Path:
@@ -25,16 +34,11 @@ def write_sweep(sweep: Sweep, folder: Path) -> Path:
     cannot be written.
     """
     path = folder / SWEEP_FILE
-    text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, **_plain(sweep)},
-        ensure_ascii=False,
-        allow_nan=False,
-        default=str,
-    )
+    content = json_with_digest({"schema_version": SCHEMA_VERSION, **_plain(sweep)}, default=str)
     try:
-        write_text_atomic(path, text + "\n")
+        write_bytes_atomic(path, content)
     except OSError as error:
-        raise UserError(f"{path}: cannot write {len(text)} bytes: {error.strerror}") from error
+        raise UserError(f"{path}: cannot write {len(content)} bytes: {error.strerror}") from error
     return path
 
 
@@ -61,12 +65,14 @@ def read_sweep(folder: Path) -> Sweep:
     """Read the sweep of a folder; `folder` also becomes the sweep's own. Raises UserError."""
     path = folder / SWEEP_FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json_with_digest(path)
         if stored.pop("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{path}: written by another version of compressbench")
         return _sweep(stored, folder)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+    except DamagedFileError as damage:
+        raise UserError(f"{path}: {damage}; run the command of its sweep again") from damage
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a sweep: {str(error).partition(chr(10))[0]}") from error
 
@@ -77,8 +83,13 @@ def _sweep(stored: dict[str, Any], folder: Path) -> Sweep:
         for t in stored["trials"]
     ]
     for trial in trials:
-        if trial.state not in get_args(State):
-            raise ValueError(f"trial {trial.number} is {trial.state!r}")
+        _check_trial(trial)
+    if len({trial.number for trial in trials}) < len(trials):
+        raise ValueError("two trials have one number")
+    _check_figures("the baseline", stored["baseline"])
+    for objective in stored["objectives"]:
+        if objective["direction"] not in get_args(Direction):
+            raise ValueError(f"{objective['name']} is to {objective['direction']!r}")
     return Sweep(
         **_known(stored, Sweep)
         | {
@@ -88,6 +99,28 @@ def _sweep(stored: dict[str, Any], folder: Path) -> Sweep:
             "trials": tuple(sorted(trials, key=lambda trial: trial.number)),
         }
     )
+
+
+def _check_trial(trial: Trial) -> None:
+    """Raise ValueError for what no trial can have."""
+    what = f"trial {trial.number}"
+    if trial.state not in get_args(State):
+        raise ValueError(f"{what} is {trial.state!r}")
+    if type(trial.number) is not int or trial.number < 0:
+        raise ValueError(f"{what} has no number from 0")
+    for figures in (trial.figures, *trial.repeats):
+        _check_figures(what, figures)
+    for name, kind in _TYPES.items():
+        if not isinstance(getattr(trial, name), kind):
+            raise ValueError(f"{name} of {what} is {getattr(trial, name)!r}")
+
+
+def _check_figures(what: str, figures: Mapping[str, float]) -> None:
+    """Raise ValueError for a figure that no measurement gives."""
+    for name, value in figures.items():
+        share = name.startswith(("val/", "test/"))
+        if isinstance(value, bool) or not 0 <= value <= (1 if share else sys.float_info.max):
+            raise ValueError(f"{name} of {what} is {value}")
 
 
 def _known(stored: Mapping[str, Any], kind: type) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def counts(sweep: Sweep) -> str:
     states = [trial.state for trial in sweep.trials]
     done = sum(state in FINISHED for state in states)
     parts = [f"{done} of {sweep.n_trials} trials done"]
-    named = {"running": "running", "failed": "failed", "pruned": "stopped early"}
+    named = {
+        "running": "running", "failed": "failed", "infeasible": "infeasible",
+        "pruned": "stopped early",
+    }  # fmt: skip
     parts += [f"{states.count(s)} {text}" for s, text in named.items() if s in states]
     infeasible = sum(not t.feasible for t in sweep.trials if t.state == "complete")
     parts += [f"{infeasible} outside the constraints"] * bool(infeasible)

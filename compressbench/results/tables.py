@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from compressbench.core.atomic import write_text_atomic
+from compressbench.core.kill_points import reached
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -26,8 +30,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     There is a column for every name in any row; cells of rows without that name are empty.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
+    reached("tables.written")
     return path

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from compressbench.core.formatting import bytes_text, metric_text, seconds_text
+from compressbench.core.kill_points import reached
 from compressbench.core.types import Coverage, Step
 
 LEAST_IMPORTANT_FIRST = ("store", "onnx smaller", "time", "MACs", "latency p50", "onnx")
@@ -110,6 +111,7 @@ class Terminal:
             f"onnx {bytes_text(figures.get('size/onnx_bytes'))}, "
             f"download {bytes_text(figures.get('size/download_bytes'))}"
         )
+        reached("terminal.stage_shown")
         if step.coverage:
             self.coverage(step.coverage, brief=step.hit)
         for text in step.notes:
@@ -180,6 +182,7 @@ class Terminal:
     ) -> None:
         """Print the end of a run: table, file to ship, how to open MLflow, tracking problems."""
         self.table(rows)
+        reached("terminal.table_shown")
         self._line(f"file to ship: {ship}")
         if command:
             self._line(f"see it in MLflow: {command}")

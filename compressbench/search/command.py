@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import uuid
@@ -11,15 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compressbench.config.boundary import allow_arguments
 from compressbench.config.compose import cached_config
 from compressbench.config.groups import config_folder
-from compressbench.config.instantiate import allow_arguments, instantiate
+from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
+from compressbench.core.signals import SignalledError
+from compressbench.core.validation import check_integer
 from compressbench.engine.environment import check_torchvision
 from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_file import write_sweep
-from compressbench.results.sweep_terminal import SweepView
+from compressbench.results.sweep_terminal import SweepView, counts
 from compressbench.search import initial_trials
 from compressbench.search import space as spaces
 from compressbench.search.cluster import Launch, supervise_jobs
@@ -30,9 +35,16 @@ from compressbench.search.options import (
     read_objectives,
     read_options,
 )
+from compressbench.search.rebuild import add_lost_trials
 from compressbench.search.snapshot import DESCRIPTION, as_sweep
 from compressbench.search.spec import Spec
-from compressbench.search.storage import SweepStorage, database_address, open_storage
+from compressbench.search.storage import (
+    DATABASE,
+    SweepStorage,
+    database_address,
+    database_errors,
+    open_storage,
+)
 from compressbench.search.summary import show_end
 from compressbench.search.supervisor import call_worker, supervise
 from compressbench.search.validate import check_places, check_values, read_dataset
@@ -41,7 +53,9 @@ from compressbench.tracking.run_session import Tracked
 from compressbench.tracking.trackers import Tracker
 
 DEFAULT_TRIALS = 50
+MOST_LOCAL_WORKERS = 64  # processes, on a machine of fewer cores
 _FINGERPRINT, _TAG, _THREADS = "compressbench.fingerprint", "compressbench.tag", "threads"
+_IDENTITY = (_TAG, _THREADS, _FINGERPRINT)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ def sweep(
     count = asked.options.workers
     if launch is not None:
         return _sweep(asked, functools.partial(supervise_jobs, count=count, launch=launch))
+    check_integer("search.workers", count, 1, max(MOST_LOCAL_WORKERS, len(os.sched_getaffinity(0))))
     waiting = [
         call_worker() for _ in range(count)
     ]  # they import their libraries while we check the space
@@ -91,14 +106,20 @@ def _sweep(asked: Asked, run: Callable[..., None]) -> Sweep:
     storage = open_storage(
         spec.home, spec.storage, spec.name, spec.lease_seconds, objectives=spec.objectives
     )
-    spec = _identify(storage, spec, print_, asked.options.workers)
-    description = _describe(spec)
-    look = functools.partial(as_sweep, storage, description, spec.home)
-    print(f"sweep {spec.name} in {spec.home}")
-    tracked = _watched(spec, functools.partial(run, spec), storage, look)
-    shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
-    done = look()
+    reached("sweep.storage_opened")
+    with database_errors(redact(spec.storage) or str(spec.home / DATABASE)):
+        spec = _identify(storage, spec, print_, asked.options.workers)
+        add_lost_trials(storage, spec)
+        description = _describe(spec, storage.study.user_attrs)
+        reached("sweep.described")
+        look = functools.partial(as_sweep, storage, description, spec.home)
+        print(f"sweep {spec.name} in {spec.home}")
+        tracked = _watched(spec, functools.partial(run, spec), storage, look)
+        reached("sweep.tracking_ended")
+        shutil.rmtree(spec.home / RUNNING, ignore_errors=True)
+        done = look()
     show_end(done, tracked)
+    reached("sweep.end_shown")
     return done
 
 
@@ -116,12 +137,18 @@ def _watched(
 
         def changed(sweep: Sweep) -> None:
             write_sweep(sweep, spec.home)
+            reached("sweep.change_written")
             session.changed(sweep)
             view.update(sweep)
+            reached("sweep.change_shown")
 
         try:
             start(storage=storage, look=look, on_change=changed)
             status = "FINISHED"
+            reached("sweep.workers_ended")
+        except SignalledError as signalled:
+            signalled.finished = counts(look())
+            raise
         except Exception:
             status = "FAILED"
             raise
@@ -210,13 +237,15 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
 
     The CPU threads of a trial are such: other threads give slightly other weights.
     """
+    print_ = redact(dict(print_))
     with storage.locked():
         known = storage.study.user_attrs
         if _FINGERPRINT not in known:
             threads = max(1, len(os.sched_getaffinity(0)) // workers)
-            storage.study.set_user_attr(_TAG, uuid.uuid4().hex)
-            storage.study.set_user_attr(_THREADS, threads)
-            storage.study.set_user_attr(_FINGERPRINT, dict(print_))
+            new = {_TAG: uuid.uuid4().hex, _THREADS: threads, _FINGERPRINT: dict(print_)}
+            for name, value in {**new, **_noted(spec)}.items():
+                storage.study.set_user_attr(name, value)
+                reached("sweep.identified")
             known = storage.study.user_attrs
     check_same(spec.name, known[_FINGERPRINT], print_)
     trainer = cached_config(tuple(spec.fixed), spec.conf_folders)["trainer"]
@@ -225,7 +254,16 @@ def _identify(storage: SweepStorage, spec: Spec, print_: Mapping[str, str], work
     return replace(spec, tag=known[_TAG], fixed=(*spec.fixed, *more))
 
 
-def _describe(spec: Spec) -> dict[str, Any]:
+def _noted(spec: Spec) -> dict[str, Any]:
+    """What the description in the sweep's folder says of its identity: its database was lost."""
+    try:
+        noted: dict[str, Any] = json.loads((spec.home / DESCRIPTION).read_text())["identity"]
+        return {name: noted[name] for name in _IDENTITY if noted[name] is not None}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _describe(spec: Spec, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Write the description of the sweep into its folder, without credentials."""
     from compressbench.core.atomic import write_json_atomic
 
@@ -241,6 +279,7 @@ def _describe(spec: Spec) -> dict[str, Any]:
         "constraints": [asdict(c) for c in spec.constraints],
         "n_trials": spec.n_trials,
         "space": {p.key: p.text for p in spec.space},
+        "identity": {name: attributes.get(name) for name in _IDENTITY},
     }
     spec.home.mkdir(parents=True, exist_ok=True)
     write_json_atomic(spec.home / DESCRIPTION, description)

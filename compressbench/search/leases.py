@@ -16,17 +16,17 @@ from sqlalchemy import Engine
 from compressbench.store.processes import is_alive
 
 MOST_LOSSES = 2  # a task whose workers died more often has failed
-_TABLE = "compressbench_tasks"
-_CREATE = f"""CREATE TABLE IF NOT EXISTS {_TABLE} (
+TABLE = "compressbench_tasks"
+_CREATE = f"""CREATE TABLE IF NOT EXISTS {TABLE} (
     study INTEGER NOT NULL, task VARCHAR(64) NOT NULL, owner VARCHAR(64) NOT NULL,
     state VARCHAR(16) NOT NULL, losses INTEGER NOT NULL, expires DOUBLE PRECISION NOT NULL,
     result TEXT, PRIMARY KEY (study, task))"""
-_INDEX = f"CREATE INDEX IF NOT EXISTS {_TABLE}_state ON {_TABLE} (study, state)"
+_INDEX = f"CREATE INDEX IF NOT EXISTS {TABLE}_state ON {TABLE} (study, state)"
 _NOW = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
     "postgresql": "extract(epoch from clock_timestamp())",
 }
-_MINE = f"{_TABLE}.owner = :owner AND {_TABLE}.state = 'running'"
+_MINE = f"{TABLE}.owner = :owner AND {TABLE}.state = 'running'"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Leases:
     def hold(self, task: str, owner: str) -> bool:
         """Begin or extend a lease; False if another owner has the task."""
         return self._change(
-            f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'running', 0, {self._soon}, "
+            f"INSERT INTO {TABLE} VALUES (:study, :task, :owner, 'running', 0, {self._soon}, "
             f"NULL) ON CONFLICT (study, task) DO UPDATE SET expires = {self._soon} WHERE {_MINE}",
             task=task, owner=owner,
         )  # fmt: skip
@@ -52,7 +52,7 @@ class Leases:
     def finish(self, task: str, owner: str, result: str) -> bool:
         """Write the result; False, and nothing written, if the owner has lost the task."""
         return self._change(
-            f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'done', 0, 0, :result) "
+            f"INSERT INTO {TABLE} VALUES (:study, :task, :owner, 'done', 0, 0, :result) "
             f"ON CONFLICT (study, task) DO UPDATE SET state = 'done', result = :result "
             f"WHERE {_MINE}",
             task=task, owner=owner, result=result,
@@ -61,7 +61,7 @@ class Leases:
     def adopt(self, task: str, owner: str) -> bool:
         """Take over a released task, or one whose lease expired and that was not lost too often."""
         return self._change(
-            f"UPDATE {_TABLE} SET owner = :owner, expires = {self._soon}, state = 'running', "
+            f"UPDATE {TABLE} SET owner = :owner, expires = {self._soon}, state = 'running', "
             "losses = losses + CASE WHEN state = 'running' THEN 1 ELSE 0 END "
             f"WHERE study = :study AND task = :task AND (state = 'released' OR (state = 'running' "
             f"AND expires < {self._now} AND losses < {MOST_LOSSES}))",
@@ -71,29 +71,37 @@ class Leases:
     def condemn(self, task: str, owner: str, result: str) -> bool:
         """Fail a task that was lost too often."""
         return self._change(
-            f"UPDATE {_TABLE} SET owner = :owner, state = 'done', result = :result "
+            f"UPDATE {TABLE} SET owner = :owner, state = 'done', result = :result "
             f"WHERE study = :study AND task = :task AND state = 'running' "
             f"AND expires < {self._now} AND losses >= {MOST_LOSSES}",
             task=task, owner=owner, result=result,
         )  # fmt: skip
 
+    def fail_task_of(self, owner: str, result: str) -> bool:
+        """Fail the trial of a dead process whose token begins with `owner`."""
+        return self._change(
+            f"UPDATE {TABLE} SET state = 'done', result = :result WHERE study = :study "
+            "AND state = 'running' AND task LIKE 'trial/%' AND owner LIKE :owner",
+            owner=f"{owner}%", result=result,
+        )  # fmt: skip
+
     def release(self, task: str, owner: str) -> None:
         """Return a task in good order: the next worker takes it at once, and it is not a loss."""
         self._change(
-            f"INSERT INTO {_TABLE} VALUES (:study, :task, :owner, 'released', 0, 0, NULL) "
+            f"INSERT INTO {TABLE} VALUES (:study, :task, :owner, 'released', 0, 0, NULL) "
             f"ON CONFLICT (study, task) DO UPDATE SET state = 'released' WHERE {_MINE}",
             task=task, owner=owner,
         )  # fmt: skip
 
     def _expire(self, owner: str) -> None:
         self._change(
-            f"UPDATE {_TABLE} SET expires = 0 WHERE study = :study AND {_MINE}", owner=owner
+            f"UPDATE {TABLE} SET expires = 0 WHERE study = :study AND {_MINE}", owner=owner
         )
 
     def abandon(self, task: str) -> None:
         """Make a task that has no lease available for adoption."""
         self._change(
-            f"INSERT INTO {_TABLE} VALUES (:study, :task, '', 'running', 0, 0, NULL) "
+            f"INSERT INTO {TABLE} VALUES (:study, :task, '', 'running', 0, 0, NULL) "
             "ON CONFLICT (study, task) DO NOTHING",
             task=task,
         )
@@ -104,7 +112,7 @@ class Leases:
         Leases of workers that are known to be dead (they ran on this machine) end at once.
         """
         query = (
-            f"SELECT task, losses, owner, state, expires < {self._now} AS late FROM {_TABLE} "
+            f"SELECT task, losses, owner, state, expires < {self._now} AS late FROM {TABLE} "
             "WHERE study = :study AND state IN ('released', 'running') AND task LIKE :prefix "
             "ORDER BY task"
         )
@@ -119,14 +127,14 @@ class Leases:
 
     def states(self, prefix: str) -> dict[str, str]:
         rows = self._rows(
-            f"SELECT task, state FROM {_TABLE} WHERE study = :study AND task LIKE :prefix",
+            f"SELECT task, state FROM {TABLE} WHERE study = :study AND task LIKE :prefix",
             prefix=f"{prefix}/%",
         )
         return {row.task: row.state for row in rows}
 
     def result(self, task: str) -> str | None:
         rows = self._rows(
-            f"SELECT result FROM {_TABLE} WHERE study = :study AND task = :task AND state = 'done'",
+            f"SELECT result FROM {TABLE} WHERE study = :study AND task = :task AND state = 'done'",
             task=task,
         )
         return rows[0].result if rows else None
@@ -134,7 +142,7 @@ class Leases:
     def results(self, prefix: str) -> dict[str, str]:
         """Task -> result, of all finished tasks."""
         rows = self._rows(
-            f"SELECT task, result FROM {_TABLE} WHERE study = :study AND state = 'done' "
+            f"SELECT task, result FROM {TABLE} WHERE study = :study AND state = 'done' "
             "AND task LIKE :prefix",
             prefix=f"{prefix}/%",
         )
@@ -142,7 +150,7 @@ class Leases:
 
     def owner(self, task: str) -> str:
         rows = self._rows(
-            f"SELECT owner FROM {_TABLE} WHERE study = :study AND task = :task", task=task
+            f"SELECT owner FROM {TABLE} WHERE study = :study AND task = :task", task=task
         )
         return str(rows[0].owner) if rows else ""
 

@@ -11,12 +11,20 @@ from typing import Any
 from compressbench.core.errors import UserError
 from compressbench.core.metrics import metric_of
 from compressbench.core.nearest import nearest
-from compressbench.core.validation import check_flag, check_integer, check_positive
+from compressbench.core.validation import (
+    check_flag,
+    check_integer,
+    check_path,
+    check_positive,
+    check_seed,
+    shown,
+)
 from compressbench.results.sweep import Constraint, Direction, Objective
 
 _FIGURES = ("size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
             "size/theoretical_bits", "compute/macs", "compute/integer_kernels", "latency/p50_ms",
             "latency/p95_ms", "latency/speedup", "val/agreement")  # fmt: skip
+MOST_WORKERS = 1000
 _NAME = re.compile(r"[\w.\- ]{1,100}")
 
 
@@ -55,12 +63,13 @@ def read_options(section: Any) -> Options:
         not isinstance(options.name, str) or not _NAME.fullmatch(options.name)
         or options.name.strip(". ") != options.name
     ):  # fmt: skip
-        raise UserError(f"search.name must be letters, digits, '_', '-', got {options.name!r}")
+        raise UserError(f"search.name must be letters, digits, '_', '-', got {shown(options.name)}")
     for name, kind in (("constraints", list), ("enqueue", list), ("space", dict),
                        ("folder", str), ("sampler", dict)):  # fmt: skip
         if not isinstance(section[name], kind):
             word = {list: "a list", dict: "a section", str: "text"}[kind]
-            raise UserError(f"search.{name} must be {word}, got {section[name]!r}")
+            raise UserError(f"search.{name} must be {word}, got {shown(section[name])}")
+    check_path("search.folder", options.folder)
     if options.storage is not None and not isinstance(options.storage, str):
         raise UserError(f"search.storage must be a URL or null, got {options.storage!r}")
     return options
@@ -68,11 +77,11 @@ def read_options(section: Any) -> Options:
 
 def _check_numbers(options: Options) -> None:
     if options.n_trials is not None:
-        check_integer("search.n_trials", options.n_trials, 1)
-    check_integer("search.workers", options.workers, 1)
-    check_integer("search.seeds", options.seeds, 1)
-    check_integer("search.seed", options.seed, 0)
-    check_positive("search.lease_seconds", options.lease_seconds)
+        check_integer("search.n_trials", options.n_trials, 1, 10**6)
+    check_integer("search.workers", options.workers, 1, MOST_WORKERS)
+    check_integer("search.seeds", options.seeds, 1, 1000)
+    check_seed("search.seed", options.seed)
+    check_positive("search.lease_seconds", options.lease_seconds, 10**6)
     check_flag("search.corners", options.corners)
     check_flag("search.early_stop", options.early_stop)
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from compressbench.core.kill_points import reached
+from compressbench.core.signals import SignalledError
 from compressbench.results import pareto
 from compressbench.results.front import signed
 from compressbench.search import space as spaces
 from compressbench.search.result import Result
 from compressbench.search.spec import Spec
 from compressbench.search.storage import SweepStorage
-from compressbench.search.worker_loop import IDLE_SECONDS, StoppedError, holding
+from compressbench.search.worker_loop import IDLE_SECONDS, holding
 
 
 def repeat_front(storage: SweepStorage, spec: Spec, owner: str) -> None:
@@ -39,13 +41,15 @@ def repeat_front(storage: SweepStorage, spec: Spec, owner: str) -> None:
             with holding(storage, mine, owner):
                 overrides = spaces.overrides(spec.space, members[int(number)])
                 result = run_repeat(spec, overrides, int(repeat))
-        except StoppedError:
+                reached("repeat.measured")
+        except SignalledError:
             storage.leases.release(mine, owner)
             raise
         except Exception as error:  # noqa: BLE001 - the front stands without it
             traceback.print_exc()
             result = failure(error)
         storage.leases.finish(mine, owner, result.dump())
+        reached("repeat.stored")
 
 
 def _take(

@@ -65,6 +65,7 @@ def as_sweep(storage: SweepStorage, description: Mapping[str, Any], folder: Path
         row = Trial(stored.number, _STATES[stored.state.name], settings)
         result = results.get(stored.number)
         if result is not None and row.state != "running":
+            row = replace(row, state=result.state, violation=result.violation)
             row = _finished(row, result, repeats.get(stored.number, {}), constraints, folder)
         trials.append(row)
     baselines = [r.baseline for _, r in sorted(results.items()) if r.baseline]

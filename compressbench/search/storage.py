@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +22,24 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from compressbench.core.disk_full import DiskFullError, explained_when_full
 from compressbench.core.errors import UserError
+from compressbench.core.kill_points import reached
 from compressbench.core.redact import redact
 from compressbench.results.sweep import Constraint, Objective
+from compressbench.search.damaged import BUSY_SECONDS, set_aside, set_damaged_aside
 from compressbench.search.leases import Leases
 from compressbench.search.result import Result, load
 
+NEW_DATABASE_BYTES = 2**18  # of an empty one, and its journal
 DATABASE, OWNER = "sweep.db", "compressbench.owner"
-_BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = 60, 5, 0.003
+FIXED = "fixed_params"  # Optuna's name of settings that a trial takes without a sampler
+_BUSY_SECONDS, _CONNECT_SECONDS, _LOCK_SECONDS = BUSY_SECONDS, 5, 0.003
 _STATES = {
-    "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL
+    "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL,
+    "infeasible": TrialState.COMPLETE,  # the only state that all samplers learn from
 }  # fmt: skip
+REFUSED = "refused"  # the constraint that all infeasible trials violate
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,12 @@ class SweepStorage:
             number = self.created()
             if number >= n_trials:
                 return None
-            fixed = {"fixed_params": dict(starts[number])} if number < len(starts) else {}
+            fixed = {FIXED: dict(starts[number])} if number < len(starts) else {}
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, user_attrs={OWNER: owner}, system_attrs=fixed
             )
             created = storage.create_new_trial(study, template_trial=template)
+        reached("study.trial_made")
         self.study._thread_local.cached_all_trials = None
         return Trial(self.study, created)
 
@@ -92,13 +101,22 @@ class SweepStorage:
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint],
     ) -> None:
-        """Report a stored result to Optuna, unless that has happened already."""
+        """Report a stored result to Optuna, unless that has happened already.
+
+        An infeasible one has the worst values, and violates the constraint `REFUSED`, which all
+        others fulfil: the Gaussian processes need the same constraints in every trial.
+        """
         values = result.values(objectives) if result.state == "complete" else None
+        refused = -1.0
+        if result.state == "infeasible":
+            values, refused = [_worst(o) for o in objectives], result.violation
         with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            for name, violation in result.violations(constraints).items() if values else ():
+            told = {REFUSED: refused, **result.violations(constraints)} if values else {}
+            for name, violation in told.items():
                 with warnings.catch_warnings(action="ignore"):  # another worker may tell it, too
                     trial.set_constraint(name, violation)
             self.study.tell(trial, values, state=_STATES[result.state])
+            reached("study.told")
 
     def results(self) -> dict[int, Result]:
         found = self.leases.results("trial")
@@ -108,6 +126,21 @@ class SweepStorage:
     def locked(self) -> Iterator[None]:
         with _lock(self.lock_path, self.engine, self.study._study_id):
             yield
+
+
+def _worst(objective: Objective) -> float:
+    return math.inf if objective.direction == "minimize" else -math.inf
+
+
+@contextlib.contextmanager
+def database_errors(shown: str) -> Iterator[None]:
+    """Turn what a database raises into a UserError of one line."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
+        line = redact(reason.partition("\n")[0])
+        raise UserError(f"search.storage={shown}: {line}") from error
 
 
 @contextlib.contextmanager
@@ -128,12 +161,14 @@ def open_storage(
     lease_seconds: float,
     objectives: Sequence[Objective] | None = None,
 ) -> SweepStorage:
-    """The storage of the sweep `name`; with `objectives` it is made where there is none.
+    """The storage of the sweep `name`; with `objectives` it is made where there is none, and a
+    damaged file set aside.
 
     Raises UserError for a storage that cannot be reached, or that lacks the sweep.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Clip non-finite values")  # those of infeasible trials
     shown = redact(url) if url else str(folder / DATABASE)
     try:
         if objectives is not None and url is None:
@@ -141,17 +176,35 @@ def open_storage(
         if objectives is None and url is None and not (folder / DATABASE).is_file():
             raise UserError(f"{folder}: no sweep here")
         lock = folder / f".{DATABASE}.lock" if url is None else None
+        if objectives is not None and lock is not None:
+            with FileLock(lock, poll_interval=_LOCK_SECONDS):
+                set_damaged_aside(folder / DATABASE)
         address = f"sqlite:///{folder / DATABASE}" if url is None else database_address(url)
-        with _lock(lock, _engine(address), 0):
+        room = NEW_DATABASE_BYTES if objectives is not None and url is None else None
+        full = explained_when_full(folder / DATABASE, room)
+        with database_errors(shown), full, _lock(lock, _engine(address), 0):
+            storage = _open(address, name, lease_seconds, objectives, lock)
+            if lock is None or objectives is None or _is_readable(storage):
+                return storage
+            storage.engine.dispose()
+            set_aside(folder / DATABASE, "a trial cannot be read")
+            _engine(address)
             return _open(address, name, lease_seconds, objectives, lock)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip()
-        line = redact(reason.partition("\n")[0])
-        raise UserError(f"search.storage={shown}: {line}") from error
+    except DiskFullError:
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or shown}: {error.strerror}") from error
     except KeyError:
         raise UserError(f"{shown}: no sweep named {name}") from None
+
+
+def _is_readable(storage: SweepStorage) -> bool:
+    """Whether Optuna's tables hold what they should; SQLite does not check values."""
+    try:
+        storage.trials(), storage.study.user_attrs
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True
 
 
 def _open(
@@ -172,6 +225,7 @@ def _open(
             directions=[o.direction for o in objectives],
         )  # fmt: skip
     leases = Leases(storage.engine, study._study_id, lease_seconds)
+    reached("study.opened")
     if objectives is not None:
         leases.create_table()
     return SweepStorage(study, leases, lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 
 from compressbench.results import front as fronts
@@ -10,6 +11,19 @@ from compressbench.results.sweep import Sweep
 from compressbench.results.sweep_terminal import show
 from compressbench.results.terminal import make_console
 from compressbench.tracking.run_session import Tracked
+
+
+def _not_complete(sweep: Sweep) -> list[str]:
+    """A line each for infeasible and for failed trials, with the most frequent reason."""
+    found = []
+    for state in ("infeasible", "failed"):
+        reasons = Counter(trial.reason for trial in sweep.trials if trial.state == state)
+        for reason, count in reasons.most_common(1):
+            often = "" if len(reasons) == 1 else f", {count} of them"
+            found.append(
+                f"{reasons.total()} of {len(sweep.trials)} trials {state}{often}: {reason}"
+            )
+    return found
 
 
 def show_end(sweep: Sweep, tracked: Tracked) -> None:
@@ -24,6 +38,7 @@ def show_end(sweep: Sweep, tracked: Tracked) -> None:
     else:
         states = [trial.state for trial in sweep.trials]
         say.append(f"no front: {states.count('complete')} of {len(states)} trials are complete")
+    say += _not_complete(sweep)
     if tracked.command:
         say.append(f"see it in MLflow: {tracked.command}")
     say += [f"then open: {tracked.link}"] * bool(tracked.link)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from compressbench.config.boundary import allow_arguments
 from compressbench.config.compose import compose_config
-from compressbench.config.instantiate import allow_arguments
 from compressbench.config.run_config import RunConfig
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, LimitError, TransientError, UserError
+from compressbench.core.memory import is_out_of_memory
 from compressbench.core.types import Step
 from compressbench.engine.executor import run
 from compressbench.engine.model_trial import try_models
@@ -20,6 +21,7 @@ from compressbench.search.result import Kind, Result
 from compressbench.search.spec import Spec
 
 Stop = Callable[[Step], str]  # the reason to stop after a stage, "" to continue
+LEAST_VIOLATION = 1e-6  # of an infeasible trial, so that it is above 0
 SEED_STEP = 1  # the seed of repeat r is the recipe's plus r
 
 
@@ -85,15 +87,27 @@ def run_repeat(spec: Spec, overrides: Sequence[str], repeat: int) -> Result:
 
 
 def failure(error: Exception) -> Result:
-    """The result of a trial that raised an exception."""
+    """The result of a trial that raised an exception: infeasible if its settings were refused."""
     kind: Kind = "bug"
     text = str(error).strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, UserError):
+    if is_out_of_memory(error):
+        kind, text = "memory", text if "out of memory" in text else f"out of memory: {text}"
+    elif isinstance(error, UserError):
         kind = "user"
-    elif isinstance(error, MemoryError) or "out of memory" in text.lower():
-        kind, text = "memory", f"out of memory: {text}"
     elif isinstance(error, CheckFailedError):
         kind = "check"
     else:
         text = f"{type(error).__name__}: {text}"
-    return Result("failed", reason=text, kind=kind)
+    if kind == "memory" or not _refused(error):
+        return Result("failed", reason=text, kind=kind)
+    excess = error.excess if isinstance(error, LimitError) else 1.0
+    return Result("infeasible", reason=text, kind=kind, violation=max(excess, LEAST_VIOLATION))
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether the settings are the reason, and not the machine (a full disk, a changed file)."""
+    if isinstance(error, TransientError) or not isinstance(error, (UserError, CheckFailedError)):
+        return False
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compressbench.config.instantiate import instantiate
-from compressbench.core.errors import UserError
+from compressbench.core.errors import LimitError, UserError
 from compressbench.core.types import Data
+from compressbench.results.terminal import make_console, warn
 from compressbench.search.initial_trials import Configs, unique
 from compressbench.search.space import Parameter, Settings, draw, exists, overrides
 from compressbench.store.keys import canonical
+
+if TYPE_CHECKING:
+    from compressbench.engine.prepare import Prepared
 
 MOST_CHECKS = 24  # each takes about half a second
 
@@ -66,11 +70,12 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
     """Plan the recipes at the ends of the space, and with every choice and bound; then try the
     models of the first end.
 
-    Raises UserError for an end that is refused, and for a value that is refused at all ends.
+    Raises UserError for an end that is refused, and for a value that is refused at all ends. Limits
+    that cannot be met are infeasible trials of the sweep, unless none of the ends can meet its own.
     """
     from compressbench.config.run_config import RunConfig
     from compressbench.engine.model_trial import try_models
-    from compressbench.engine.prepare import Prepared, prepare
+    from compressbench.engine.prepare import prepare
 
     datasets: dict[bytes, Data] = {}  # by their config, since reading one may take a second
 
@@ -83,13 +88,32 @@ def check_values(ends: Sequence[Settings], space: Sequence[Parameter], configs: 
             datasets[name] = prepared.context.data
             return prepared
 
-    first, *_ = [plan(settings) for settings in unique(list(ends))]
+    end, first = _first_planned(unique(list(ends)), plan)
     values = [(p, v) for p in space for v in p.choices or (p.rounded(p.low), p.rounded(p.high))]
     open_ = [(p, v) for p, v in values if not any(e.get(p.key) == v for e in ends)]
     for parameter, value in open_[:MOST_CHECKS]:
         _try_value(parameter, value, ends, plan)
-    with _naming(overrides(space, ends[0])):
+    for note in first.context.data_notes:
+        warn(make_console(), note)
+    with _naming(overrides(space, end)):
         try_models(first.plan, first.context)
+
+
+def _first_planned(
+    ends: Sequence[Settings], plan: Callable[[Settings], Prepared]
+) -> tuple[Settings, Prepared]:
+    """Plan all ends; return the first one whose limits can be met, and its plan."""
+    planned, beyond = [], []
+    for settings in ends:
+        try:
+            planned.append((settings, plan(settings)))
+        except LimitError as error:
+            beyond.append(error)
+    if not planned:
+        raise beyond[0]
+    for refused in beyond:
+        warn(make_console(), f"infeasible: {refused}")
+    return planned[0]
 
 
 @contextmanager
@@ -97,6 +121,8 @@ def _naming(chosen: Sequence[str]) -> Iterator[None]:
     """Add the overrides of a trial to the errors that they cause."""
     try:
         yield
+    except LimitError as error:
+        raise LimitError(f"{error} (with {' '.join(chosen)})", error.excess) from error
     except UserError as error:
         raise UserError(f"{error} (with {' '.join(chosen)})") from error
 
@@ -112,6 +138,8 @@ def _try_value(
         if parameter.key in settings and not parameter.group:
             try:
                 plan({**settings, parameter.key: value})
+                return
+            except LimitError:
                 return
             except UserError as error:
                 refused = error

@@ -9,18 +9,24 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from optuna.trial import Trial, TrialState
 
+from compressbench.config.boundary import freeze
 from compressbench.config.compose import cached_config
 from compressbench.config.instantiate import instantiate
-from compressbench.core.errors import UserError
+from compressbench.core.disk_full import disk_full, is_disk_full
+from compressbench.core.errors import LimitError, UserError
+from compressbench.core.kill_points import reached
+from compressbench.core.redact import redacted_output
+from compressbench.core.signals import SignalledError, stop_on_signals
 from compressbench.search import space as spaces
 from compressbench.search.early_stopping import hopeless
 from compressbench.search.initial_trials import Configs, end
@@ -28,10 +34,12 @@ from compressbench.search.repeats import repeat_front
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec, load_spec
 from compressbench.search.storage import SweepStorage, open_storage
-from compressbench.search.worker_loop import TRIALS, Lease, StoppedError, work, work_folder
+from compressbench.search.worker_loop import TRIALS, Lease, work, work_folder
 from compressbench.store.processes import process_token
 
 EXIT_USER = 101  # Python itself may end with 1
+READY = "ready"  # the last word of a worker on the pipe to its supervisor
+_GRACE_SECONDS = 15.0
 
 
 def main() -> int:
@@ -44,26 +52,42 @@ def main() -> int:
     if not line:
         return 0
     message = json.loads(line)
+    pipe = os.dup(1)
     _write_to(Path(message["log"]))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    stop_on_signals()
     threading.Thread(target=_watch_parent, daemon=True).start()
     try:
-        serve(load_spec(message["spec"]), message["index"])
+        serve(load_spec(message["spec"]), message["index"], lambda: _say(pipe, READY))
     except UserError as error:
-        print(str(error), file=sys.stderr)
+        _say(pipe, str(error))
         return EXIT_USER
-    except StoppedError:
-        return 128 + signal.SIGTERM
+    except SignalledError as error:
+        return 128 + error.number
+    except Exception as error:
+        if is_disk_full(error):
+            _say(pipe, str(disk_full(error)))
+            return EXIT_USER
+        _say(pipe, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
     return 0
 
 
-def serve(spec: Spec, index: int) -> None:
-    """Work on a sweep until it is finished, including the final runs of its front."""
+def _say(pipe: int, text: str) -> None:
+    """Tell the supervisor; the log may be on a disk that is full."""
+    os.write(pipe, f"{text}\n".encode())
+
+
+def serve(spec: Spec, index: int, ready: Callable[[], None] = lambda: None) -> None:
+    """Work on a sweep until it is finished, including the final runs of its front.
+
+    `ready` is called before the first trial.
+    """
     owner = process_token()
     storage = open_storage(spec.home, spec.storage, spec.name, spec.lease_seconds)
     use_sampler(storage, spec, index)
     warm_up(spec)
+    ready()
+    reached("worker.ready")
     work(storage, spec, owner, lambda trial, lease: perform(storage, spec, trial, lease))
     repeat_front(storage, spec, owner)
 
@@ -74,7 +98,8 @@ def warm_up(spec: Spec) -> None:
     from compressbench.search.trial import trial_config
 
     settings = spaces.draw(spec.space, _configs(spec), lambda p: end(p, most=False))
-    prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
+    with suppress(LimitError):  # infeasible, as other settings may not be
+        prepare(trial_config(spec, spaces.overrides(spec.space, settings)))
 
 
 def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
@@ -83,10 +108,6 @@ def use_sampler(storage: SweepStorage, spec: Spec, index: int) -> None:
     storage.study.sampler = instantiate(
         spec.sampler, "search.sampler", seed=spec.seed, number=number
     )
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(number)
 
 
 def _write_to(log: Path) -> None:
@@ -99,6 +120,8 @@ def _write_to(log: Path) -> None:
 def _watch_parent() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)  # in C++ code, or stuck
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Result:
@@ -109,10 +132,14 @@ def perform(storage: SweepStorage, spec: Spec, trial: Trial, lease: Lease) -> Re
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings = choose(spec, trial)
+        reached("trial.chosen")
         result = _same(storage, trial.number, settings) or _run(
             storage, spec, settings, folder, lease
         )
-    except Exception as error:  # noqa: BLE001 - a failed trial does not end the sweep
+    except Exception as error:
+        if is_disk_full(error):  # says nothing of its settings: it is for the next start
+            shutil.rmtree(folder, ignore_errors=True)
+            raise disk_full(error) from error
         result = failure(error)
         if result.kind == "bug":
             traceback.print_exc()
@@ -136,13 +163,13 @@ def _configs(spec: Spec) -> Configs:
 
 
 def _same(storage: SweepStorage, number: int, settings: Mapping[str, Any]) -> Result | None:
-    """The result of an earlier trial with the same settings."""
+    """The result of an earlier trial with the same settings; what failed may work now."""
     rounded = _plain(settings)
     for other in storage.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         if other.number != number and _plain(other.params) == rounded:
             text = storage.leases.result(f"trial/{other.number}")
             result = None if text is None else load(text)
-            if result is not None and (result.state != "failed" or result.kind == "user"):
+            if result is not None and result.state != "failed":
                 first = other.number if result.same_as is None else result.same_as
                 return replace(result, same_as=first)
     return None
@@ -181,6 +208,8 @@ def _run(
 
 
 if __name__ == "__main__":
-    code = main()
+    freeze()
+    with redacted_output():
+        code = main()
     gc.freeze()  # ends 1.5 s sooner, as in cli/main.py
     sys.exit(code)

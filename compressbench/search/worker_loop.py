@@ -18,6 +18,9 @@ from pathlib import Path
 import sqlalchemy
 from optuna.trial import Trial, TrialState
 
+from compressbench.core.disk_full import DiskFullError
+from compressbench.core.kill_points import reached
+from compressbench.core.signals import SignalledError
 from compressbench.search.leases import MOST_LOSSES
 from compressbench.search.result import Result, load
 from compressbench.search.spec import Spec
@@ -28,10 +31,6 @@ IDLE_SECONDS = 0.3
 TRIALS, RUNNING = "trials", "running"
 
 Perform = Callable[[Trial, "Lease"], Result]
-
-
-class StoppedError(BaseException):
-    """A signal asked us to stop; not an Exception, so that no handler on the way swallows it."""
 
 
 class LostLeaseError(BaseException):
@@ -97,8 +96,10 @@ def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform
     started = time.monotonic()
     try:
         with holding(storage, task, owner) as lease:
+            reached("trial.held")
             result = perform(trial, lease)
-    except StoppedError:
+            reached("trial.performed")
+    except (SignalledError, DiskFullError):
         storage.leases.release(task, owner)
         raise
     except LostLeaseError:
@@ -107,6 +108,7 @@ def run_one(storage: SweepStorage, spec: Spec, owner: str, trial: Trial, perform
     seconds = round(time.monotonic() - started, 3)
     result = replace(result, seconds=seconds, ended=round(time.time(), 3))
     if storage.leases.finish(task, owner, result.dump()):
+        reached("trial.result_stored")
         conclude(storage, spec, trial, owner, result)
     else:
         shutil.rmtree(work_folder(spec, trial.number, owner), ignore_errors=True)
@@ -120,9 +122,11 @@ def conclude(storage: SweepStorage, spec: Spec, trial: Trial, owner: str, result
     """Finish a trial whose result is stored: move its folder into place and report it to Optuna."""
     folder = work_folder(spec, trial.number, owner)
     target = spec.home / TRIALS / str(trial.number)
-    if folder.is_dir() and not target.exists():
+    if folder.is_dir():
         target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # of a trial that the database has lost
         folder.rename(target)
+        reached("trial.folder_moved")
     storage.tell(trial, result, spec.objectives, spec.constraints)
 
 

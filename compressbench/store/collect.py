@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressbench.store import pins
-from compressbench.store.entries import Store, is_abandoned
+from compressbench.store.entries import Store
 from compressbench.store.manifest import MANIFEST
+from compressbench.store.processes import is_abandoned
 from compressbench.store.publish import tree_bytes, writing
 
 STALE_SECONDS = 24 * 3600.0  # age at which unused resume points and damaged entries are removed

@@ -16,13 +16,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compressbench.core.disk_full import is_disk_full
 from compressbench.core.errors import UserError
+from compressbench.core.owners import check_entry, check_writers
 from compressbench.store import manifest as manifests
 from compressbench.store import pins
 from compressbench.store.keys import content_key, is_key
 from compressbench.store.manifest import DamagedError, Fingerprint
-from compressbench.store.processes import is_alive, process_token
-from compressbench.store.publish import disk_full, is_disk_full, publish, writing
+from compressbench.store.processes import is_abandoned, process_token
+from compressbench.store.publish import checked_root, publish, store_full, writing
 
 STORE_VARIABLE = "COMPRESSBENCH_STORE"
 _POLL_SECONDS = 0.1
@@ -80,7 +82,7 @@ class Store:
     @classmethod
     def default(cls) -> Store:
         """The store at COMPRESSBENCH_STORE, or `.compressbench` in the current folder."""
-        return cls(Path(os.environ.get(STORE_VARIABLE) or ".compressbench"))
+        return cls(checked_root(Path(os.environ.get(STORE_VARIABLE) or ".compressbench")))
 
     def folder(self, key: str) -> Path:
         """The folder of an entry, existing or not. Raises UserError for a malformed key."""
@@ -112,6 +114,7 @@ class Store:
         if (identity := self._identity(folder)) is None:
             return None
         if key not in self._verified:
+            check_entry(self.root, folder)
             self._hold(key)  # before the entry is opened: see `collect._remove`
         try:
             manifest = manifests.parse(folder, key)
@@ -205,9 +208,11 @@ class Store:
         return None
 
     def _make_folders(self) -> None:
+        folders = [self.root / name for name in ("entries", "tmp", "quarantine")]
+        check_writers(self.root, *folders)
         with writing(self.root):
-            for name in ("entries", "tmp", "quarantine"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
 
     def _hold(self, key: str) -> None:
         with suppress(OSError):  # not possible in a read-only store, where nothing is collected
@@ -243,7 +248,7 @@ class Store:
                 entry = self._publish(key, parts, meta, seconds, temporary)
         except Exception as error:
             if is_disk_full(error):
-                raise disk_full(self.root, temporary, error) from error
+                raise store_full(self.root, temporary, error) from error
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -287,13 +292,3 @@ class Store:
             os.utime(target, follow_symlinks=False)  # STALE_SECONDS count from now
         _log.warning("entry %s %s; set aside in %s, will be computed again",
                      key[:12], reason, target)  # fmt: skip
-
-
-def is_abandoned(build: Path) -> bool:
-    """Whether the process that created `tmp/build-<key>-<process>-<random>` has ended."""
-    token = build.name.split("-", 2)[-1].rpartition("-")[0]
-    try:
-        age = time.time() - build.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return not is_alive(token, age)

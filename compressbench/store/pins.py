@@ -38,7 +38,7 @@ def reasons(root: Path, key: str) -> list[str]:
     found = []
     for path in sorted((root / _PINS / key).glob("*")):
         if path.name.startswith("pin-"):
-            found.append(path.read_text(encoding="utf-8"))
+            found.append(_reason(path))
         elif _is_held(path):
             found.append(f"in use by process {path.name.split('-')[2]}")
     return found
@@ -65,6 +65,12 @@ def _is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return is_alive(path.name.partition("-")[2], age_seconds)
+
+
+def _reason(path: Path) -> str:
+    """The reason in a file, whose name is its digest; what was damaged keeps the entry as well."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text if _name(text) == path.name else "a reason whose file is damaged"
 
 
 def _write(root: Path, key: str, name: str, text: str) -> None:

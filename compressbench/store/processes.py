@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
 from compressbench.core.digests import digest
@@ -15,6 +16,11 @@ def process_token() -> str:
     """`<machine>-<pid>-<start time>` of this process."""
     pid = os.getpid()
     return f"{_machine()}-{pid}-{_start_time(pid) or 0}"
+
+
+def token_of(pid: int) -> str:
+    """The beginning of the token of a process of this machine, which may have ended."""
+    return f"{_machine()}-{pid}-"
 
 
 def is_alive(token: str, age_seconds: float) -> bool:
@@ -30,6 +36,16 @@ def is_alive(token: str, age_seconds: float) -> bool:
     if machine != _machine():
         return age_seconds < FOREIGN_SECONDS
     return _runs(int(pid)) and (start == "0" or _start_time(int(pid)) == int(start))
+
+
+def is_abandoned(build: Path) -> bool:
+    """Whether the process that created `tmp/build-<key>-<process>-<random>` has ended."""
+    token = build.name.split("-", 2)[-1].rpartition("-")[0]
+    try:
+        age = time.time() - build.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return not is_alive(token, age)
 
 
 def _machine() -> str:
@@ -54,11 +70,27 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is held by SIGSTOP or by a debugger; False where that is unknown."""
+    return _fields(pid)[:1] in (["T"], ["t"])
+
+
+def cpu_ticks(pid: int) -> int | None:
+    """CPU time that a process has used, in clock ticks; None where that is unknown."""
+    fields = _fields(pid)
+    return int(fields[11]) + int(fields[12]) if fields else None
+
+
 def _start_time(pid: int) -> int | None:
     """Start time in clock ticks since boot; None if unknown or if the process has ended."""
+    fields = _fields(pid)
+    return None if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def _fields(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; empty where it says nothing."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command before ")" may contain spaces
-    return None if fields[0] in "ZX" else int(fields[19])
+        return []
+    return stat.rpartition(")")[2].split()  # the command before ")" may contain spaces

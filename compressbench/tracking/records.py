@@ -15,7 +15,7 @@ from compressbench.core.redact import redact
 from compressbench.core.trees import leaves
 from compressbench.core.types import Step
 from compressbench.tracking.mlflow_client import TrackingStore
-from compressbench.tracking.outbox import Operation
+from compressbench.tracking.outbox_lines import Operation
 
 _TEXT_LIMIT = 500
 _STATUSES = ("FINISHED", "FAILED", "KILLED")

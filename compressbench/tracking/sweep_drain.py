@@ -26,23 +26,28 @@ from compressbench.results.sweep_file import SWEEP_FILE, read_sweep
 from compressbench.tracking.mlflow_charts import view_tag
 from compressbench.tracking.mlflow_client import (
     FOLDER_TAG,
-    NOTE_LIMIT,
     NOTE_TAG,
-    RETRY_SECONDS,
     RUN_TAG,
     SWEEP_TAG,
+    Connection,
+    NoMLflowError,
     TrackingStore,
-    apply,
-    await_end,
-    client_of,
     explain,
-    is_finished,
     is_refusal,
     open_commands,
     troubles,
 )
-from compressbench.tracking.outbox import LOCK, RECORDS, Operation, Outbox
+from compressbench.tracking.operations import NOTE_LIMIT, apply
+from compressbench.tracking.outbox import LOCK, RECORDS, Outbox
+from compressbench.tracking.outbox_lines import Operation, Recorded
 from compressbench.tracking.records import allowed
+from compressbench.tracking.run_drain import (
+    await_end,
+    confirmed,
+    failed,
+    is_finished,
+    until_end,
+)
 
 TRIALS = "trials"
 PAGE = "front.html"
@@ -56,7 +61,7 @@ _PARENT_TAG, _MEMBER_TAG = "mlflow.parentRunId", "pareto"
 def work(folder: str, artifacts: str) -> int:
     """Drain until the supervisor ends; return 0 if MLflow then has everything.
 
-    Standard input signals the end (see `mlflow_client.work`). If another process drains the same
+    Standard input signals the end (see `run_drain.work`). If another process drains the same
     folder, wait until it stops.
     """
     from filelock import FileLock, Timeout
@@ -76,12 +81,7 @@ def work(folder: str, artifacts: str) -> int:
                 return 0 if drain.has_all() else 1
             drain.took_over = True
     with lock:
-        while True:
-            last = ended.is_set()
-            problem = drain.drain(last)
-            if last:
-                return 1 if problem else 0
-            ended.wait(RETRY_SECONDS if problem else _POLL_SECONDS)
+        return until_end(drain.drain, ended, drain.store, _POLL_SECONDS)
 
 
 class SweepDrain:
@@ -89,6 +89,7 @@ class SweepDrain:
 
     def __init__(self, folder: Path, store: TrackingStore) -> None:
         self.outbox, self.store = Outbox(folder, shared=True), store
+        self.connection = Connection(store)
         self.sizes: dict[Path, int] = {}  # logged bytes of each trial's outbox
         self.runs: dict[str, str] = {}  # tag of a trial -> id of its MLflow run
         self.params: set[str] = set()  # names of the params of all trials
@@ -96,39 +97,50 @@ class SweepDrain:
 
     def has_all(self) -> bool:
         """Whether the sweep's own outbox (not its trials') is completely logged."""
-        return bool(self._state()["done"] == len(self.outbox.read()))
+        return self.outbox.has_all(self.store.shown)
 
     def _state(self) -> dict[str, Any]:
         return self.outbox.state(self.store.shown)
 
-    def drain(self, ended: bool) -> str:
+    def drain(self, ended: bool, again: bool = False) -> str:
         """Log everything new; return "" or the problem.
 
-        If the server rejects a request of one trial, the other trials are still logged.
+        If the server rejects a request of one trial, the other trials are still logged. With
+        `again`, a store that has lost the sweep since gets all of it once more.
         """
-        operations, state = self.outbox.read(), self._state()
-        trials = self._fresh()
-        left = state["done"] < len(operations) or (ended and not is_finished(operations))
-        if not operations or not (trials or left):
+        lines, state = self.outbox.lines(), self._state()
+        operations, resumed = lines.operations, lines.resumed(state)
+        left = resumed["done"] < len(lines.entries) or (ended and not is_finished(operations))
+        if not operations or not (left or again or self._fresh()):
             return ""
         caught = troubles()
         try:
-            client = client_of(self.store)
-            if "run" not in state:
-                self._log(client, operations[0], state)
-            elif self.took_over and not ended:
-                client.update_run(state["run"], "RUNNING")
-            self.took_over = False
-            problems = [self._trial(client, folder) for folder in trials]
-            self._rest(client, operations)
+            client = self.connection.client()
+            self._open(client, operations, confirmed(client, resumed), ended)
+            problems = [self._trial(client, folder) for folder in self._fresh()]
+            self._rest(client, lines)
             if ended:
                 self._end(client, operations)
         except caught as error:
-            problem = explain(error, self.store)
-            print(redact(f"{self.store.shown}: {error}"), file=sys.stderr)
-            self.outbox.mark(self.store.shown, {**self._state(), "problem": problem})
-            return problem
+            self.connection.close()
+            state = {"done": 0} if isinstance(error, NoMLflowError) else self._state()
+            return failed(self.outbox, self.store, state, error)
         return next(filter(None, problems), "")
+
+    def _open(
+        self, client: Any, operations: Sequence[Operation], state: dict[str, Any], ended: bool
+    ) -> None:
+        """Find or create the run of the sweep, of which the trials need the id."""
+        if "run" not in state:
+            state |= apply(client, _start(operations), state, self.outbox, self.store)
+            self.sizes.clear()  # the trials belong to another run now
+            self.runs.clear()
+        elif self.took_over and not ended:
+            client.update_run(state["run"], "RUNNING")
+        self.took_over = False
+        state["notice"] = client.notice
+        if state != self._state():
+            self._mark(state)
 
     def _fresh(self) -> list[Path]:
         """Trial folders whose outbox has grown, sorted by name."""
@@ -145,61 +157,53 @@ class SweepDrain:
 
     def _trial(self, client: Any, folder: Path) -> str:
         """Log one trial as far as its outbox goes; return "" or the problem if it is rejected."""
-        outbox = Outbox(folder, shared=True)
-        operations, size = outbox.read_from(0)
-        state = outbox.state(self.store.shown)
-        parent = self._state()["run"]
+        outbox, parent = Outbox(folder, shared=True), self._state()["run"]
         try:
-            for operation in operations[state["done"] :]:
-                if operation["do"] == "start":
-                    here = {_PARENT_TAG: parent, FOLDER_TAG: str(folder)}
-                    tags = {**operation["tags"], **here}
-                    operation = {**operation, "tags": tags}
-                state |= apply(client, operation, state, outbox, self.store)
-                state |= {"done": state["done"] + 1, "problem": ""}
+            size = outbox.records.stat().st_size
+            lines = outbox.lines()
+            state = lines.resumed(outbox.state(self.store.shown))
+            if state.get("parent") != parent:
+                state = {"done": 0, "parent": parent}
+            for operation, cursor in lines.after(state):
+                if operation is not None:
+                    placed = _below(operation, parent, folder)
+                    state |= apply(client, placed, state, outbox, self.store)
+                state |= {**cursor, "problem": ""}
                 outbox.mark(self.store.shown, state)
         except troubles() as error:
+            if isinstance(error, NoMLflowError):
+                outbox.mark(self.store.shown, {"done": 0})  # what it seemed to take may be lost
             if not is_refusal(error, self.store):
                 raise
             print(redact(f"{folder}: {error}"), file=sys.stderr)
             return f"{explain(error, self.store)} (of {folder.name})"
-        for operation in operations:
+        for operation in lines.operations:
             if operation["do"] == "start":
                 self.runs[operation["tags"][RUN_TAG]] = state["run"]
                 self.params.update(operation["params"])
         self.sizes[folder] = size
         return ""
 
-    def _rest(self, client: Any, operations: Sequence[Operation]) -> None:
+    def _rest(self, client: Any, lines: Recorded) -> None:
         """Log the sweep's own operations; consecutive metrics go in one batch."""
-        last = max((i for i, o in enumerate(operations) if o["do"] == "front"), default=-1)
-        while (done := self._state()["done"]) < len(operations):
-            operation, count = operations[done], 1
-            if operation["do"] == "metrics":
-                run = list(operations[done:])
-                count = next((i for i, o in enumerate(run) if o["do"] != "metrics"), len(run))
-                metrics = [m for o in run[:count] for m in o["metrics"]]
+        entries = lines.entries
+        last = max((i for i, o in enumerate(entries) if o and o["do"] == "front"), default=-1)
+        while (done := self._state()["done"]) < len(entries):
+            operation, count, new = entries[done], 1, dict[str, Any]()
+            if operation and operation["do"] == "metrics":
+                ahead = entries[done:]
+                ends = (i for i, o in enumerate(ahead) if o and o["do"] != "metrics")
+                count = next(ends, len(ahead))
+                metrics = [m for o in ahead[:count] if o for m in o["metrics"]]
                 operation = {"do": "metrics", "metrics": metrics}
-            if operation["do"] != "front" or done == last:
-                self._log(client, operation, self._state(), count)
-            else:
-                self._mark({}, self._state(), count)
+            if operation and operation["do"] != "front":
+                new = apply(client, operation, self._state(), self.outbox, self.store)
+            elif operation and done == last:
+                self._show_front(client, self._state(), operation["members"])
+            self._mark({**new, **lines.cursor(done + count)})
 
-    def _log(
-        self, client: Any, operation: Operation, state: dict[str, Any], count: int = 1
-    ) -> None:
-        new: dict[str, Any] = {}
-        if operation["do"] == "front":
-            self._show_front(client, state, operation["members"])
-        else:
-            new = apply(client, operation, state, self.outbox, self.store)
-        if operation["do"] == "start":
-            new["run"] = _first(client, new["experiment"], new["run"], operation["tags"][RUN_TAG])
-        self._mark(new, state, count)
-
-    def _mark(self, new: dict[str, Any], state: dict[str, Any], count: int) -> None:
-        done = {"done": state["done"] + count, "problem": ""}
-        self.outbox.mark(self.store.shown, {**state, **new, **done})
+    def _mark(self, changes: dict[str, Any]) -> None:
+        self.outbox.mark(self.store.shown, {**self._state(), "problem": "", **changes})
 
     def _show_front(self, client: Any, state: dict[str, Any], members: Sequence[str]) -> None:
         """Log the front: tags of members, a table as the run's note, the page, MLflow's charts."""
@@ -223,7 +227,7 @@ class SweepDrain:
         keyed = {(sweep.folder, number): link for number, link in links.items()}
         write_page(Picture([sweep], links=keyed), page)
         for path in (page, self.outbox.folder / SWEEP_FILE):
-            client.log_artifact(run, str(path))
+            client.log_artifact(run, path)
         self._prepare_charts(client, state, sweep)
 
     def _tag(self, client: Any, parent: str, experiment: str, members: Sequence[str]) -> None:
@@ -250,7 +254,7 @@ class SweepDrain:
 
     def _prepare_charts(self, client: Any, state: dict[str, Any], sweep: Sweep) -> None:
         """Try to save a view with charts; this uses an undocumented interface of MLflow."""
-        start = self.outbox.read()[0]
+        start = _start(self.outbox.read())
         names = dict.fromkeys(allowed(name) for trial in sweep.trials for name in trial.settings)
         axes = fronts.axes(sweep)
         key, value = view_tag(
@@ -275,11 +279,17 @@ class SweepDrain:
                 client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _first(client: Any, experiment: str, run: str, tag: str) -> str:
-    """The earliest run with a tag, of which machines may create several; deletes `run` if later."""
-    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'")
-    ids = [r.info.run_id for r in sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))]
-    first: str = ids[0] if ids else run
-    if first != run:
-        client.delete_run(run)
-    return first
+def _start(operations: Sequence[Operation]) -> Operation:
+    """The first start of the sweep. Raises UserError if its record was left out."""
+    start = next((o for o in operations if o["do"] == "start"), None)
+    if start is None:
+        raise UserError("the record of the sweep's start is damaged, so nothing can be logged")
+    return start
+
+
+def _below(operation: Operation, parent: str, folder: Path) -> Operation:
+    """The operation of a trial; its start gets the tag of the sweep's run."""
+    if operation["do"] != "start":
+        return operation
+    here = {_PARENT_TAG: parent, FOLDER_TAG: str(folder)}
+    return {**operation, "tags": {**operation["tags"], **here}}

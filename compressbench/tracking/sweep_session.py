@@ -30,9 +30,10 @@ from compressbench.tracking.mlflow_client import (
     chart_link,
     open_commands,
 )
-from compressbench.tracking.outbox import Operation, Outbox
+from compressbench.tracking.outbox import Outbox
+from compressbench.tracking.outbox_lines import Operation
 from compressbench.tracking.records import Opening, end_operations, now, step_operation
-from compressbench.tracking.run_session import END_SECONDS, Tracked, start_worker, unlogged
+from compressbench.tracking.run_session import END_SECONDS, Tracked, damage, start_worker, unlogged
 
 FRONT_SECONDS = 10.0  # minimum time between updates of table, chart and tags
 RESTART_SECONDS = 30.0  # minimum time between starts of the draining process, which cost CPU time
@@ -80,7 +81,10 @@ class LoggedTrial:
     def finish(self, status: str, note: str, files: Sequence[Path] = ()) -> Tracked:
         """Append the end of the trial; the draining process of the sweep logs it later."""
         end = end_operations(status, self.outbox.folder, files)
-        self.outbox.append({"do": "note", "text": note}, *end)
+        try:
+            self.outbox.append({"do": "note", "text": note}, *end)
+        except UserError as error:
+            return Tracked(problem=f"the end of the trial is not logged: {error}")
         return Tracked()
 
 
@@ -132,6 +136,12 @@ class LoggedSweep:
             for step in range(first + 1, len(done) + 1)
             if (volume := fronts.hypervolume(sweep, done[:step])) is not None
         ]
+        metrics += [
+            [f"trials/{state}", states.count(state), _ended(done[step - 1]), step]
+            for step in range(first + 1, len(done) + 1)
+            for state in ("infeasible", "failed")
+            if (states := [trial.state for trial in done[:step]])[-1] == state
+        ]
         if metrics:
             self.outbox.append({"do": "metrics", "metrics": metrics})
 
@@ -157,10 +167,13 @@ class LoggedSweep:
         inside the folder of the sweep.
         """
         end = end_operations(status, self.outbox.folder, files)
-        self.changed(sweep)
-        self.shown = ()  # append the front in any case: the chart shows all trials
-        self._append_front(sweep)
-        self.outbox.append(*end)
+        try:
+            self.changed(sweep)
+            self.shown = ()  # append the front in any case: the chart shows all trials
+            self._append_front(sweep)
+            self.outbox.append(*end)
+        except UserError as error:
+            return Tracked(problem=f"the end of the sweep is not logged: {error}")
         self._restart()
         with suppress(subprocess.TimeoutExpired):
             self.worker.communicate(b"\n", timeout=END_SECONDS)
@@ -173,7 +186,8 @@ class LoggedSweep:
             command, link = open_commands(self.store, state["experiment"], state["run"])
             charts = chart_link(self.store, state["experiment"], view_key(self.sweep))
         if self.worker.returncode == 0:
-            return Tracked(command, link, "", charts)
+            said = [state.get("notice"), damage(self.outbox)]
+            return Tracked(command, link, "; ".join(filter(None, said)), charts)
         alive = self.worker.returncode is None
         late = "is still being written by a background process" if alive else "is not up to date"
         problem = unlogged(

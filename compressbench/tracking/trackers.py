@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compressbench.core.types import Step
+from compressbench.core.validation import check_label, check_path
 from compressbench.results.sweep import Sweep
+from compressbench.tracking.local_database import sqlite_uri
 from compressbench.tracking.mlflow_client import TrackingStore, tracking_store
 from compressbench.tracking.records import Opening
 from compressbench.tracking.run_session import Logged, Tracked
@@ -125,9 +127,13 @@ class Local(_MLflow):
     folder: str
     experiment: str = "compressbench"
 
+    def __post_init__(self) -> None:
+        check_path("folder", self.folder)
+        check_label("experiment", self.experiment)
+
     def _store(self) -> TrackingStore:
         home = Path(self.folder).resolve()
-        return TrackingStore(f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri())
+        return TrackingStore(sqlite_uri(home / "mlflow.db"), (home / "mlartifacts").as_uri())
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class Server(_MLflow):
     experiment: str = "compressbench"
 
     def __post_init__(self) -> None:
+        check_label("experiment", self.experiment)
         self._store()
 
     def _store(self) -> TrackingStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -19,6 +19,7 @@ from compressbench.core.batchnorm import (
     batchnorm_layers,
     given_to,
 )
+from compressbench.core.digests import named
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Context
@@ -106,12 +107,16 @@ def shift_batchnorm_(
               for n, m in layers.items()}  # fmt: skip
 
     def note(name: str, earlier: Tensor, later: Tensor) -> None:
-        totals[name] += torch.stack([earlier, later])
+        totals[name].add_(torch.stack([earlier, later]))
 
+    options = repr([images, batch_size])
+    asked = [*named(before.state_dict()), *named(model.state_dict()), *named(kept or {})]
+    journal = context.journal.within("shift", options, *asked)
     pairs = Pairs(before, model, kept, note)
     try:
         with torch.no_grad():
-            for inputs in training_images(context, images, batch_size):
+            batches = training_images(context, images, batch_size)
+            for inputs in journal.over("batches", batches, totals):
                 before(inputs)
                 model(inputs)
             return _shift_(layers, totals)
@@ -140,14 +145,14 @@ class _Cumulative:
     `seen` counts values per channel; every call of a layer counts, also within one pass.
     """
 
-    seen: float = 0.0
+    seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def __call__(self, layer: _BatchNorm, args: Args, kwargs: dict[str, Any]) -> None:
-        if self.seen == 0.0:
+        if not self.seen:
             layer.reset_running_stats()
         values = given_to(args, kwargs).numel() / layer.num_features
         self.seen += values
-        layer.momentum = values / self.seen
+        layer.momentum = values / float(self.seen)
 
 
 def reestimate_batchnorm_(
@@ -179,12 +184,15 @@ def reestimate_batchnorm_(
         for layer, meter in zip(layers, meters, strict=True)
     ]
     before = [(layer.training, layer.momentum) for layer in layers]
+    options = repr([images, batch_size])
+    journal = context.journal.within("statistics", options, *named(model.state_dict()))
     model.eval().to(context.runtime.device)
     try:
         for layer in layers:
             layer.train()
         with torch.no_grad():
-            for inputs in training_images(context, images, batch_size):
+            batches = training_images(context, images, batch_size)
+            for inputs in journal.over("batches", batches, _state(layers, meters)):
                 if len(inputs) > 1:
                     model(inputs)
         return _merge_ranks_(layers, meters)
@@ -197,10 +205,18 @@ def reestimate_batchnorm_(
         model.cpu()
 
 
+def _state(layers: list[_BatchNorm], meters: list[_Cumulative]) -> dict[str, Tensor]:
+    """The tensors that a pass changes, in place."""
+    seen = {f"{number} seen": meter.seen for number, meter in enumerate(meters)}
+    buffers = {f"{number} {name}": buffer for number, layer in enumerate(layers)
+               for name, buffer in layer.named_buffers(recurse=False)}  # fmt: skip
+    return seen | buffers
+
+
 def _merge_ranks_(layers: list[_BatchNorm], meters: list[_Cumulative]) -> int:
     """Average the statistics over ranks, weighted by values seen; count the layers reached."""
     device = layers[0].state_dict()["running_mean"].device
-    seen = torch.tensor([meter.seen for meter in meters], dtype=torch.float64, device=device)
+    seen = torch.stack([meter.seen for meter in meters]).to(device)
     totals = sum_over_ranks(seen)
     if not bool(totals.any()):
         raise CheckFailedError("BatchNorm statistics: no batch of two or more training images")

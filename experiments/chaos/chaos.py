@@ -1,12 +1,15 @@
 """A sweep whose workers are killed all the time ends like one that nobody disturbed.
 
 python experiments/chaos/chaos.py [--trials 60] [--workers 3] [--every 4] [--work FOLDER]
-    [-- OVERRIDE ...]
+    [--tracking] [-- OVERRIDE ...]
 
 Runs the sweep twice, each with a store of its own: in peace, and with kill -9 of a random worker
 every few seconds, every other time in the middle of a publication where one is seen. Then checks:
 as many finished trials as asked for, each number once, none running, and the same settings and
 figures, latency aside. A trial is killed at most twice, since after that it counts as failed.
+
+With --tracking, both sweeps are logged to a new MLflow database, the process that makes it is
+killed as well, and each trial must be there once, finished, with its figures.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -36,9 +40,13 @@ SPACE = [
 PUBLISH_SECONDS = 2.0  # how long to wait for a publication to kill in
 
 
-def command(trials: int, workers: int, overrides: list[str]) -> list[str]:
+MAKING = "while MLflow's database was made"
+MAKER_KILLS = 4  # of the process that makes MLflow's database
+
+
+def command(trials: int, workers: int, tracking: str, overrides: list[str]) -> list[str]:
     return [
-        sys.executable, str(ROOT / "run.py"), "-m", *overrides, "tracking=none",
+        sys.executable, str(ROOT / "run.py"), "-m", *overrides, f"tracking={tracking}",
         "sampler@search.sampler=random", "search.early_stop=false", "search.corners=false",
         "search.lease_seconds=10", f"search.n_trials={trials}", f"search.workers={workers}",
     ]  # fmt: skip
@@ -50,13 +58,13 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, cwd=folder, env=environment)
 
 
-def workers_of(supervisor: int) -> list[int]:
-    """The ids of the living children that are workers."""
+def children_of(supervisor: int, kind: bytes) -> list[int]:
+    """The ids of the living children with `kind` in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == supervisor and b"search.worker" in (path / "cmdline").read_bytes():
+            if parent == supervisor and kind in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
     return found
 
@@ -80,15 +88,35 @@ def wait_for_publication(folder: Path) -> bool:
     return False
 
 
+def wait(seconds: float, supervisor: int, folder: Path, chance: random.Random) -> int:
+    """Wait; kill the process that makes MLflow's database if it is seen. Returns the kills."""
+    kills, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if any(folder.glob(".mlflow.db.*/mlflow.db")):
+            time.sleep(chance.uniform(0, 0.5))
+            for maker in children_of(supervisor, b"sweep_drain"):
+                if not (folder / "mlflow.db").exists():
+                    os.kill(maker, signal.SIGKILL)
+                    kills += 1
+            break
+        time.sleep(0.02)
+    time.sleep(max(0.0, deadline - time.monotonic()))
+    return kills
+
+
 def disturb(
     process: subprocess.Popen[bytes], folder: Path, every: float, trials: int
 ) -> Counter[str]:
     """Kill random workers until all trials have ended."""
     chance, counted, killed = random.Random(0), Counter[str](), Counter[int]()
     while process.poll() is None:
-        time.sleep(chance.uniform(0.5, 1.5) * every)
+        pause = chance.uniform(0.5, 1.5) * every
+        if counted[MAKING] < MAKER_KILLS:
+            counted[MAKING] += wait(pause, process.pid, folder, chance)
+        else:
+            time.sleep(pause)
         publishing = chance.random() < 0.5 and wait_for_publication(folder)
-        alive = workers_of(process.pid)
+        alive = children_of(process.pid, b"search.worker")
         finished = len(list(folder.glob("sweeps/*/trials/*")))
         if not alive or finished == trials:
             continue
@@ -121,10 +149,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--every", type=float, default=4.0, help="seconds between kills")
     parser.add_argument("--work", type=Path, default=Path("chaos"), help="an empty folder")
+    parser.add_argument("--tracking", action="store_true", help="log to a new MLflow database")
     parser.add_argument("overrides", nargs="*", default=SPACE)
     chosen = parser.parse_args()
     shutil.rmtree(chosen.work, ignore_errors=True)
-    words = command(chosen.trials, chosen.workers, chosen.overrides)
+    tracking = "local" if chosen.tracking else "none"
+    words = command(chosen.trials, chosen.workers, tracking, chosen.overrides)
     sweeps, seconds = [], []
     counted: Counter[str] = Counter()
     for name in ("calm", "disturbed"):
@@ -136,6 +166,9 @@ def main() -> None:
         seconds.append(time.monotonic() - began)
         (where,) = list_sweeps(folder / "sweeps")
         sweeps.append(read_sweep(where))
+        if chosen.tracking:
+            subprocess.run([sys.executable, str(ROOT / "run.py"), "sync"], cwd=folder, check=True)
+            check_tracking(folder / "mlflow.db", sweeps[-1])
     calm, disturbed = sweeps
     check(calm, disturbed, chosen.trials)
     print(f"{dict(counted)}; {seconds[0]:.0f} s in peace, {seconds[1]:.0f} s with kills")
@@ -153,6 +186,20 @@ def check(calm: Sweep, disturbed: Sweep, trials: int) -> None:
     for one, other in zip(settled(calm), settled(disturbed), strict=True):
         assert one == other, f"{one}\n{other}"
     print(f"{trials} trials, none running, none twice, all figures the same")
+
+
+def check_tracking(database: Path, sweep: Sweep) -> None:
+    """Each trial is one finished run of MLflow, with the accuracy of its last stage."""
+    query = (
+        "SELECT r.status, m.value FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid "
+        "LEFT JOIN latest_metrics m ON m.run_uuid = r.run_uuid AND m.key = 'val/accuracy' "
+        "WHERE t.key = 'mlflow.parentRunId' AND r.lifecycle_stage = 'active'"
+    )
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        runs = sorted(connection.execute(query).fetchall())
+    wanted = sorted(("FINISHED", trial.figures["val/accuracy"]) for trial in sweep.trials)
+    assert runs == wanted, f"{runs}\n{wanted}"
+    print(f"{len(runs)} finished runs in {database}, each once")
 
 
 if __name__ == "__main__":

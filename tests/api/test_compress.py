@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import compressbench
+from compressbench.results.report_file import read_report
 from compressbench.results.run_report import comparison_rows
 from tests.api.conftest import DATA, Net, compress
 from tests.end_to_end.running import finished_run
@@ -75,7 +76,7 @@ def test_a_trained_module_keeps_its_weights(shipped, trained_net, digits):
 def test_the_result_says_what_the_run_gave(shipped):
     assert shipped.path == shipped.folder / "model.onnx"
     assert shipped.figures["size/onnx_bytes"] == shipped.path.stat().st_size
-    assert shipped.report == json.loads((shipped.folder / "report.json").read_text())
+    assert shipped.report == read_report(shipped.folder)
     assert shipped.table.to_dict("records") == comparison_rows(shipped.report)
     text = repr(shipped)
     assert "\n" not in text and "quantize: download" in text and str(shipped.folder) in text

@@ -190,7 +190,6 @@ MISTAKES = {
     "at least two classes": (FLOATS, LABELS * 0),
     "data test: inputs are torch.float32 [2, 2], those of train torch.float32 [3, 2, 2]":
         ((FLOATS, LABELS), (FLOATS[:, 0], LABELS)),
-    "data test: has the same content as train": (Pairs(), (FLOATS, LABELS)),
 }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from copy import deepcopy
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 
 import compressbench
-from compressbench.core.errors import UserError
+from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.results.report_file import read_report, write_report
 from tests.api.conftest import Net, compress
 
 
@@ -94,20 +94,19 @@ def test_the_command_line_cannot_replay_it(shipped, store):
 
 
 def test_folders_without_a_finished_run(shipped, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere is not a run folder: report.json: No such file"):
+    with pytest.raises(UserError, match=r"nowhere: no report.json there, so not the folder"):
         compressbench.load(tmp_path / "nowhere")
     copy = shutil.copytree(shipped.folder, tmp_path / "copy")
     (copy / "model.onnx").unlink()
     with pytest.raises(UserError, match=r"copy: the run is finished, it has no model.onnx"):
         compressbench.load(copy)
-    report = json.loads((copy / "report.json").read_text())
-    (copy / "report.json").write_text(json.dumps({**report, "status": "failed"}))
+    write_report({**read_report(copy), "status": "failed"}, copy)
     with pytest.raises(UserError, match=r"copy: the run is failed, it has no model.onnx"):
         compressbench.load(copy)
     (copy / "report.json").write_text("{")
-    with pytest.raises(UserError, match=r"report.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"report.json: its digest differs"):
         compressbench.load(copy)
     changed = shutil.copytree(shipped.folder, tmp_path / "changed")
     (changed / "artifact" / "artifact.json").write_text("[]")
-    with pytest.raises(UserError, match=r"artifact.json: cannot be read"):
-        compressbench.load(changed).model  # noqa: B018
+    with pytest.raises(CheckFailedError, match=r"artifact.json is not the file that the run wrote"):
+        compressbench.load(changed)

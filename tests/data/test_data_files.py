@@ -63,7 +63,7 @@ def test_a_damaged_memory_costs_time_only(named, store, damage):
     first = files.describe(named)
     (store / files.MEMO).write_text(damage)
     assert files.describe(named) == first
-    assert str(named["a.bin"]) in json.loads((store / files.MEMO).read_text())
+    assert str(named["a.bin"]) in json.loads((store / files.MEMO).read_text())["files"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

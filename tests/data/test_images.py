@@ -197,9 +197,3 @@ def test_a_column_that_holds_no_images_is_refused(parquet):
 def test_padding_larger_than_the_images_is_refused(parquet):
     with pytest.raises(UserError, match=r"crop_padding of .* 6x8 must be .* in \[0, 5\], got 6"):
         Images(train=parquet([0, 1] * 6), crop_padding=6).split("train")
-
-
-def test_one_file_for_two_splits_is_refused(parquet):
-    path = parquet([0, 1] * 6)
-    with pytest.raises(UserError, match="same content as the train split"):
-        Images(train=path, test=path).manifest()

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SUBCOMMANDS = ("store", "front", "sync", "replay", "explain")
+SUBCOMMANDS = ("doctor", "store", "front", "sync", "replay", "explain")
 LONG_TRIALS = 10  # a sweep of more is planned, not run
 _SPACE = re.compile(r"=.*\b(interval|choice|range)\(|^search[.=]")
 _READERS_OWN = re.compile(r"\b(FOLDER|FILE|RUN|NAME|KEY|OTHER)\b|\w\.(parquet|safetensors)\b")

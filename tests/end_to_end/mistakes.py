@@ -5,9 +5,6 @@ from __future__ import annotations
 PRUNE, QUANTIZE = "recipe.stages.prune", "recipe.stages.quantize"
 
 
-TEACHER = "recipe.stages.distill.teacher"
-
-
 MISTAKES = [
     (["recipe=prune_then_quantt"], "recipe=prune_then_quantt: .* mean prune_then_quant?"),
     (["model=resnet21"], "model=resnet21: no such option; did you mean resnet20?"),
@@ -17,44 +14,12 @@ MISTAKES = [
         "recipe.stages.recalibrate: .*no BatchNorm with running statistics; leave the stage out",
     ),
     ([f"{PRUNE}.batchnorm=moved"], "batchnorm must be shift, measure or keep, got 'moved'"),
-    ([f"{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such key; did you mean {PRUNE}.sparsity?"),
-    ([f"+{PRUNE}.sparsty=0.5"], rf"{PRUNE}.sparsty: no such option; did you mean sparsity?"),
-    (["sed=1"], "sed: no such key; did you mean seed?"),
-    (["+typo=1"], "typo: no such key"),
-    (["+trainer.thread=1"], "trainer.thread: no such option; did you mean threads?"),
-    (["~recipe"], r"~recipe: only stages can be taken away \(~recipe.stages.NAME\)"),
-    (["~recipe.stages.trai"], "recipe.stages.trai: no such key; did you mean recipe.stages.train?"),
-    (["recipe=prune", "~recipe.stages.train"], "prune needs a model that is trained"),
-    (["~recipe.stages.train", "~recipe.stages.train"], "recipe.stages.train is given twice"),
-    (
-        ["recipe=prune", "~recipe.stages.finetune", "recipe.stages.finetune.epochs=2"],
-        "recipe.stages.finetune.epochs=2: ~recipe.stages.finetune takes that stage away",
-    ),
-    (
-        ["-m", "recipe=prune", "~recipe.stages.finetune", "seed=1,2"],
-        "~recipe.stages.finetune: a plain grid cannot leave out a stage; use a search",
-    ),
-    (["seed=1", "seed=2"], "seed is given twice: seed=1 and seed=2"),
-    (["recipe=prune", "+recipe=quantize"], "recipe is given twice"),
     (["sotre"], "unknown command 'sotre'; did you mean 'store'?"),
     (["-m", "fronts"], "unknown command 'fronts'; did you mean 'front'?"),
     (["recipe=prune", "store"], "the command 'store' must come first: compressbench store"),
     (["seed=???"], "seed: Missing mandatory value"),
     (["seed=${sed}"], "seed: Interpolation key 'sed' not found"),
-    (["seed=-1"], "seed must be an integer of at least 0, got -1"),
-    *[
-        ([f"{PRUNE}.sparsity={value}"], rf"sparsity must be a number in \[0, 1\), got {shown}")
-        for value, shown in (("1.0", "1.0"), ("nan", "nan"), ("-0.1", "-0.1"), ("abc", "'abc'"))
-    ],
-    *[
-        ([f"{QUANTIZE}.bits={value}"], rf"bits must be an integer in \[2, 8\], got {shown}")
-        for value, shown in (("0", "0"), ("33", "33"), ("4.5", "4.5"), ("abc", "'abc'"))
-    ],
-    (["recipe=quantize", f"{QUANTIZE}.bits=1"], r"bits must be an integer in \[2, 8\], got 1"),
-    (
-        ["recipe=quantize", f"{QUANTIZE}.activation_bits=3"],
-        r"activation_bits .* in \[4, 8\], got 3",
-    ),
+    (["seed=-1"], r"seed must be an integer in \[0, 4294967295\], got -1"),
     (
         ["recipe=quantize", f"{QUANTIZE}.calibration_images=0"],
         "calibration_images must be .* got 0",
@@ -68,10 +33,7 @@ MISTAKES = [
         ["recipe=quantize", QUANTIZE + ".rules=[{layers: entires.*, bits: 4}]"],
         r"rules\[0\]\.layers=entires\.\* matches no layer to quantize; the nearest name is entries",
     ),
-    (["recipe=quantize", QUANTIZE + ".rules=[{type: Conv2d, bits: 9}]"], r"rules\[0\]: bits must"),
     (["recipe=quantize", f"+{QUANTIZE}.widths.clasifier=4"], "nearest name is classifier"),
-    (["recipe=quant_then_prune", f"{PRUNE}.sparsity=0.6"], "at most 0.5, got 0.6"),
-    (["recipe=quant_then_prune", f"{QUANTIZE}.bits=4"], "needs 8-bit weights, got bits=4"),
     (
         ["recipe=prune_2_4", f"{PRUNE}.layers=[entries.0.0]"],
         "2:4 does not fit entries.0.0: 4 does not",
@@ -82,7 +44,6 @@ MISTAKES = [
         "macs must be an integer above 0, a share",
     ),
     (["recipe=lottery_ticket", "recipe.stages.train.keep_epoch=null"], "set keep_epoch of an"),
-    (["recipe=prune_gradual", f"{PRUNE}.sparsity=1.0"], r"sparsity must be a number in \[0, 1\)"),
     (["recipe=prune_2_4", f"{PRUNE}.sparsity=0.5"], "pattern=2:4 is a target of its own"),
     ([f"{PRUNE}.pattern=4:2", f"{PRUNE}.sparsity=null"], r"0 < N < M, such as .* got '4:2'"),
     ([f"{PRUNE}.layers=[clasifier]"], "layers: no .* 'clasifier'; the nearest name is classifier"),
@@ -99,34 +60,25 @@ MISTAKES = [
         ["recipe=quant_then_prune", f"criterion@{PRUNE}.criterion=sparsegpt"],
         "this criterion updates weights",
     ),
-    (["recipe=distill", f"{TEACHER}=trian"], "teacher=trian is not a stage before .* mean train?"),
-    (["recipe=distill", f"{TEACHER}=distill"], "teacher=distill is not a stage before distill"),
-    (["recipe=distill", f"{TEACHER}=null"], "distill.teacher is required"),
-    (
-        [
-            "recipe=distill",
-            "model@recipe.stages.distill.model=mlp",
-            "+recipe.stages.distill.model.num_classes=7",
-        ],
-        "num_classes=7, but dataset digits has 10 classes: teacher, student",
-    ),
     (
         ["recipe=distill", "recipe.stages.distill.model=mlp"],
-        "distill.model=mlp is not a model: .* model@recipe.stages.distill.model=mlp",
+        "distill.model='mlp' is not a model: .* model@recipe.stages.distill.model=NAME",
     ),
-    (["model.checkpoint=5"], "model.checkpoint=5: no such file"),
+    (["model.checkpoint=5"], "model.checkpoint must be a path or null, got 5"),
+    (["model.checkpoint=a.pt"], "model.checkpoint=a.pt: no such file"),
     (["name=null"], "name must be text, got None"),
     (["recipe.stages.train.warmup=abc"], "warmup must be a number"),
     (["recipe.stages.train.label_smoothing=2"], "label_smoothing must be a number"),
-    (["recipe.stages.train.optimizer.lr=-1"], "train: optimizer: Invalid learning rate: -1"),
-    (["model.width=0"], "model: width must be an integer of at least 1, got 0"),
+    (
+        ["recipe.stages.train.optimizer.lr=-1"],
+        "train: optimizer.lr must be .* at least 0, got -1",
+    ),
+    (["model.width=0"], r"model: width must be an integer in \[1, 16384\], got 0"),
     (["dataset.metric=recall"], "metric must be one of accuracy"),
     (["dataset=cifar10"], "dataset.root is not set"),
     (["dataset=cifar10", "dataset.root=nowhere"], "dataset.root=nowhere: no train.parquet there"),
     (["dataset=images", "dataset.train=none.parquet"], "none.parquet: no such file"),
     (["tracking=server", "tracking.url=ftp://host"], "tracking.url must start with http"),
     (["trainer=gpu"], "trainer.accelerator=gpu: torch sees no CUDA"),
-    (["model._target_=os.system"], r"model._target_=os.system is not allowed; .*--allow=os\.\*"),
-    ([f"{PRUNE}.criterion._target_=builtins.eval"], "_target_=builtins.eval is not allowed"),
     (["--config-dir=nowhere"], "nowhere' not found"),
 ]

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from compressbench.cli.main import main
+from compressbench.config.boundary import freeze
 from compressbench.config.groups import config_folder
+from compressbench.core.signals import STOPPING
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer=cpu", "trainer.threads=1", "tracking=none")
@@ -73,7 +75,7 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
     modules = set(sys.modules)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.getsignal(n) for n in STOPPING}
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(folder)
@@ -84,6 +86,7 @@ def _borrowed_process(folder: Path, environ: Mapping[str, str]) -> Iterator[None
         os.chdir(place)
         os.environ.clear()
         os.environ.update(before)
+        freeze()
         sys.argv, sys.path[:] = argv, path
         for name in set(sys.modules) - modules:  # the user's own: another test has others
             file = getattr(sys.modules[name], "__file__", None)

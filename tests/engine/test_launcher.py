@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -52,15 +53,16 @@ def test_the_reason_is_that_of_the_rank_that_failed_first(tmp_path, scripts, err
             process.wait()
 
 
-def test_a_rank_ends_with_the_run_that_started_it():
+def test_a_rank_ends_with_the_run_that_started_it(tmp_path):
     script = (
         "import time; from compressbench.engine import rank_process as rank\n"
         "rank._run = lambda path: (print('runs', flush=True), time.sleep(60))\n"
         "rank.main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "job.json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+        [sys.executable, "-c", script, str(tmp_path / "job.json")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "RANK": "0"},
+    )  # fmt: skip
     try:
         assert process.stdout.readline() == b"runs\n"
         assert process.poll() is None

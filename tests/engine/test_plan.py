@@ -203,7 +203,7 @@ def test_refuses_before_anything_runs(stages, message):
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "7", True])
 def test_refuses_a_seed_that_is_none(seed):
-    with pytest.raises(UserError, match="seed must be an integer of at least 0"):
+    with pytest.raises(UserError, match=r"seed must be an integer in \[0, "):
         plan(seed=seed)
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from compressbench.core.journal import Journal
 from compressbench.core.types import Artifact, Measurement, Runtime
 from compressbench.data.digits import Digits
 from compressbench.engine import context, environment, executor
@@ -50,7 +51,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(executor, "_measured", lambda *a, **k: measured)
 
     def go(power: float):
-        def against(original, run_context, scratch):
+        def against(original, run_context, scratch, journal):
             whole = sum(p.numel() for p in original.model.parameters())
             return lambda a: (sum(p.numel() for p in a.model.parameters()) / whole) ** power
 
@@ -124,6 +125,6 @@ def test_time_is_that_of_exported_files(tmp_path):
         return Artifact(build_model(config), config, (), frozenset())
 
     original = artifact(1000)
-    share = executor._timed_against(original, run_context, tmp_path)
+    share = context._timed_against(original, run_context, tmp_path, Journal())
     assert share(artifact(100)) < 0.5
     assert share(original) == 1.0

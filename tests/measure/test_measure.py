@@ -218,5 +218,5 @@ def test_latency_tells_a_slow_file_from_a_fast_one(exported, data):
     assert timed.pairs >= latency.MIN_PAIRS
     assert 0 < timed.p50_ms <= timed.p95_ms
     calls = iter(range(10**6))
-    slow = [latency._alternate(lambda: sum(range(20000)), lambda: next(calls), 0.05)]
+    slow = [latency.alternate(lambda: sum(range(20000)), lambda: next(calls), 0.05)]
     assert np.median([a / b for a, b in slow[0]]) > 5

@@ -16,11 +16,11 @@ from compressbench.pruning.channels.removal import (
     remove_channels,
     resize_edit,
 )
-from compressbench.pruning.channels.settling import settled_coupling
+from compressbench.pruning.channels.settling import example_inputs, settled_coupling
 from compressbench.pruning.criteria.l2 import L2
 from compressbench.pruning.criteria.magnitude import Magnitude
 from compressbench.pruning.prune import Prune
-from compressbench.pruning.prune_channels import PruneChannels, example_inputs
+from compressbench.pruning.prune_channels import PruneChannels
 from tests.pruning.channel_zoo import (
     SPEC,
     ZOO,

@@ -10,9 +10,9 @@ from torch import nn
 
 from compressbench.core.errors import UserError
 from compressbench.pruning.channels.removal import remove_channels
-from compressbench.pruning.channels.settling import half_of, settled_coupling
+from compressbench.pruning.channels.settling import example_inputs, half_of, settled_coupling
 from compressbench.pruning.criteria.l2 import L2
-from compressbench.pruning.prune_channels import PruneChannels, example_inputs
+from compressbench.pruning.prune_channels import PruneChannels
 from tests.pruning.channel_zoo import SPEC, details, made, run
 from tests.pruning.coupling_layers_zoo import (
     Experts,

@@ -26,9 +26,9 @@ from compressbench.pruning.channels.measured_widths import (
     slopes,
 )
 from compressbench.pruning.channels.ranking import Ranked
-from compressbench.pruning.channels.settling import settled_coupling
+from compressbench.pruning.channels.settling import example_inputs, settled_coupling
 from compressbench.pruning.criteria.l2 import L2
-from compressbench.pruning.prune_channels import PruneChannels, example_inputs
+from compressbench.pruning.prune_channels import PruneChannels
 from tests.pruning.channel_zoo import Noise, Residual, build, conv, trained
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from compressbench.core import artifact, edits
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.grid import Grid
-from compressbench.core.types import Artifact, DataSpec, Split
+from compressbench.core.types import Artifact, Context, DataSpec, Runtime, Split
 from compressbench.export.onnx import export_onnx
 from compressbench.quantization.grids.weights import quantize_weights_
 from compressbench.quantization.observers.minmax import MinMax
@@ -28,6 +29,7 @@ from compressbench.quantization.preparation.folding import (
 from compressbench.quantization.rounding.nearest import Nearest
 from tests.quantization.preparation_zoo import EXPECTED, SHAPE, Residual, make, noise
 
+CONTEXT = Context(None, Runtime(), 0, Path(), None)  # of which nothing is used
 EXAMPLE = torch.zeros(2, *SHAPE)
 
 
@@ -189,7 +191,7 @@ def test_saved_and_loaded_it_is_the_same_and_its_masks_hold(tmp_path):
 def test_the_exported_file_computes_the_same_and_keeps_one_scale_per_tensor(tmp_path):
     made = folded()
     grids = {name: Grid(8, "tensor") for name in ("stem", "one", "two", "fc")}
-    edit = quantize_weights_(made.model, grids, Nearest(MinMax()), None)
+    edit = quantize_weights_(made.model, grids, Nearest(MinMax()), CONTEXT)
     made = replace(made, edits=(*made.edits, edit))
     export_onnx(made, Noise(), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -15,6 +15,7 @@ from compressbench.core import artifact as artifacts
 from compressbench.core.activation_quantizers import CHILD, activations_in_float
 from compressbench.core.activation_sites import site_name
 from compressbench.core.edits import activation_grid, weight_bits
+from compressbench.core.journal import Journal
 from compressbench.quantization.layer_costs import (
     ACTIVATION,
     WEIGHTS,
@@ -102,10 +103,12 @@ def test_the_time_runs_out_after_the_first_part_and_the_gains_are_sorted():
     losses = iter([0.9, 0.4, 0.7, *[0.8] * len(parts)])
     told = []
     all_costs = costs(result, floats, parts, lambda model: Quality(0.5, next(losses)), 60,
-                      lambda done, total, text: told.append((done, total)))  # fmt: skip
+                      lambda done, total, text: told.append((done, total)), Journal())  # fmt: skip
     assert [cost.part for cost in all_costs[:2]] == [parts[1], parts[2]]
     assert told == [(n, len(parts)) for n in range(len(parts))]
-    one = costs(result, floats, parts, lambda model: Quality(0.5, 1.0), 0, lambda *_: None)
+    one = costs(
+        result, floats, parts, lambda model: Quality(0.5, 1.0), 0, lambda *_: None, Journal()
+    )
     assert [cost.part for cost in one] == parts[:1]
 
 

@@ -10,10 +10,13 @@ import pytest
 
 from compressbench.cli.front import main
 from compressbench.cli.main import guard
+from compressbench.core.checked_files import json_with_digest
+from compressbench.core.digests import file_digest
 from compressbench.core.errors import UserError
 from compressbench.results import front as fronts
 from compressbench.results.front_table import markdown, raw_rows, text_rows
 from compressbench.results.pareto import front_hypervolume
+from compressbench.results.report_file import write_report
 from compressbench.results.ship import Wanted, choose
 from compressbench.results.sweep import Objective
 from compressbench.results.sweep_file import SWEEP_FILE, read_sweep, write_sweep
@@ -28,9 +31,18 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "multirun" / "digits"
     (folder / "trials" / "3").mkdir(parents=True)
-    (folder / "trials" / "3" / "model.onnx").write_bytes(b"onnx")
-    write_sweep(make_sweep(folder, name="digits"), folder)
+    sweep = make_sweep(folder, name="digits")
+    write_run(folder / "trials" / "3", sweep.trials[3].figures)
+    write_sweep(sweep, folder)
     return folder
+
+
+def write_run(folder, figures):
+    """A run folder, as far as a front looks into it."""
+    (folder / "model.onnx").write_bytes(b"onnx")
+    sha256 = file_digest(folder / "model.onnx")
+    stage = {"name": "quantize", "figures": dict(figures), "file_sha256": sha256}
+    write_report({"final": "quantize", "stages": [stage], "files": {}}, folder)
 
 
 def fails(arguments, capsys):
@@ -136,16 +148,15 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("{", "not a sweep"),
-        ("[]", "not a sweep"),
-        ('{"schema_version": 9}', "another version"),
-        ('{"schema_version": 1, "trials": [{"number": 1, "state": "odd", "settings": {}}]}', "odd"),
+        ({}, "not a sweep"),
+        ({"schema_version": 9}, "another version"),
+        ({"schema_version": 1, "trials": [{"number": 1, "state": "odd", "settings": {}}]}, "odd"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, text, message):
-    (tmp_path / SWEEP_FILE).write_text(text)
+def test_a_file_of_something_else_is_named(tmp_path, content, message):
+    (tmp_path / SWEEP_FILE).write_bytes(json_with_digest(content))
     with pytest.raises(UserError, match=message):
         read_sweep(tmp_path)
 

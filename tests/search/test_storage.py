@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 
 import pytest
 from optuna.trial import TrialState
 
-from compressbench.core.errors import UserError
+from compressbench.core.errors import CheckFailedError, TransientError, UserError
 from compressbench.results.sweep import Constraint, Objective
-from compressbench.search.fingerprint import CONTENTS, check_same, fingerprint
 from compressbench.search.result import Result
 from compressbench.search.samplers.by_number import ByNumber
 from compressbench.search.snapshot import as_sweep, list_sweeps, read_sweep
-from compressbench.search.space import parse
 from compressbench.search.storage import open_storage
 from compressbench.search.trial import failure
 from compressbench.search.worker import _same
@@ -24,10 +21,20 @@ from tests.search.noop import answer, make_spec, make_storage, settings_of
 BOUND = Constraint("val/accuracy", True, 0.9)
 
 
+def of_a_full_disk() -> UserError:
+    try:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise UserError("cannot write x") from error
+    except UserError as error:
+        return error
+
+
 def described(spec):
     from compressbench.search.command import _describe
 
-    return _describe(spec)
+    return _describe(spec, {})
 
 
 def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
@@ -37,7 +44,7 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     def perform(trial, lease):
         result = answer(trial, lease)
         if trial.number == 3:
-            return failure(UserError("bits must be even"))
+            return failure(MemoryError("bits must be even"))
         if trial.number == 4:
             return Result("pruned", reason="hopeless")
         return result
@@ -52,14 +59,15 @@ def test_a_sweep_reads_back_as_it_was_written(tmp_path, monkeypatch):
     assert read_sweep(tmp_path / "sweeps" / "noop") == sweep
     assert [t.number for t in sweep.trials] == list(range(12))
     assert [t.state for t in sweep.trials[2:5]] == ["complete", "failed", "pruned"]
-    assert sweep.trials[3].reason == "bits must be even"
+    assert sweep.trials[3].reason == "out of memory: bits must be even"
     for trial in sweep.trials[:3]:
         stored = storage.study.trials[trial.number]
         assert dict(trial.settings) == pytest.approx(stored.params)
         assert [trial.figures[o.name] for o in spec.objectives] == stored.values
         assert trial.feasible == (trial.figures["val/accuracy"] >= 0.9)
         assert stored.constraints == {
-            "val/accuracy >= 0.9": pytest.approx(0.9 - trial.figures["val/accuracy"])
+            "refused": -1.0,
+            "val/accuracy >= 0.9": pytest.approx(0.9 - trial.figures["val/accuracy"]),
         }
     assert sweep.trials[0].figures["test/accuracy"] == 0.5
     assert [dict(r) for r in sweep.trials[0].repeats] == [{"val/accuracy": 0.6}]
@@ -90,46 +98,11 @@ def test_a_storage_of_another_kind_is_refused_without_its_password(tmp_path, url
     assert "secret" not in str(caught.value)
 
 
-def test_a_damaged_or_unwritable_database_is_one_line(tmp_path):
-    (tmp_path / "sweep.db").write_bytes(b"no database at all" * 99)
-    with pytest.raises(UserError, match=r"sweep\.db: file is not a database"):
-        open_storage(tmp_path, None, "noop", 1.0, objectives=[Objective("a", "maximize")])
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        open_storage(tmp_path / "file", None, "n", 1.0, objectives=[Objective("a", "maximize")])
-
-
 def test_the_database_is_in_wal_mode(tmp_path):
     spec = make_spec(tmp_path / "noop")
     make_storage(spec)
     with sqlite3.connect(spec.home / "sweep.db") as database:
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
-
-
-def test_a_fingerprint_names_what_differs():
-    space = parse(["recipe.stages.q.bits=choice(2,8)", "recipe.stages.p.s=interval(0.1,0.9)"], [])[
-        0
-    ]
-    config = {"recipe": {"stages": {"q": {"bits": 8, "more": 1}}}, "model": {"width": 8},
-              "dataset": {}, "trainer": {}, "seed": 0, "opset": 25}  # fmt: skip
-    objectives = [Objective("a", "maximize")]
-    first = fingerprint(space, objectives, (), {"": config})
-    assert json.loads(json.dumps(first)) == first
-    check_same("x", first, first)
-    config["recipe"]["stages"]["q"]["bits"] = 4  # searched: its value does not count
-    check_same("x", first, fingerprint(space, objectives, (), {"": config}))
-    changed = {**config, "model": {"width": 16}}
-    with pytest.raises(UserError, match=r"x is already another sweep.*model.width 8 → 16; give"):
-        check_same("x", first, fingerprint(space, objectives, (), {"": changed}))
-    with pytest.raises(UserError, match=r"search.constraints none → val/accuracy >= 0.9"):
-        check_same("x", first, fingerprint(space, objectives, (BOUND,), {"": config}))
-    read = {**first, CONTENTS: "3fa9"}
-    check_same("x", first, read)  # a sweep from before contents were noted
-    with pytest.raises(UserError, match="dataset contents 3fa9 → 77ab"):
-        check_same("x", read, {**first, CONTENTS: "77ab"})
-    narrower = parse(["recipe.stages.q.bits=choice(2,4)", space[1].key + "=interval(0.1,0.9)"], [])
-    with pytest.raises(UserError, match=r"bits choice\(2,8\) → choice\(2,4\)"):
-        check_same("x", first, fingerprint(narrower[0], objectives, (), {"": config}))
 
 
 def test_the_same_settings_are_answered_from_the_store(tmp_path):
@@ -173,17 +146,21 @@ def test_settings_by_number_do_not_depend_on_who_asks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "reason"),
+    ("error", "state", "kind", "reason"),
     [
-        (UserError("no"), "user", "no"),
-        (MemoryError(), "memory", "out of memory: MemoryError"),
-        (RuntimeError("CUDA out of memory. Tried\nmore"), "memory", "out of memory: CUDA out of"),
-        (ValueError("odd"), "bug", "ValueError: odd"),
+        (UserError("no"), "infeasible", "user", "no"),
+        (CheckFailedError("NaN"), "infeasible", "check", "NaN"),
+        (TransientError("a.csv changed"), "failed", "check", "a.csv changed"),
+        (of_a_full_disk(), "failed", "user", "cannot write x"),
+        (MemoryError(), "failed", "memory", "out of memory: MemoryError"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), "failed", "memory",
+         "out of memory: CUDA out of"),
+        (ValueError("odd"), "failed", "bug", "ValueError: odd"),
     ],
-)
-def test_what_a_trial_failed_of(error, kind, reason):
+)  # fmt: skip
+def test_what_a_trial_failed_of(error, state, kind, reason):
     result = failure(error)
-    assert (result.state, result.kind) == ("failed", kind)
+    assert (result.state, result.kind) == (state, kind)
     assert result.reason.startswith(reason)
 
 

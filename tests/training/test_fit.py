@@ -14,7 +14,6 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Context, DataSpec, Runtime, Split
 from compressbench.tasks.classification import CLASSIFICATION
 from compressbench.training.fits import fit as fitting
-from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.training.fits.fit import fit_
 from compressbench.training.fits.schedule import Schedule
 from compressbench.training.train import labels_loss
@@ -190,15 +189,6 @@ def test_resumes_to_the_same_bits(tmp_path):
     assert len(resumed_steps) == 24 - 12
     assert same(whole, again)
     assert history == expected
-
-
-def test_a_torn_checkpoint_falls_back_to_the_previous_one(tmp_path):
-    path = tmp_path / "fit.ckpt"
-    save_checkpoint({"n": torch.tensor(1)}, path)
-    save_checkpoint({"n": torch.tensor(2)}, path)
-    assert load_checkpoint(path) == {"n": torch.tensor(2)}
-    path.write_bytes(path.read_bytes()[:100])
-    assert load_checkpoint(path) == {"n": torch.tensor(1)}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rate(tmp_path):

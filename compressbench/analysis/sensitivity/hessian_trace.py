@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from compressbench.analysis.probe import asked_of, probe_images, probe_of
 from compressbench.core.distributed import rank, sum_over_ranks
+from compressbench.core.journal import Journal
+from compressbench.core.task import Task
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
 from compressbench.tasks.choice import task_of
@@ -64,7 +67,8 @@ class HessianTrace:
         parts = {**asked_of(probe, batches), "layers": list(layers), "vectors": self.vectors,
                  "seed": context.seed}  # fmt: skip
         traces: dict[str, float] = context.recall(
-            parts, lambda: self._traces(probe, batches, layers, context)
+            parts,
+            lambda journal: self._traces(probe, batches, layers, replace(context, journal=journal)),
         )
         return traces
 
@@ -80,32 +84,46 @@ class HessianTrace:
         draws = -(-self.vectors // len(batches))
         generator = torch.Generator().manual_seed(context.seed + rank())
         total = torch.zeros(len(layers) + 1, dtype=torch.float64, device=context.runtime.device)
+        text = "measuring the curvature of the loss"
         for done, inputs in enumerate(batches):
-            context.progress(done, len(batches), "measuring the curvature of the loss")
-            logits = probe(inputs)
-            loss = task.divergence(logits.detach(), logits)
-            total[:-1] += hutchinson(loss, weights, draws, generator)
+            context.progress(done, len(batches), text)
+            loss, kept = partial(_loss, probe, task, inputs), context.journal.within(str(done))
+            total[:-1] += hutchinson(loss, weights, draws, generator, kept)
             total[-1] += len(inputs)
         *sums, images = sum_over_ranks(total).tolist()
         return {layer: value / images for layer, value in zip(layers, sums, strict=True)}
 
 
+def _loss(probe: nn.Module, task: Task, inputs: Tensor) -> Tensor:
+    answers = probe(inputs)
+    return task.divergence(answers.detach(), answers)
+
+
 def hutchinson(
-    loss: Tensor, weights: Sequence[Tensor], vectors: int, generator: torch.Generator
+    loss: Callable[[], Tensor],
+    weights: Sequence[Tensor],
+    vectors: int,
+    generator: torch.Generator,
+    journal: Journal | None = None,
 ) -> Tensor:
-    """Estimate the traces of the L diagonal blocks of the Hessian of `loss`, float64 [L].
+    """Estimate the traces of the L diagonal blocks of the Hessian of `loss()`, float64 [L].
 
     Each estimate is the mean of v_l . (H v)_l over `vectors` vectors v of independent random
     signs. E[v v^T] is the identity, so the off-diagonal blocks cancel on average (Hutchinson
-    1990).
+    1990). `journal` keeps the estimate of each vector, of this loss and `generator` only.
     """
-    gradients = torch.autograd.grad(loss, weights, create_graph=True)
-    total = torch.zeros(len(weights), dtype=torch.float64, device=loss.device)
-    for _ in range(vectors):
+    gradients = cache(lambda: torch.autograd.grad(loss(), weights, create_graph=True))
+
+    def estimate() -> Tensor:
         signs = [_signs(weight, generator) for weight in weights]
-        products = torch.autograd.grad(gradients, weights, signs, retain_graph=True)
-        for position, (sign, product) in enumerate(zip(signs, products, strict=True)):
-            total[position] += (sign * product).sum(dtype=torch.float64)
+        products = torch.autograd.grad(gradients(), weights, signs, retain_graph=True)
+        pairs = zip(signs, products, strict=True)
+        return torch.stack([(sign * product).sum(dtype=torch.float64) for sign, product in pairs])
+
+    kept = journal or Journal()
+    total = torch.zeros(len(weights), dtype=torch.float64, device=weights[0].device)
+    for number in range(vectors):
+        total += kept.once(str(number), estimate, generator).to(total)
     return total / vectors
 
 

@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressbench.core.coverage import coverage
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError
 from compressbench.core.layers import layers_with_weights, weights
 from compressbench.core.types import Artifact, Context, Coverage, Edit, TimeShare
 from compressbench.pruning.channels.coupling import Coupling, GroupPart, Removed
 from compressbench.pruning.channels.limits import (
     LATENCY,
     Limit,
-    already,
     check_measurable,
+    check_not_met,
     count,
     least,
     missed,
@@ -165,8 +165,7 @@ def cut_to_limits(
     """
     before = cutter.figures(cutter.cut({}), limits, context)
     allowed = {name: most(value, before[name]) for name, value in limits.items()}
-    if _fits(before, allowed):
-        raise UserError(f"nothing to prune: {already({n: before[n] for n in allowed})}")
+    check_not_met(before, allowed)
 
     def figures(cut: Cut) -> dict[str, float]:
         return cutter.figures(cut, limits, context)

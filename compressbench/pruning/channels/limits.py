@@ -14,7 +14,7 @@ from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressbench.core.edits import parameters
-from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.errors import CheckFailedError, LimitError, UserError
 from compressbench.core.validation import is_number
 
 # absolute; a share in (0, 1) of the value before pruning; "2x" for half of it
@@ -72,7 +72,7 @@ def least(
     """Bisect for the smallest share in (0, `highest`] whose figures are all within `allowed`.
 
     `trial` maps a share to an object of which `figures` are measured; the result is the smallest
-    share only if figures do not increase with the share. Raises UserError, with the lowest value
+    share only if figures do not increase with the share. Raises LimitError, with the lowest value
     that is possible, if `highest` still exceeds a limit.
     """
 
@@ -81,13 +81,7 @@ def least(
 
     high = trial(highest)
     best = Found(high, figures(high))
-    if not fits(best.figures):
-        name = next(n for n in allowed if best.figures[n] > allowed[n])
-        raise UserError(
-            f"{name}={_text(name, allowed[name])} cannot be reached: pruning leaves at "
-            f"least {_text(name, best.figures[name])} (channels are kept by min_channels, "
-            "max_layer_sparsity, round_to, skip or coupled=false)"
-        )
+    check_reachable(best.figures, allowed)
     low, top = 0.0, highest
     for _ in range(_STEPS):
         middle = (low + top) / 2
@@ -98,6 +92,19 @@ def least(
         else:
             low = middle
     return best
+
+
+def check_reachable(lowest: Figures, allowed: Figures) -> None:
+    """Raise LimitError if the `lowest` figures that are possible exceed what is allowed."""
+    excess = {name: lowest[name] / allowed[name] - 1 for name in allowed}
+    name = max(excess, key=lambda n: excess[n])
+    if excess[name] > 0:
+        raise LimitError(
+            f"{name}={_text(name, allowed[name])} cannot be reached: pruning leaves at "
+            f"least {_text(name, lowest[name])} (channels are kept by min_channels, "
+            "max_layer_sparsity, round_to, skip or coupled=false)",
+            excess[name],
+        )
 
 
 def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
@@ -123,9 +130,11 @@ def missed(figures: Figures, allowed: Figures, tolerance: float) -> str | None:
     )
 
 
-def already(figures: Figures) -> str:
-    """Text that lists figures within their limits before pruning."""
-    return ", ".join(f"{name} is {_text(name, value)} already" for name, value in figures.items())
+def check_not_met(before: Figures, allowed: Figures) -> None:
+    """Raise UserError if the unpruned model is within all limits."""
+    if all(before[name] <= allowed[name] for name in allowed):
+        met = ", ".join(f"{name} is {_text(name, before[name])} already" for name in allowed)
+        raise UserError(f"nothing to prune: {met}")
 
 
 def _text(name: str, value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 from compressbench.analysis.probe import probe_images, probe_of
 from compressbench.analysis.weight_trials import costs
+from compressbench.core.digests import named
 from compressbench.core.types import Context
 from compressbench.pruning.channels.coupling import Removed
 from compressbench.pruning.channels.cutter import Cutter
@@ -38,9 +40,15 @@ def by_damage(
     weighed = next((_WEIGHED[name] for name in _WEIGHED if name in limits), "")
     whole = count(cutter.model, cutter.example)
     widths, trials = [], []
+    journal = context.journal.within("savings", weighed, *named(cutter.model.state_dict()))
+    before = journal.before(len(ranked))
     for done, each in enumerate(ranked):
-        context.progress(done, len(ranked), f"counting savings of {each.part.layers[0]}")
-        widths.append(_widths(each, cutter, whole, weighed))
+        context.progress(done, len(ranked), f"counting savings of {each.part.layers[0]}{before}")
+        unit = json.dumps([each.part.root, each.blocks])
+        counted, failure = journal.once(unit, partial(_counted, each, cutter, whole, weighed))
+        widths.append(_widths(each, cutter, counted))
+        if failure is not None:
+            cutter.failed[each.part.root] = failure
         trials += [partial(ignoring_weights, cutter.model, w.removed) for w in widths[-1]]
     batches = probe_images(context, IMAGES, BATCH)
     measured = iter(costs(probe_of(cutter.model, context.runtime.device), batches, trials, context))
@@ -57,18 +65,33 @@ class _Width:
     saved: float
 
 
-def _widths(entry: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str) -> list[_Width]:
-    """The widths of a part to measure, in descending order, as far as removal succeeds."""
-    root, widths = entry.part.root, []
+def _counted(
+    entry: Ranked, cutter: Cutter, whole: dict[str, float], weighed: str
+) -> tuple[list[float], str | None]:
+    """What the widths of `measured_at` save, as far as removal succeeds, and why one failed."""
+    root, saved = entry.part.root, list[float]()
     for blocks in measured_at(len(entry.blocks)):
-        going = sorted(atom for block in entry.blocks[:blocks] for atom in block)
+        going = _going(entry, blocks)
         small = cutter.alone(root, going)
         if small is None:
             break
-        saved = whole[weighed] - count(small, cutter.example)[weighed] if weighed else len(going)
-        removed = cutter.coupling.removed(going)
-        widths.append(_Width(blocks, removed, float(saved)))
-    return widths
+        less = whole[weighed] - count(small, cutter.example)[weighed] if weighed else len(going)
+        saved.append(float(less))
+    return saved, cutter.failed.get(root)
+
+
+def _going(entry: Ranked, blocks: int) -> list[int]:
+    """The atoms of the first blocks."""
+    return sorted(atom for block in entry.blocks[:blocks] for atom in block)
+
+
+def _widths(entry: Ranked, cutter: Cutter, saved: Sequence[float]) -> list[_Width]:
+    """The widths of a part to measure, in descending order."""
+    numbers = measured_at(len(entry.blocks))
+    return [
+        _Width(blocks, cutter.coupling.removed(_going(entry, blocks)), less)
+        for blocks, less in zip(numbers, saved, strict=False)
+    ]
 
 
 def _scored(entry: Ranked, widths: Sequence[_Width], measured: Sequence[float]) -> Ranked:

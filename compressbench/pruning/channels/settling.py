@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.types import DataSpec
 from compressbench.pruning.channels.coupling import Coupling, GroupPart, couple, without
 from compressbench.pruning.channels.removal import atoms_of, failing, remove_channels
 from compressbench.pruning.channels.shadows import Place
 from compressbench.pruning.channels.tracing import REFUSALS
 
+EXAMPLES = 4  # samples on which a pruned model is verified
 ROUNDS = 6  # of other ways to split channels over axes
+_planned: WeakKeyDictionary[nn.Module, Coupling] = WeakKeyDictionary()
+
+
+def example_inputs(spec: DataSpec) -> Tensor:
+    """A few random samples, the same in every process."""
+    return spec.noise(EXAMPLES, torch.Generator().manual_seed(0))
+
+
+def planned_coupling(model: nn.Module, spec: DataSpec) -> Coupling:
+    """The `settled_coupling` of a copy of `model`, found once for each model of a plan."""
+    if model not in _planned:
+        _planned[model] = settled_coupling(deepcopy(model).cpu().eval(), example_inputs(spec))
+    return _planned[model]
 
 
 def settled_coupling(model: nn.Module, example: Tensor) -> Coupling:

@@ -49,7 +49,8 @@ def gradient_sums(
     }
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     counts = torch.zeros(2, dtype=torch.float64, device=device)
-    for gradients, count in batch_gradients(model, layers, context, images, batch_size):
+    sums = {"counts": counts} | {f"of {name}": total for name, total in totals.items()}
+    for gradients, count in batch_gradients(model, layers, context, images, batch_size, sums):
         counts += torch.tensor([1.0, count], dtype=torch.float64, device=device)
         for name, gradient in zip(layers, gradients, strict=True):
             totals[name] += part(weights[name], gradient.double(), count)
@@ -64,18 +65,21 @@ def batch_gradients(
     context: Context,
     images: int,
     batch_size: int,
+    sums: dict[str, Tensor],
 ) -> Iterator[tuple[list[Tensor], int]]:
     """Yield, for each batch of this rank, the gradients and the number of images.
 
-    The gradients are those of the batch's mean loss, one per layer, in the shape of its
-    weight. The model runs in eval mode, so BatchNorm uses its running statistics.
+    The gradients are those of the batch's mean loss, one per layer, in the shape of its weight. The
+    model runs in eval mode, so BatchNorm uses its running statistics. `sums` are what the caller
+    changes, in place, for `watched_batches`.
     """
     task = task_of(context.data.spec)
     if not task.learns:
         raise UserError("criterion: gradients of the loss need labels; the data have none")
     probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
     weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
-    for inputs, targets in watched_batches(context, images, batch_size, "gradients of the weights"):
+    text = "gradients of the weights"
+    for inputs, targets in watched_batches(context, images, batch_size, text, sums):
         with torch.enable_grad():
             loss = task.loss(probe(inputs), targets)
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True)

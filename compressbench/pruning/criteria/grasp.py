@@ -57,15 +57,22 @@ class Grasp:
         probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
         weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-            gradient = self._mean(probe, weights, context, _gradient)
-            product = self._mean(probe, weights, context, partial(_product, gradient))
+            gradient = self._mean(probe, weights, context, "gradients", _gradient)
+            product = self._mean(
+                probe, weights, context, "gradient flow", partial(_product, gradient)
+            )
         return {
             name: (weight.detach().double() * values).float()
             for name, weight, values in zip(layers, weights, product, strict=True)
         }
 
     def _mean(
-        self, probe: nn.Module, weights: Weights, context: Context, part: Callable[..., Weights]
+        self,
+        probe: nn.Module,
+        weights: Weights,
+        context: Context,
+        text: str,
+        part: Callable[..., Weights],
     ) -> list[Tensor]:
         """Mean over all images of `part(loss, weights)`, which must be linear in the loss."""
         totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
@@ -73,7 +80,8 @@ class Grasp:
         task = task_of(context.data.spec)
         if not task.learns:
             raise UserError("criterion: gradients of the loss need labels; the data have none")
-        batches = watched_batches(context, self.images, self.batch_size, "gradient flow")
+        sums = {"images": images} | {str(n): total for n, total in enumerate(totals)}
+        batches = watched_batches(context, self.images, self.batch_size, text, sums)
         for inputs, targets in batches:
             images += len(targets)
             with torch.enable_grad():

@@ -39,7 +39,8 @@ def input_squares(
         for module in _with_weight(probe, probe.get_parameter(f"{name}.weight"))
     ]
     try:
-        for inputs, _ in watched_batches(context, images, batch_size, "inputs of the layers"):
+        text = "inputs of the layers"
+        for inputs, _ in watched_batches(context, images, batch_size, text, totals):
             probe(inputs)
     finally:
         for handle in handles:

@@ -92,7 +92,7 @@ def channel_means(
             sums = _channel_sums(probe.get_submodule(name), value(output))
             totals[name] = totals[name] + sums if name in totals else sums
 
-    for inputs, _ in watched_batches(context, images, batch_size, "outputs of the layers"):
+    for inputs, _ in watched_batches(context, images, batch_size, "outputs of the layers", totals):
         watch(probe, inputs, sites, take)
     return {name: _mean(sum_over_ranks(totals[name])).cpu() for name in layers}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressbench.core.digests import named
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.layers import is_transposed, output_channels, output_rows, per_output
 from compressbench.core.types import Context
@@ -27,7 +29,9 @@ def scores_of(
     shapes and for values that are not finite.
     """
     if callable(getattr(criterion, "of_model", None)):
-        scores = criterion.of_model(model, layers, context)
+        asked = [repr([criterion, list(layers)]), *named(model.state_dict())]
+        journal = context.journal.within("scores", *asked)
+        scores = criterion.of_model(model, layers, replace(context, journal=journal))
     else:
         scores = criterion(layers, context)
     for name, layer in layers.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from compressbench.analysis.input_moments import Moments
 from compressbench.analysis.layer_inputs import WorkingCopies, layer_moments
 from compressbench.analysis.obs import compensated, damped, inverse_factor
+from compressbench.core.digests import named
 from compressbench.core.errors import UserError
 from compressbench.core.layers import per_output
 from compressbench.core.types import Context
@@ -59,14 +61,20 @@ class SparseGpt:
         _check_kinds(layers)
         reference = WorkingCopies.of(model, context).reference
         models = WorkingCopies(reference, reference)
-        scores = {}
-        for number, (name, layer) in enumerate(layers.items()):
-            context.progress(number, len(layers), f"inputs of {name}")
-            moments = layer_moments(name, models, context, self.images, drift=False)
+        before = context.journal.before(len(layers))
+
+        def score_of(name: str) -> Tensor:
+            inner = replace(context, journal=context.journal.within(name))
+            moments = layer_moments(name, models, inner, self.images, drift=False)
             factor = inverse_factor(damped(moments.second.double(), self.damping))
             diagonal = factor.diagonal(dim1=1, dim2=2)[:, None]
             score = (moments.rows(moments.weight).double() / diagonal).square()
-            scores[name] = score.reshape(layer.get_parameter("weight").shape).float().cpu()
+            return score.reshape(layers[name].get_parameter("weight").shape).float().cpu()
+
+        scores = {}
+        for number, name in enumerate(layers):
+            context.progress(number, len(layers), f"inputs of {name}{before}")
+            scores[name] = context.journal.once(name, partial(score_of, name))
         return scores
 
     @torch.no_grad()
@@ -75,13 +83,20 @@ class SparseGpt:
     ) -> dict[str, Tensor]:
         """New weights of the layers in `masks`, zero where the mask is False."""
         models = WorkingCopies.of(model, context)
+        asked = [repr([self, context.batchnorm]), *named(model.state_dict()), *named(masks)]
+        journal = context.journal.within("update", *asked)
+        before = journal.before(len(masks))
+
+        def repaired(name: str, mask: Tensor) -> Tensor:
+            inner = replace(context, journal=journal.within(name))
+            moments = layer_moments(name, models, inner, self.images, self.drift)
+            return self.repair(moments, mask.to(moments.weight.device)).cpu()
+
         updated = {}
         for number, (name, mask) in enumerate(masks.items()):
-            context.progress(number, len(masks), f"updating {name}")
-            moments = layer_moments(name, models, context, self.images, self.drift)
-            weight = self.repair(moments, mask.to(moments.weight.device))
-            models.changed.get_parameter(f"{name}.weight").copy_(weight)
-            updated[name] = weight.cpu()
+            context.progress(number, len(masks), f"updating {name}{before}")
+            updated[name] = journal.once(name, partial(repaired, name, mask))
+            models.changed.get_parameter(f"{name}.weight").copy_(updated[name])
         context.progress(len(masks), len(masks), "updating weights")
         return updated
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from compressbench.core.activation_quantizers import ActivationQuantizers, SiteQuantizer
 from compressbench.core.activation_sites import TracedSite
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.quantization.grids.site_values import Sums
 
 DOMINATES = 4.0  # a sum of this many times the magnitude of what was summed wastes two bits
 _LOST = 0.1  # share of the variance, as in a signal-to-noise ratio of 10 dB
@@ -83,12 +84,12 @@ def isolated(
     numbers: Sequence[int],
     quantizers: ActivationQuantizers,
     seen: Sequence[Extremes],
-    run: Callable[[], object],
+    run: Callable[[Sums], object],
     device: torch.device,
 ) -> dict[int, str]:
     """Those of `numbers` whose values are either near an extreme or lost in one step, and why.
 
-    `run` passes the calibration images through the model.
+    `run` passes the calibration images through the model, which changes the sums given to it.
     """
     if not numbers:
         return {}
@@ -98,11 +99,12 @@ def isolated(
         if number in sums:
             grid = quantizers[number]
             assert isinstance(grid, SiteQuantizer)
-            sums[number] += _sums(values, grid, seen[number].magnitude)
+            new = _sums(values, grid, seen[number].magnitude)
+            sums[number] = sums[number].to(new.device) + new
 
     quantizers.observe = observe
     try:
-        run()
+        run(Sums(sums))
     finally:
         quantizers.observe = None
     lost = [n for n in numbers if _is_lost(*sum_over_ranks(sums[n]).tolist())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from compressbench.core.activation_quantizers import SiteQuantizer, attach_
 from compressbench.core.activation_sites import TracedSite, site_name, trace_sites
+from compressbench.core.digests import named
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.nearest import nearest_of_many
 from compressbench.core.protocols import Observer
@@ -156,7 +157,8 @@ def _calibrate_(
             grid.set_range_(low, high, edit["power_of_two"])
     if found is not None:
         doubtful = suspects(found, extremes, reasons, bits)
-        run = partial(run_images, model, context, *size)
+        journal = context.journal.within("isolated", repr(size), *named(model.state_dict()))
+        run = partial(run_images, model, replace(context, journal=journal), *size)
         reasons |= isolated(doubtful, quantizers, extremes, run, context.runtime.device)
     return reasons
 

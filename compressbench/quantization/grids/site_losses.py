@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import ActivationQuantizers, SiteQuantizer
 from compressbench.core.activation_sites import site_name
+from compressbench.core.digests import named
 from compressbench.core.distributed import max_over_ranks, sum_over_ranks
 from compressbench.core.edits import activation_grid
 from compressbench.core.types import Artifact, Context, Edit
@@ -69,10 +70,11 @@ def site_losses(model: nn.Module, edit: Edit | None, context: Context) -> list[R
         sums[number] = _added(sums[number], new) if number in sums else new
 
     quantizers.observe = observe
+    journal = context.journal.within("losses", *named(model.state_dict()))
     try:
         model.eval().to(context.runtime.device)
         images = min(IMAGES, int(edit["calibration"]["images"]))
-        run_images(model, context, images, BATCH)
+        run_images(model, replace(context, journal=journal), images, BATCH, _Seen(sums))
     finally:
         quantizers.observe = None
         model.cpu()
@@ -81,6 +83,19 @@ def site_losses(model: nn.Module, edit: Edit | None, context: Context) -> list[R
         for number, site in enumerate(edit["sites"])
     ]
     return sorted(rows, key=lambda row: -row["lost"])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The sums of all sites as one state."""
+
+    sums: dict[int, _Sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): sums for number, sums in self.sums.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.sums.update({int(number): sums for number, sums in state_dict.items()})
 
 
 def _warnings(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -132,7 +147,7 @@ def _per_channel(exact: Tensor, errors: Tensor, axis: int) -> Tensor:
 def _added(old: _Sums, new: _Sums) -> _Sums:
     """The sums of both; empty for an axis whose length differs, such as that of the batch."""
     return {
-        n: old[n] + new[n] if old[n].shape == new[n].shape else old[n][:0]
+        n: old[n].to(new[n].device) + new[n] if old[n].shape == new[n].shape else old[n][:0]
         for n in old.keys() & new.keys()
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import CHILD, ActivationQuantizers
 from compressbench.core.calls import tensors_in
+from compressbench.core.digests import named
 from compressbench.core.distributed import max_over_ranks
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.journal import HasState, Journal
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.data.calibration import training_images
@@ -55,9 +57,13 @@ def observe_sites(
     Infinities of a mask disappear before the output of the model: others make a site undefined.
     """
     seen = [Seen(observer.start()) for _ in quantizers]
+    state = _State(seen)
+    asked = [repr([observer, images, batch_size]), *named(model.state_dict())]
+    journal = context.journal.within("observer", *asked) if state.can_be_saved else Journal()
     quantizers.observe = lambda number, values: _update(seen[number], observer, values.detach())
     try:
-        finite = run_images(model, context, images, batch_size)
+        inner = replace(context, journal=journal)
+        finite = run_images(model, inner, images, batch_size, state)
     finally:
         quantizers.observe = None
     _share_(seen, finite, context.runtime.device)
@@ -88,11 +94,82 @@ def _share_(seen: Sequence[Seen], finite: bool, device: torch.device) -> None:
         one.undefined = bool(undefined) or (bool(infinite) and bool(broken))
 
 
-def run_images(model: nn.Module, context: Context, images: int, batch_size: int) -> bool:
-    """Run `model` on training images; return whether all its outputs are finite."""
-    finite = True
+def run_images(
+    model: nn.Module, context: Context, images: int, batch_size: int, state: HasState
+) -> bool:
+    """Run `model` on training images; return whether all its outputs are finite.
+
+    `state` is what the quantizers' `observe` changes. The journal of `context` keeps it, for this
+    model and this use only.
+    """
+    whole = _Whole(state)
     with torch.no_grad():
-        for inputs in training_images(context, images, batch_size):
+        batches = training_images(context, images, batch_size)
+        for inputs in context.journal.over("images", batches, whole):
             outputs = tensors_in([model(inputs)])
-            finite &= all(bool(output.isfinite().all()) for output in outputs)
-    return finite
+            whole.finite &= all(bool(output.isfinite().all()) for output in outputs)
+    return whole.finite
+
+
+@dataclass
+class _Whole:
+    """The state of a pass: whether all outputs were finite, and what was observed."""
+
+    observed: HasState
+    finite: bool = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finite": self.finite, "observed": self.observed.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.finite = state_dict["finite"]
+        self.observed.load_state_dict(state_dict["observed"])
+
+
+@dataclass
+class Sums:
+    """Observed tensors by name, which are replaced or changed in place."""
+
+    tensors: dict[Any, Tensor]
+
+    def state_dict(self) -> dict[Any, Tensor]:
+        return self.tensors
+
+    def load_state_dict(self, state_dict: dict[Any, Tensor], /) -> None:
+        self.tensors.clear()
+        self.tensors.update(state_dict)
+
+
+@dataclass
+class _State:
+    """What was seen at all sites; statistics are tensors or dataclasses of tensors and numbers."""
+
+    seen: Sequence[Seen]
+
+    @property
+    def can_be_saved(self) -> bool:
+        return all(
+            isinstance(part, (Tensor, int, float))
+            for one in self.seen
+            for part in _parts(one.statistic).values()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): _parts(one) | {"statistic": _parts(one.statistic)}
+                for number, one in enumerate(self.seen)}  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        for number, one in enumerate(self.seen):
+            facts = state_dict[str(number)]
+            statistic = facts.pop("statistic")
+            whole = isinstance(one.statistic, Tensor)
+            one.statistic = statistic[""] if whole else replace(one.statistic, **statistic)
+            for name, value in facts.items():
+                setattr(one, name, value)
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, or `value` itself under the name ""."""
+    if not is_dataclass(value):
+        return {"": value}
+    return {part.name: getattr(value, part.name) for part in fields(value)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressbench.core.digests import named
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.edits import add_bias_
 from compressbench.core.errors import CheckFailedError
@@ -84,11 +85,14 @@ def _shifts(
     """Map each layer to the shift to add to its bias, float64 [O]: the mean over all batches."""
     sizes = [len(model.get_parameter(f"{name}.weight")) for name in layers]
     total = torch.zeros(sum(sizes) + 1, dtype=torch.float64)
+    asked = [repr([images, batch_size, layers]), *named(model.state_dict())]
+    journal = context.journal.within("bias", *asked, *named(reference.state_dict()))
     for each in (model, reference):
         each.eval().to(context.runtime.device)
     try:
         with torch.no_grad():
-            for inputs in training_images(context, images, batch_size):
+            batches = training_images(context, images, batch_size)
+            for inputs in journal.over("batches", batches, {"total": total}):
                 shifts = _align(model, _means(reference, layers, inputs), inputs)
                 parts = [shifts[name].double().cpu() for name in layers]
                 total += len(inputs) * torch.cat([*parts, torch.ones(1, dtype=torch.float64)])

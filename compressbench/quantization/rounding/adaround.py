@@ -10,10 +10,11 @@ from torch import nn
 from compressbench.analysis.input_moments import Moments
 from compressbench.analysis.layer_inputs import WorkingCopies
 from compressbench.core.grid import Grid, GridWeight
+from compressbench.core.journal import Journal
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
-from compressbench.quantization.rounding.layer_by_layer import rounded_in_order
+from compressbench.quantization.rounding.layer_by_layer import begun, rounded_in_order
 from compressbench.quantization.rounding.reconstruction import Fit, fit_layer
 
 
@@ -56,8 +57,8 @@ class AdaRound:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        def fitted(moments: Moments, grid: Grid) -> GridWeight:
-            return fit_layer(moments, grid, self.ranges, self.fit())
+        def fitted(moments: Moments, grid: Grid, kept: Journal) -> GridWeight:
+            return fit_layer(moments, grid, self.ranges, self.fit(), journal=kept)
 
-        models = WorkingCopies.of(model, context)
-        return rounded_in_order(models, grids, fitted, context, self.images)
+        journal, models = begun(self, model, grids, context), WorkingCopies.of(model, context)
+        return rounded_in_order(models, grids, fitted, context, self.images, journal)

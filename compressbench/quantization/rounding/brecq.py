@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from compressbench.analysis.layer_inputs import (
 from compressbench.core.batchnorm import Pairs, Sums
 from compressbench.core.distributed import mean_over_ranks, world_size
 from compressbench.core.errors import UserError
-from compressbench.core.grid import Grid, GridWeight, choose_scale, on_cpu, round_to_grid
+from compressbench.core.grid import Grid, GridWeight, choose_scale, round_to_grid
+from compressbench.core.journal import Journal
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer, is_number
 from compressbench.quantization.rounding.blocks import Unit, find_units
+from compressbench.quantization.rounding.layer_by_layer import begun, finished
 from compressbench.quantization.rounding.reconstruction import Fit, SoftSteps, fit_, fit_layer
 
 CACHE_BYTES = 2 * 2**30  # limit on cached inputs and outputs of a block, per process
@@ -83,28 +86,47 @@ class Brecq:
         units = find_units(models.reference, list(grids), example)
         generator = torch.Generator().manual_seed(context.seed)
         rounded: dict[str, GridWeight] = {}
+        journal = begun(self, model, grids, context)
+        before = journal.before(len(units))
         for number, unit in enumerate(units):
-            context.progress(number, len(units), f"rounding {unit.name}")
-            unit_grids = {name: grids[name] for name in unit.layers}
-            results = (
-                self._fit_block(Block.of(unit, models, context, self.images), unit_grids, generator)
-                if unit.is_block
-                else self._fit_layer(unit.name, models, unit_grids[unit.name], context)
-            )
+            context.progress(number, len(units), f"rounding {unit.name}{before}")
+            inner = replace(context, journal=journal.within(unit.name))
+            fitted = partial(self._fit_unit, unit, models, grids, inner, generator)
+            results = finished(journal, unit.name, fitted, generator)
             for name, result in results.items():
                 models.changed.get_parameter(f"{name}.weight").copy_(result.weight)
             rounded |= results
         context.progress(len(units), len(units), "rounding")
-        return {name: on_cpu(rounded[name]) for name in grids}
+        return {name: rounded[name] for name in grids}
+
+    def _fit_unit(
+        self,
+        unit: Unit,
+        models: WorkingCopies,
+        grids: Mapping[str, Grid],
+        context: Context,
+        generator: torch.Generator,
+    ) -> dict[str, GridWeight]:
+        if not unit.is_block:
+            return self._fit_layer(unit.name, models, grids[unit.name], context)
+        block = Block.of(unit, models, context, self.images)
+        return self._fit_block(
+            block, {name: grids[name] for name in unit.layers}, generator, context.journal
+        )
 
     def _fit_layer(
         self, name: str, models: WorkingCopies, grid: Grid, context: Context
     ) -> dict[str, GridWeight]:
         moments = layer_moments(name, models, context, self.images)
-        return {name: fit_layer(moments, grid, self.ranges, self.fit(), self.scale_learning_rate)}
+        rate, journal = self.scale_learning_rate, context.journal
+        return {name: fit_layer(moments, grid, self.ranges, self.fit(), rate, journal)}
 
     def _fit_block(
-        self, block: Block, grids: Mapping[str, Grid], generator: torch.Generator
+        self,
+        block: Block,
+        grids: Mapping[str, Grid],
+        generator: torch.Generator,
+        journal: Journal,
     ) -> dict[str, GridWeight]:
         soft, nearest = {}, {}
         for name, grid in grids.items():
@@ -120,7 +142,8 @@ class Brecq:
             weights = {name: part.weight() for name, part in soft.items()}
             return block.error(weights, rows) / (usual or 1.0)
 
-        fit_(list(soft.values()), error, self.fit(), self.scale_learning_rate)
+        rate = self.scale_learning_rate
+        fit_(list(soft.values()), error, self.fit(), rate, journal, generator)
         fitted = {name: part.rounded() for name, part in soft.items()}
         return fitted if block.total_error(fitted) < usual else nearest
 

@@ -21,11 +21,12 @@ from compressbench.core.grid import (
     round_to_grid,
     step_limits,
 )
+from compressbench.core.journal import Journal
 from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.types import Context
 from compressbench.core.validation import check_flag, check_integer, check_positive
-from compressbench.quantization.rounding.layer_by_layer import rounded_in_order
+from compressbench.quantization.rounding.layer_by_layer import begun, rounded_in_order
 
 Order = Literal["activation", "natural"]
 ORDERS = ("activation", "natural")
@@ -75,8 +76,12 @@ class Gptq:
     def __call__(
         self, model: nn.Module, grids: Mapping[str, Grid], context: Context
     ) -> dict[str, GridWeight]:
-        models = WorkingCopies.of(model, context)
-        return rounded_in_order(models, grids, self.round, context, self.images, self.drift)
+        journal, models = begun(self, model, grids, context), WorkingCopies.of(model, context)
+
+        def rounded(moments: Moments, grid: Grid, kept: Journal) -> GridWeight:
+            return self.round(moments, grid)
+
+        return rounded_in_order(models, grids, rounded, context, self.images, journal, self.drift)
 
     def round(self, moments: Moments, grid: Grid) -> GridWeight:
         """Quantize one layer, minimizing the output error given by `moments`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -26,7 +27,9 @@ class Nearest:
     ) -> dict[str, GridWeight]:
         rounded = {}
         for name, grid in grids.items():
-            weight = model.get_parameter(f"{name}.weight")
-            scale, zero_point = choose_scale(weight, grid, self.ranges)
-            rounded[name] = round_to_grid(weight, scale, grid, zero_point)
+            weight = model.get_parameter(f"{name}.weight").detach()
+            journal = context.journal.within("nearest", repr([self, grid]), weight)
+            choose = partial(choose_scale, weight, grid, self.ranges)
+            scale, zero_point = journal.once("scale", choose)
+            rounded[name] = round_to_grid(weight, scale.to(weight.device), grid, zero_point)
         return rounded

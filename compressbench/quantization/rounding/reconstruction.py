@@ -19,6 +19,7 @@ from compressbench.core.grid import (
     round_to_grid,
     step_limits,
 )
+from compressbench.core.journal import Journal
 from compressbench.core.layers import per_output
 from compressbench.core.protocols import Observer
 from compressbench.core.validation import check_integer, check_positive, check_share
@@ -120,21 +121,27 @@ def fit_(
     error: Callable[[], Tensor],
     fit: Fit,
     scale_learning_rate: float = 0.0,
+    journal: Journal | None = None,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Minimize `error()`, a scalar near 1 for rounding to nearest, over the rounding of `parts`.
 
     Gradients are averaged over ranks, so all ranks take the same steps. With a
-    `scale_learning_rate` above 0, scales are also learned, except powers of two.
+    `scale_learning_rate` above 0, scales are also learned, except powers of two. `journal` keeps
+    the state of this fit from time to time, with that of the `generator` that `error` draws from;
+    not on several ranks, which would have to resume from the same step.
     """
-    steps = [part.v for part in parts]
-    groups: list[dict[str, Any]] = [{"params": steps, "lr": fit.learning_rate}]
+    moves = [part.v for part in parts]
+    groups: list[dict[str, Any]] = [{"params": moves, "lr": fit.learning_rate}]
     gains = [part.log_gain for part in parts if not part.power_of_two]
     if scale_learning_rate > 0 and gains:
         groups.append({"params": gains, "lr": scale_learning_rate})
     optimizer = torch.optim.Adam(groups)
-    learned = [*steps, *gains]
+    learned = [*moves, *gains]
     choices = max(1, sum(int(part.free.sum()) for part in parts))
-    for step in range(fit.iterations):
+    steps = range(fit.iterations)
+    kept = journal if journal is not None and world_size() == 1 else Journal()
+    for step in kept.over("fit", steps, _State(learned, optimizer, generator)):
         total, beta = error(), fit.beta(step)
         if beta is not None:
             penalty = torch.stack([part.penalty(beta) for part in parts]).sum()
@@ -145,13 +152,40 @@ def fit_(
         optimizer.step()
 
 
+@dataclass(frozen=True)
+class _State:
+    """What `fit_` changes: the learned tensors, the optimizer, the random generator."""
+
+    learned: Sequence[Tensor]
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator | None
+
+    def state_dict(self) -> dict[str, Any]:
+        state = None if self.generator is None else self.generator.get_state()
+        return {"learned": list(self.learned), "optimizer": self.optimizer.state_dict(),
+                "generator": state}  # fmt: skip
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        for tensor, value in zip(self.learned, state_dict["learned"], strict=True):
+            tensor.copy_(value)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        if self.generator is not None:
+            self.generator.set_state(state_dict["generator"].cpu())
+
+
 def fit_layer(
-    moments: Moments, grid: Grid, ranges: Observer, fit: Fit, scale_learning_rate: float = 0.0
+    moments: Moments,
+    grid: Grid,
+    ranges: Observer,
+    fit: Fit,
+    scale_learning_rate: float = 0.0,
+    journal: Journal | None = None,
 ) -> GridWeight:
     """Learn the rounding of one layer, minimizing the output error given by `moments`.
 
     Errors of outputs are relative to those of rounding to nearest; outputs that end up with a
-    larger error are rounded to nearest.
+    larger error are rounded to nearest. `journal` keeps the state of this fit.
     """
     weight = moments.weight
     scale, zero_point = choose_scale(weight, grid, ranges)
@@ -159,7 +193,11 @@ def fit_layer(
     usual = moments.error(nearest.weight)
     unit = torch.where(usual > 0, usual, torch.ones_like(usual))
     soft = SoftSteps(weight, grid, scale, zero_point)
-    fit_([soft], lambda: (moments.error(soft.weight()) / unit).mean(), fit, scale_learning_rate)
+
+    def error() -> Tensor:
+        return (moments.error(soft.weight()) / unit).mean()
+
+    fit_([soft], error, fit, scale_learning_rate, journal)
     fitted = soft.rounded()
     if scale_learning_rate > 0:  # outputs may share a scale: take all or none
         return fitted if bool(moments.error(fitted.weight).sum() < usual.sum()) else nearest

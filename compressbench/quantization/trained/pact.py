@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressbench.core.errors import UserError
-from compressbench.core.validation import is_number
+from compressbench.core.validation import check_not_negative
 from compressbench.quantization.trained.protocols import (
     FixedSite,
     Rounding,
@@ -29,8 +28,7 @@ class Pact:
     decay: float = 0.0005
 
     def __post_init__(self) -> None:
-        if not is_number(self.decay) or not 0 <= self.decay < float("inf"):
-            raise UserError(f"decay must be a number of at least 0, got {self.decay!r}")
+        check_not_negative("decay", self.decay)
 
     def activation(
         self, scale: Tensor, zero_point: Tensor, bits: int, power_of_two: bool

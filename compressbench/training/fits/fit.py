@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compressbench.core.distributed import mean_over_ranks, rank, world_size
 from compressbench.core.edits import apply_mask_, masked_layers
 from compressbench.core.errors import CheckFailedError
+from compressbench.core.kill_points import reached
 from compressbench.core.memory_format import channels_last
 from compressbench.core.types import Context
 from compressbench.data.batches import batches, image_order
@@ -26,6 +27,7 @@ from compressbench.training.fits.schedule import BatchLoss, FitCallback, Schedul
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
 CHECKPOINT = "fit.ckpt"
+FIELDS = {"epoch", "step", "history", "model", "loss", "optimizer", "scheduler", "callback"}
 CHECK_EVERY = 20  # steps between reads of the loss: each read stalls an accelerator
 
 
@@ -168,6 +170,7 @@ class _Module(pl.LightningModule):
         if due and rank() == 0 and self.step < self.steps:
             save_checkpoint(self.checkpoint(), self.context.folder / CHECKPOINT)
             self.saved = time.monotonic()
+            reached("fit.saved")
 
 
 class _Epoch:
@@ -232,7 +235,7 @@ def fit_(
         learned = list(loss.parameters()) if isinstance(loss, nn.Module) else []
         groups = [*groups, {"params": learned}] if learned else groups
         module = _Module(model.train(), loss, schedule, context, groups, callback)
-        state = load_checkpoint(context.folder / CHECKPOINT)
+        state = load_checkpoint(context.folder / CHECKPOINT, FIELDS, model.state_dict())
         if state is not None:
             module.resume_(state)
         trainer = pl.Trainer(
@@ -245,6 +248,7 @@ def fit_(
         )  # fmt: skip
         with channels_last(model, context.data.spec.blank(2), context.runtime.device):
             trainer.fit(module)
+    reached("fit.ended")
     model.cpu().eval()
     _average_statistics_(model)
     return module.history
@@ -276,10 +280,11 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _placement(context: Context) -> dict[str, Any]:
     runtime = context.runtime
-    base: dict[str, Any] = {"accelerator": runtime.accelerator, "num_sanity_val_steps": 0}
-    if world_size() == 1:
-        return {**base, "devices": 1}
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    base: dict[str, Any] = {"accelerator": runtime.accelerator, "num_sanity_val_steps": 0}
+    if world_size() == 1:  # also in a job of Slurm, whose tasks and signals are not Lightning's
+        return {**base, "devices": 1, "plugins": [LightningEnvironment()]}
     from pytorch_lightning.strategies import DDPStrategy
 
     backend = "nccl" if runtime.accelerator == "gpu" else "gloo"

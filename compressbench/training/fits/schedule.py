@@ -5,6 +5,7 @@ Kept apart from the fit because Lightning takes seconds to import.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
-from compressbench.core.validation import check_integer, check_positive, check_share
+from compressbench.core.validation import (
+    check_integer,
+    check_not_negative,
+    check_positive,
+    check_share,
+    is_number,
+)
+
+MOST_EPOCHS = 1e6
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 # (model, inputs, targets, row numbers in the training split) -> (loss, logits)
@@ -70,9 +80,10 @@ class Schedule(FitOptions):
     """
 
     def __post_init__(self) -> None:
-        check_positive("epochs", self.epochs)
+        check_positive("epochs", self.epochs, MOST_EPOCHS)
         check_integer("batch_size", self.batch_size, 2)
         check_share("warmup", self.warmup)
+        _check_optimizer(self.optimizer)
         try:
             self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
@@ -98,6 +109,16 @@ class Schedule(FitOptions):
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Raise UserError for options of a wrong type or size, which torch takes or explains badly."""
+    if isinstance(optimizer, functools.partial):
+        for problem in mistyped(optimizer.func, optimizer.keywords):
+            raise UserError(f"optimizer.{problem}")
+        for name, value in optimizer.keywords.items():
+            if is_number(value):
+                check_not_negative(f"optimizer.{name}", value)
 
 
 def schedule_of(options: FitOptions) -> Schedule:

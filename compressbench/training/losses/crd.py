@@ -52,7 +52,7 @@ class Crd:
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
-        check_integer("dimensions", self.dimensions, 1)
+        check_integer("dimensions", self.dimensions, 1, 2**16)
         check_layers(self.layers)
         check_positive("weight", self.weight)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from compressbench.core.digests import named
 from compressbench.core.distributed import rank, sum_over_ranks, world_size
 from compressbench.core.formatting import bytes_text
 from compressbench.core.types import ACTIVATION_QUANTIZED, WEIGHT_QUANTIZED, Context, Data
@@ -68,10 +70,16 @@ class LookUp:
         starts = range(rank() * BLOCK, images, world_size() * BLOCK)
         empty = _example(teachers, context)
         self.tables = {n: x.new_zeros(images, *x.shape[1:]) for n, x in empty.items()}
+        states = (tensor for model in teachers.models for tensor in named(model.state_dict()))
+        journal = context.journal.within("teachers", repr(teachers.layers), *states)
+
+        def outputs_of(start: int) -> dict[str, Tensor]:
+            return teachers(context.data.prepare(_rows(context, start, start + BLOCK)))
+
+        text = f"teacher outputs, computed once for all epochs{journal.before(len(starts))}"
         for number, start in enumerate(starts):
-            context.progress(number, len(starts), "teacher outputs, computed once for all epochs")
-            inputs = context.data.prepare(_rows(context, start, start + BLOCK))
-            for name, outputs in teachers(inputs).items():
+            context.progress(number, len(starts), text)
+            for name, outputs in journal.once(str(start), partial(outputs_of, start)).items():
                 self.tables[name][start : start + BLOCK] = outputs
         if world_size() > 1:
             self.tables = {name: sum_over_ranks(table) for name, table in self.tables.items()}

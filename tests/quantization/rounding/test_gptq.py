@@ -25,6 +25,7 @@ from tests.two_ranks import on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
+CONTEXT = Context(None, Runtime(), 0, Path(), None)  # of which nothing is used
 LAYERS = {
     "linear": (lambda: nn.Linear(11, 5), (9, 11)),
     "linear on sequences": (lambda: nn.Linear(7, 3), (2, 5, 7)),
@@ -73,7 +74,7 @@ def test_outputs_are_nearer_than_rounding_to_nearest_leaves_them(kind, bits, opt
     clean = clean if options.get("drift", True) else seen
     grid = Grid(bits)
     found = Gptq(Mse(), **options).round(moments_of(layer, clean, seen), grid)
-    nearest = Nearest(Mse())(nn.Sequential(layer), {"0": grid}, None)["0"]
+    nearest = Nearest(Mse())(nn.Sequential(layer), {"0": grid}, CONTEXT)["0"]
     ours = output_error(layer, found.weight, clean, seen)
     usual = output_error(layer, nearest.weight, clean, seen)
     assert (ours <= usual * 1.001 + 1e-4).all()
@@ -134,7 +135,7 @@ def test_unrelated_inputs_of_equal_size_give_nearest():
     moments = moments_of(layer, inputs, inputs)
     for grid in (Grid(3), Grid(4, "group", 20, symmetric=False)):
         found = Gptq(Mse()).round(moments, grid)
-        nearest = Nearest(Mse())(nn.Sequential(layer), {"0": grid}, None)["0"]
+        nearest = Nearest(Mse())(nn.Sequential(layer), {"0": grid}, CONTEXT)["0"]
         assert torch.equal(found.steps, nearest.steps)
 
 
@@ -143,7 +144,7 @@ def test_inputs_that_are_always_zero_leave_their_weights_at_nearest():
     clean[:, [2, 5]] = 0.0
     for inputs in (clean, clean * 0):
         found = Gptq(MinMax()).round(moments_of(layer, inputs, inputs), Grid(3))
-        nearest = Nearest(MinMax())(nn.Sequential(layer), {"0": Grid(3)}, None)["0"]
+        nearest = Nearest(MinMax())(nn.Sequential(layer), {"0": Grid(3)}, CONTEXT)["0"]
         assert torch.equal(found.steps[:, [2, 5]], nearest.steps[:, [2, 5]])
 
 

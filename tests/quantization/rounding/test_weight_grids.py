@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torch import nn
 
 from compressbench.core.errors import UserError
 from compressbench.core.grid import Grid, check_integer, choose_scale, round_to_grid
+from compressbench.core.types import Context, Runtime
 from compressbench.quantization.observers.minmax import MinMax
 from compressbench.quantization.rounding.nearest import Nearest
 
+CONTEXT = Context(None, Runtime(), 0, Path(), None)  # of which nothing is used
 SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=5)
 GRIDS = st.builds(Grid, st.integers(2, 8), st.sampled_from(["tensor", "channel"]))
 
@@ -97,7 +100,7 @@ def test_a_zero_channel_has_scale_one_and_so_has_a_subnormal_one():
 def test_nearest_quantizes_only_what_it_is_given_and_does_not_change_the_model():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(4, 5))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    result = Nearest(MinMax())(model, {"1": Grid(4, "channel")}, None)
+    result = Nearest(MinMax())(model, {"1": Grid(4, "channel")}, CONTEXT)
     assert set(result) == {"1"}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

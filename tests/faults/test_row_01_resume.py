@@ -1,4 +1,4 @@
-"""A run that is stopped: what it says, and that the same command goes on to the same end."""
+"""A fit that is stopped twice: the same command goes on to the same end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from random import Random
 
 import pytest
 import torch
@@ -18,14 +17,12 @@ from tests.end_to_end.running import (
     command,
     environment,
     finished_run,
-    read_run,
     run_here,
     stages_in,
 )
 
 FIT = ("recipe=baseline", "model=mlp", "recipe.stages.train.epochs=30", "checkpoint_seconds=0")
 COMMAND = (*FIT, *QUIET)
-STAGES = ("train", "prune", "finetune", "quantize")
 
 
 def saved_epoch(store) -> int:
@@ -44,7 +41,7 @@ def kill(folder, store) -> int:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while saved_epoch(store) < before + 5 and time.monotonic() < deadline:
             time.sleep(0.02)
             assert process.poll() is None, process.communicate()
@@ -70,21 +67,7 @@ def signalled(number: signal.Signals, folder, store) -> Finished:
         return run_here(COMMAND, folder, store)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_fit_with_a_line(tmp_path, number, code):
-    folder, store = tmp_path / "work", tmp_path / "store"
-    folder.mkdir()
-    done = signalled(number, folder, store)
-    assert done.code == code
-    assert done.err.strip() == (
-        f"compressbench: interrupted ({number.name}): run the same command to resume"
-    )
-    assert read_run(folder).report["status"] == "killed"
-    assert not stages_in(store)
-    assert saved_epoch(store) == 3
-
-
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_row_01_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     store = tmp_path / "store"
     folders = [tmp_path / name for name in ("asked", "killed", "resumed", "undisturbed")]
     for folder in folders:
@@ -108,44 +91,3 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     history = [run.stage("train")["history"] for run in (resumed, undisturbed)]
     assert history[0] == history[1]
     assert not list(store.glob("tmp/work-*")), "the checkpoint goes when the stage is published"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(3))
-def test_kills_at_any_moment_cost_no_finished_stage(digits_run, tmp_path, seed):
-    """Over and over: in a fit, an export, a measurement, between them."""
-    undisturbed, store, random = digits_run("prune_then_quant"), tmp_path / "store", Random(seed)
-    arguments = [*undisturbed.arguments, "checkpoint_seconds=0"]
-    finished: set[str] = set()
-    for attempt in range(40):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        process = subprocess.Popen(
-            command(*arguments), cwd=folder, env=environment(store),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            out, err = process.communicate(timeout=random.uniform(4, 16))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        assert process.returncode in (0, -9), err
-        assert not err, "no damaged entry, no traceback"
-        for name in finished:
-            assert f"{name} done" not in out, "a finished stage ran again"
-        finished |= {name for name in STAGES if f"{name} done" in out}
-        if process.returncode == 0:
-            break
-    assert attempt > 0, "never killed"
-    assert read_run(folder).onnx == undisturbed.onnx
-
-
-@pytest.mark.parametrize("name", ["with a space", "größer-模型"])
-def test_odd_letters_in_paths(tmp_path, digits_run, digits_store, name):
-    digits_run("baseline")
-    folder = tmp_path / name
-    folder.mkdir()
-    store = folder / "store"
-    store.symlink_to(digits_store)
-    first = digits_run("baseline")
-    assert finished_run(first.arguments, folder, store).onnx == first.onnx

@@ -12,6 +12,7 @@ import pytest
 from compressbench.core.errors import UserError
 from compressbench.store.entries import Store
 from compressbench.store.keys import content_key
+from tests.faults.disks import make_read_only, small_disk
 
 PARTS = {"kind": "stage", "stage": "Train", "config": {"epochs": 3}}
 KEY = content_key(PARTS)
@@ -67,7 +68,7 @@ store.get_or_build(PARTS, blocked)
 WAITING = "say(store.get_or_build(PARTS, build, on_wait=lambda: say('waiting'))[1])"
 
 
-def test_killed_in_the_build(tmp_path):
+def test_row_02_killed_in_the_build(tmp_path):
     child = start(tmp_path, BLOCKED)
     assert child.stdout.readline() == "building\n"
     kill(child)
@@ -78,7 +79,7 @@ def test_killed_in_the_build(tmp_path):
     assert list((tmp_path / "tmp").iterdir()) == []  # the dead builder's folder as well
 
 
-def test_a_waiter_takes_over_when_the_builder_dies(tmp_path):
+def test_row_06_a_waiter_takes_over_when_the_builder_dies(tmp_path):
     builder = start(tmp_path, BLOCKED)
     assert builder.stdout.readline() == "building\n"
     waiter = start(tmp_path, WAITING)
@@ -88,7 +89,7 @@ def test_a_waiter_takes_over_when_the_builder_dies(tmp_path):
     assert Store(tmp_path).read(KEY).meta == {"done": True}
 
 
-def test_a_waiter_gets_the_entry_of_the_builder(tmp_path):
+def test_row_06_a_waiter_gets_the_entry_of_the_builder(tmp_path):
     body = """
     def slow(folder):
         say("building")
@@ -109,7 +110,7 @@ def test_a_waiter_gets_the_entry_of_the_builder(tmp_path):
     assert (tmp_path / "builds").read_text() == "x"
 
 
-def test_several_processes_build_once(tmp_path):
+def test_row_06_several_processes_build_once(tmp_path):
     body = """
     def slow(folder):
         time.sleep(0.3)
@@ -145,7 +146,7 @@ say("survived")
 """
 
 
-def test_killed_at_every_step_of_the_publication(tmp_path):
+def test_row_02_killed_at_every_step_of_the_publication(tmp_path):
     """The entry is absent or perfect, wherever the kill falls; the next process goes on."""
     absent = present = 0
     for step in range(100):
@@ -183,7 +184,7 @@ except UserError as error:
 """
 
 
-def test_a_file_beyond_the_limit_of_the_process(tmp_path):
+def test_row_03_a_file_beyond_the_limit_of_the_process(tmp_path):
     code, said = finish(start(tmp_path, LIMITED))
     text = " ".join(said)
     assert code == 0
@@ -194,16 +195,10 @@ def test_a_file_beyond_the_limit_of_the_process(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk],
-                          capture_output=True, check=False)  # fmt: skip
-    if done.returncode != 0:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def write_plain(folder):
@@ -227,8 +222,8 @@ def leave_no_room_for_the_manifest(folder):
 
 
 @pytest.mark.parametrize("write", [write_plain, write_safetensors, leave_no_room_for_the_manifest])
-def test_disk_full_leaves_the_old_state_and_names_path_and_bytes(small_disk, write):
-    store = Store(small_disk)
+def test_row_03_disk_full_leaves_the_old_state_and_names_path_and_bytes(disk, write):
+    store = Store(disk)
     old, _ = store.get_or_build({"kind": "old"}, build)
 
     def large(folder):
@@ -237,10 +232,10 @@ def test_disk_full_leaves_the_old_state_and_names_path_and_bytes(small_disk, wri
 
     with pytest.raises(UserError, match=r"full.*more than \d{6,} bytes") as caught:
         store.get_or_build(PARTS, large)
-    assert str(small_disk) in str(caught.value)
-    assert list((small_disk / "tmp").iterdir()) == []
-    assert Store(small_disk).read(old.key) == old
-    assert Store(small_disk).read(KEY) is None
+    assert str(disk) in str(caught.value)
+    assert list((disk / "tmp").iterdir()) == []
+    assert Store(disk).read(old.key) == old
+    assert Store(disk).read(KEY) is None
     assert not store.get_or_build(PARTS, build)[1]  # there is room for this one
 
 
@@ -250,14 +245,14 @@ def serves_what_it_has_and_takes_no_more(root):
         Store(root).get_or_build({"kind": "new"}, build)
 
 
-def test_a_store_on_a_read_only_file_system(small_disk):
-    Store(small_disk).get_or_build(PARTS, build)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    serves_what_it_has_and_takes_no_more(small_disk)
+def test_row_19_a_store_on_a_read_only_file_system(disk):
+    Store(disk).get_or_build(PARTS, build)
+    make_read_only(disk)
+    serves_what_it_has_and_takes_no_more(disk)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_store_without_permission_to_write(tmp_path):
+def test_row_19_a_store_without_permission_to_write(tmp_path):
     Store(tmp_path).get_or_build(PARTS, build)
     folders = [p for p in (tmp_path, *tmp_path.rglob("*")) if p.is_dir()]
     for folder in folders:

@@ -105,7 +105,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("same_process", [False, True], ids=["next process", "same process"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_found_set_aside_and_built_again(tmp_path, caplog, damage, same_process):
+def test_row_05_damage_is_found_set_aside_and_built_again(tmp_path, caplog, damage, same_process):
     store = Store(tmp_path)
     entry, _ = store.get_or_build(PARTS, build)
     damage(entry)
@@ -121,7 +121,7 @@ def test_damage_is_found_set_aside_and_built_again(tmp_path, caplog, damage, sam
     assert (again.folder / "a.bin").read_bytes() == b"a" * 5000
 
 
-def test_two_entries_swapped_are_both_found(tmp_path):
+def test_row_05_two_entries_swapped_are_both_found(tmp_path):
     store = Store(tmp_path)
     a, b = (store.get_or_build(parts, build)[0] for parts in (PARTS, OTHER))
     spare = tmp_path / "spare"
@@ -130,7 +130,7 @@ def test_two_entries_swapped_are_both_found(tmp_path):
     assert Store(tmp_path).read(b.key) is None
 
 
-def test_a_late_finder_of_damage_leaves_the_new_entry_alone(tmp_path, monkeypatch):
+def test_row_05_a_late_finder_of_damage_leaves_the_new_entry_alone(tmp_path, monkeypatch):
     """Another process sets the damaged entry aside and builds it again while we still hash."""
     store = Store(tmp_path)
     entry, _ = store.get_or_build(PARTS, build)

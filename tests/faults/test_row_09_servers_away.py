@@ -1,8 +1,9 @@
-"""Tracking a sweep on a server: away for a while, or for good."""
+"""A tracking server that is away, for a while or for good, or behind a proxy that loses answers."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,14 @@ from dataclasses import replace
 import pytest
 
 from compressbench.cli.sync import sync
+from compressbench.core.errors import UserError
+from compressbench.tracking.mlflow_client import Connection, TrackingStore
+from compressbench.tracking.run_drain import drain
 from compressbench.tracking.trackers import Server
+from tests.faults.bad_servers import listening, losing_answers
+from tests.faults.tracked_run import METRICS, append_run, metrics_in, runs_in
 from tests.sample_sweep import make_sweep
+from tests.tracking.test_mlflow_client import log_run
 from tests.tracking.tracked_sweep import (
     PARAMS,
     counts,
@@ -28,7 +35,7 @@ from tests.tracking.tracked_sweep import (
 )
 
 
-def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
+def test_row_09_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
     folder = tmp_path / "runs" / "s"
     tracker, sweep = Server("http://ann:s3cret@127.0.0.1:9"), make_sweep(folder)
     started = time.monotonic()
@@ -49,6 +56,26 @@ def test_a_dead_server_costs_a_sweep_seconds_in_all(tmp_path, home, capsys):
     assert len(volumes(home)) == 7
     assert tagged(home) == ["trial 0", "trial 3", "trial 4"]
     assert "operations logged" in capsys.readouterr().out
+
+
+def test_row_09_a_dead_server_delays_the_end_by_less_than_six_seconds(home, capsys):
+    folder = home / "runs" / "b"
+    started = time.monotonic()
+    ended = log_run(Server("http://ann:s3cret@127.0.0.1:9"), folder)
+    assert time.monotonic() - started < 6
+    assert re.search(r":9 (is unreachable|did not answer in time)", ended.problem)
+    assert f"compressbench sync {folder}" in ended.problem
+    assert not any(b"s3cret" in p.read_bytes() for p in folder.rglob("*") if p.is_file())
+
+    with pytest.raises(UserError, match="--to"):
+        sync([str(folder)])
+    store = store_at(home).uri
+    assert sync([str(folder), "--to", store]) == 0
+    before = counts(home)
+    assert before["runs"] == 1
+    assert sync([str(folder), "--to", store]) == 0
+    assert counts(home) == before
+    assert "0 of 7 operations" in capsys.readouterr().out
 
 
 def free_port():
@@ -92,7 +119,7 @@ def wait_for(condition, seconds):
 
 
 @pytest.mark.long
-def test_a_server_that_is_away_for_a_while_has_everything_afterwards(home):
+def test_row_09_a_server_that_is_away_for_a_while_has_everything_afterwards(home):
     port, folder = free_port(), home / "s"
     tracker, sweep = Server(f"http://127.0.0.1:{port}"), make_sweep(folder)
     with serving(home, port):
@@ -117,3 +144,37 @@ def test_a_server_that_is_away_for_a_while_has_everything_afterwards(home):
     assert len(volumes(home)) == 7
     assert tagged(home) == ["trial 0", "trial 3", "trial 4"]
     assert {p.name for p in (home / "served").rglob("*.html")} == {"front.html"}
+
+
+@pytest.mark.long
+def test_row_09_lost_answers_lose_and_double_nothing(home, tmp_path):
+    """Each request is obeyed, answered 502, and repeated; or answered in the server's place."""
+    port, asked, forgotten = free_port(), [], []
+
+    def lose(request):
+        asked.append(request.partition(b" HTTP")[0])
+        return request.startswith(b"POST") and asked.count(asked[-1]) % 2 == 1
+
+    def forget(request):
+        if forgotten or b"log-batch" not in request or b"val/accuracy" not in request:
+            return False
+        forgotten.append(request)
+        return True
+
+    with (
+        serving(home, port),
+        listening(losing_answers(port, lose)) as losing,
+        listening(losing_answers(port, forget, empty=True)) as forgetting,
+    ):
+        store = TrackingStore(f"http://127.0.0.1:{losing}")
+        outbox = append_run(tmp_path / "a", home, store)
+        assert drain(outbox, Connection(store), ended=True) == ""
+        assert asked.count(b"POST /api/2.0/mlflow/runs/create") == 2
+        assert drain(outbox, Connection(store), ended=True, again=True) == ""
+
+        store = TrackingStore(f"http://127.0.0.1:{forgetting}")
+        outbox = append_run(tmp_path / "b", home, store)
+        assert drain(outbox, Connection(store), ended=True) == "is not a server of MLflow"
+        assert drain(outbox, Connection(store), ended=True) == ""
+    assert runs_in(home) == [("n", "FINISHED")] * 2
+    assert metrics_in(home) == [tuple(m) for m in METRICS for _ in range(2)]
