@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compressbench.core.errors import UserError
+from compressbench.core.input_files import input_file
 from compressbench.core.task import Task
 from compressbench.core.types import Split, SplitName
 from compressbench.data.arrays import SPLITS, Arrays, Division
@@ -49,7 +50,7 @@ def array_file(
         raise UserError(f"dataset.names must be a list of names, got {names!r}")
     if not path or not isinstance(path, str):
         raise UserError("dataset.path is not set: add dataset.path=<file.npz>")
-    place = Path(path).expanduser()
+    place = input_file(path, "dataset.path")
     division = Division(validation_fraction, test_fraction, split_seed)
     found = _read(place)
     known = tuple(str(n) for n in names) if names else numbers(found, task)

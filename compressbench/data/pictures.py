@@ -12,7 +12,7 @@ import torch
 
 from compressbench.core.errors import UserError
 from compressbench.core.types import Split, SplitName
-from compressbench.core.validation import check_integer, is_number
+from compressbench.core.validation import check_integer, check_path, is_number, shown
 from compressbench.data import files
 from compressbench.data.arrays import Arrays, Division
 from compressbench.tasks.unlabelled import Unlabelled
@@ -71,8 +71,13 @@ def pictures(
 def _found(root: str | None) -> list[Path]:
     if not root or not isinstance(root, str):
         raise UserError("dataset.root is not set: add dataset.root=<folder with pictures>")
+    check_path("dataset.root", root)
     folder = Path(root).expanduser()
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    try:
+        every = sorted(folder.rglob("*"))
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"dataset.root={shown(root)}: {error.strerror}") from error
+    found = [path for path in every if path.suffix.lower() in SUFFIXES and path.is_file()]
     if len(found) < 3:
         raise UserError(
             f"dataset.root={root}: at least three .png or .jpg files are needed, got {len(found)}"
