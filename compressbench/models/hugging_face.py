@@ -12,7 +12,7 @@ from compressbench.core.errors import UserError
 from compressbench.core.extras import extra
 from compressbench.core.nearest import nearest_of_many
 
-_REMOTE = {"auto_map", "_name_or_path"}  # keys of a config.json that refer to its origin
+_REMOTE = {"auto_map", "attn_implementation"}  # code or kernels, which a hub may have
 
 
 class HuggingFaceImages(nn.Module):
@@ -76,10 +76,20 @@ class HuggingFaceTexts(nn.Module):
         return logits
 
 
+def described(config: Any) -> Any:
+    """The content of a config.json without what names code, kernels or its origin, at any depth;
+    private keys (`_name_or_path`, `_attn_implementation`, ...) are all of these kinds.
+    """
+    if isinstance(config, Mapping):
+        kept = {k: v for k, v in config.items() if k not in _REMOTE and not str(k).startswith("_")}
+        return {name: described(value) for name, value in kept.items()}
+    return [described(item) for item in config] if isinstance(config, (list, tuple)) else config
+
+
 def _configured(config: Mapping[str, Any], num_classes: int, fixed: Mapping[str, Any]) -> Any:
     """The configuration object; raises UserError for an unknown type or option."""
     transformers = extra("transformers", "huggingface")
-    given = {k: v for k, v in config.items() if k not in _REMOTE | {"model_type"}}
+    given = {k: v for k, v in described(config).items() if k != "model_type"}
     kind, types = config.get("model_type"), sorted(transformers.CONFIG_MAPPING)
     if kind not in types:
         near = nearest_of_many(str(kind), types)
