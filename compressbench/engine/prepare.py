@@ -9,14 +9,14 @@ from typing import Any, Self
 from compressbench.config.instantiate import instantiate
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
-from compressbench.core.types import Data, SplitName
+from compressbench.core.types import Data
 from compressbench.engine.context import RunContext
 from compressbench.engine.data_checks import check_data
 from compressbench.engine.plan import Planned, make_plan
 from compressbench.engine.runtime import resolve
 from compressbench.export.opsets import check_opset
 from compressbench.store.entries import Store
-from compressbench.tasks.choice import check_metric, task_of
+from compressbench.tasks.choice import check_metric
 from compressbench.tracking.trackers import Tracker
 
 
@@ -44,7 +44,7 @@ def prepare(config: RunConfig, data: Data | None = None) -> Prepared:
     tracker: Tracker = _built("tracking", config.tracking, "start")
     if data is None:
         data = _built("dataset", config.dataset, "manifest")
-    _check_targets(data)
+    check_metric(data.spec)
     plan = make_plan(
         config.stages,
         model=config.model,
@@ -64,16 +64,6 @@ def prepare(config: RunConfig, data: Data | None = None) -> Prepared:
     )
     notes = check_data(data, context.data_identity, context.store, config.max_overlap)
     return Prepared(config, plan, replace(context, data_notes=notes), tracker)
-
-
-def _check_targets(data: Data) -> None:
-    """Raise UserError for a metric that the task lacks, or targets that do not fit. The test split
-    is not read.
-    """
-    check_metric(data.spec)
-    splits: tuple[SplitName, ...] = ("train", "validation")
-    for name in splits:
-        task_of(data.spec).check(data.spec, data.split(name), f"dataset {data.spec.name}, {name}")
 
 
 def _built(group: str, section: Mapping[str, Any], method: str) -> Any:
