@@ -50,6 +50,21 @@ def by_hand(monkeypatch):
 
 
 @pytest.fixture
+def allow():
+    """Allow configs to name what matches a pattern, in this test alone."""
+    from compressbench.config.boundary import ALLOW_VARIABLE, freeze
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def allowed(pattern):
+            patch.setenv(ALLOW_VARIABLE, pattern)
+            freeze()
+
+        yield allowed
+    freeze()
+
+
+@pytest.fixture
 def one_thread():
     """Tests that run side by side do not fight over the processor."""
     import torch

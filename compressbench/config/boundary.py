@@ -34,7 +34,11 @@ _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "mod
 _OURS = tuple(f"compressbench.{name}.*" for name in _PACKAGES)
 _OPTIMIZERS = "torch.optim.*"
 # Everything else that is instantiated is a class: a function may do anything with its arguments.
-_FUNCTIONS = ("compressbench.search.samplers.*", "compressbench.models.in_hand.module_in_hand")
+_FUNCTIONS = (
+    "compressbench.search.samplers.*",
+    "compressbench.models.in_hand.module_in_hand",
+    "compressbench.models.lazy.initialised",
+)
 _NOT_COMPARED = ("overrides", "runtime", "searchpath")  # of `hydra`; the first is checked apart
 _Key = tuple[str | int, ...]
 
