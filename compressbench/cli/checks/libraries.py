@@ -46,7 +46,8 @@ def _package() -> Finding:
 
 
 def _python() -> Finding:
-    wanted, own = metadata(_PACKAGE)["Requires-Python"], platform.python_version()
+    about, own = metadata(_PACKAGE), platform.python_version()
+    wanted = about["Requires-Python"] if "Requires-Python" in about else ""
     if not wanted or SpecifierSet(wanted).contains(own, prereleases=True):
         return Finding("python", FINE, own)
     return Finding("python", BROKEN, f"{own}, but {wanted} is needed", f"use Python {wanted}")
