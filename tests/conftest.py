@@ -2,12 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)  # the plugin reads the marks in its own
@@ -47,6 +52,21 @@ def by_hand(monkeypatch):
     idle = lambda outbox, store: subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # noqa: E731
     monkeypatch.setattr(sweep_session, "_start_drain", idle)
     monkeypatch.setattr(sweep_session, "FRONT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def allow():
+    """Allow configs to name what matches a pattern, in this test alone."""
+    from compressbench.config.boundary import ALLOW_VARIABLE, freeze
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def allowed(pattern):
+            patch.setenv(ALLOW_VARIABLE, pattern)
+            freeze()
+
+        yield allowed
+    freeze()
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ _FUNCTIONS = (
     "compressbench.data.in_hand.task_in_hand",
     "compressbench.data.pictures.pictures",
     "compressbench.data.vibrations.vibrations",
+    "compressbench.models.lazy.initialised",
 )
 _NOT_COMPARED = ("overrides", "runtime", "searchpath")  # of `hydra`; the first is checked apart
 _Key = tuple[str | int, ...]

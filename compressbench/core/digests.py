@@ -41,7 +41,7 @@ def _values(tensor: Tensor) -> Any:
 def copy_checked(source: Path, target: Path, sha256: str) -> None:
     """Copy a file whose content must have this digest; the copy is read again and checked.
 
-    Raises CheckFailedError and leaves no copy if it has another.
+    Raises CheckFailedError if it has another; `target` is then as it was.
     """
     with atomic_path(target, needed_bytes=source.stat().st_size) as temporary:
         shutil.copyfile(source, temporary)

@@ -57,7 +57,8 @@ class Outbox:
         Raises UserError if the file cannot be written; it is then left unchanged.
         """
         written = [(line_of(o), 2 if o["do"] in _VITAL else 1) for o in operations]
-        lines = b"".join(line * times for line, times in written)
+        # an empty line between copies: a damaged newline joins it to one of them, not both
+        lines = b"".join(b"\n".join([line] * times) for line, times in written)
         try:
             with self._alone():
                 reached("outbox.before_append")

@@ -1,8 +1,8 @@
 """The lines of an outbox: JSON with the time at which it was written and a digest.
 
 A line that does not have its digest is damaged or foreign and is never used. A line that occurs
-twice counts once. A cursor holds the digest of the lines before it: if one of them has changed
-since, all lines are logged again.
+twice counts once, an empty one nothing. A cursor holds the digest of the lines before it: if one of
+them has changed since, all lines are logged again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def recorded(content: bytes) -> Recorded:
     damaged, prefixes, seen, prefix = [], [], set[bytes](), b""
     for number, line in enumerate(lines, start=1):
         operation = operation_of(line)
-        if operation is None:
+        if operation is None and line:
             damaged.append(number)
         entries.append(None if line in seen else operation)
         seen.add(line)

@@ -23,7 +23,6 @@ from compressbench.cli.checks import (
 )
 from compressbench.cli.checks.finding import BROKEN, FINE, LOOK
 from compressbench.cli.checks.processes import run_checks
-from compressbench.config import boundary
 from tests.cli.findings import only
 from tests.end_to_end.running import ROOT
 from tests.end_to_end.test_broken_torchvision import REASON, install
@@ -92,13 +91,10 @@ def test_variables_that_weaken_or_change_are_named(settings, monkeypatch):
     assert found["ONEDNN_MAX_CPU_ISA"].fix.startswith("unset ONEDNN_MAX_CPU_ISA")
 
 
-def test_targets_that_are_allowed_beyond_the_list_are_named(settings, monkeypatch):
+def test_targets_that_are_allowed_beyond_the_list_are_named(settings, allow):
     assert next(config.check(settings)).mark == FINE
-    monkeypatch.setenv("COMPRESSBENCH_ALLOW", "mine.* os.system")
-    boundary.freeze()
+    allow("mine.* os.system")
     allowed = next(config.check(settings))
-    monkeypatch.delenv("COMPRESSBENCH_ALLOW")
-    boundary.freeze()
     assert allowed.mark == LOOK
     assert "mine.*, os.system" in allowed.found
 

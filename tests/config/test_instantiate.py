@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from compressbench.config.boundary import ALLOW_VARIABLE, freeze
+from compressbench.config.boundary import ALLOW_VARIABLE
 from compressbench.config.instantiate import instantiate
 from compressbench.config.option_types import mistyped
 from compressbench.core.errors import UserError
@@ -51,14 +51,7 @@ def test_a_refused_module_is_not_imported(tmp_path, monkeypatch):
     assert "hostile" not in sys.modules
 
 
-@pytest.fixture
-def frozen_again():
-    """The list of later tests is that of their environment."""
-    yield
-    freeze()
-
-
-def test_the_user_may_widen_the_list_by_the_environment(frozen_again, tmp_path, monkeypatch):
+def test_the_user_may_widen_the_list_by_the_environment(allow, tmp_path, monkeypatch):
     (tmp_path / "my_losses.py").write_text("def half(x):\n    return x / 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"--allow=my_losses\.\*"):
@@ -66,7 +59,7 @@ def test_the_user_may_widen_the_list_by_the_environment(frozen_again, tmp_path, 
     monkeypatch.setenv(ALLOW_VARIABLE, "my_losses.*")
     with pytest.raises(UserError, match="not allowed"):  # the list was read before
         instantiate({"_target_": "my_losses.half", "x": 4})
-    freeze()
+    allow("my_losses.*")
     assert instantiate({"_target_": "my_losses.half", "x": 4}) == 2
 
 

@@ -19,7 +19,7 @@ def test_the_nearest_command_is_named(word, meant):
 
 @pytest.mark.parametrize("word", ["", "quantize", "8)"])
 def test_of_a_word_that_is_near_to_none_all_are_named(word):
-    with pytest.raises(UserError, match=r"choose from explain, front, .*, --help, .*=VALUE"):
+    with pytest.raises(UserError, match=r"choose from doctor, explain, .*, --help, .*=VALUE"):
         refuse(["-m", word])
 
 

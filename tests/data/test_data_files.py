@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "kept"
     path.write_text("old")
     with (
-        pytest.raises(UserError, match=r"cannot write .*kept: No space left on device"),
+        pytest.raises(UserError, match="kept: the disk is full"),
         files.writing(path) as temporary,
     ):
         temporary.write_text("half")

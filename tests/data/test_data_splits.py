@@ -83,5 +83,5 @@ def test_impossible_rows_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_rows_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"validation_rows=.*absent\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"validation_rows=.*absent\.txt: no such file"):
         splits.by_rows(tmp_path / "absent.txt", 6)

@@ -99,7 +99,7 @@ def test_anomalies_of_vibrations_are_found_by_what_principal_components_leave():
     expected = roc_auc_score(test.targets[:, 0].numpy(), errors.numpy())
     found = Reconstruction().score("auc", again, test.targets)
     assert found == pytest.approx(expected)
-    assert found > 0.9
+    assert found > 0.8
 
 
 @pytest.fixture

@@ -65,4 +65,4 @@ def test_the_readme_is_short_and_has_both_commands():
 
 def test_the_kinds_are_those_that_take_paths_of_their_own():
     kinds = {kind(line.split(" && ")[0]) for line in one_of_each_kind()}
-    assert kinds == {"recipe", "help", "search", "own code", "store", "sync"}
+    assert kinds == {"recipe", "doctor", "help", "search", "own code", "store", "sync"}

@@ -61,8 +61,8 @@ def needs_more(in_channels, num_classes, growth):
 
 
 @pytest.fixture(autouse=True)
-def _allowed(monkeypatch):
-    monkeypatch.setenv("COMPRESSBENCH_ALLOW", f"{MODULE}.*")
+def _allowed(allow):
+    allow(f"{MODULE}.*")
 
 
 def given(target, spec, **options):

@@ -30,9 +30,9 @@ QUANTIZE = {
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path, allow):
     """Plan a recipe for one of the odd models; returns the plan and the context of a run."""
-    monkeypatch.setenv("COMPRESSBENCH_ALLOW", f"{MODULE}.*")
+    allow(f"{MODULE}.*")
 
     def planned(name, stages=None, checkpoint=None, **options):
         data, runtime = Digits(), Runtime(max_batches=2)

@@ -107,6 +107,7 @@ def test_points_have_names_of_their_own():
     assert calls == len(POINTS) + 2, "the function, its description, and a call a point"
 
 
+@pytest.mark.long
 def test_row_01_a_run_killed_again_and_again_goes_on(undisturbed, tmp_path):
     arguments, store = [*RUN, "tracking=none"], tmp_path / "store"
     for point in QUICK:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from compressbench.core.signals import STOPPING
+from compressbench.tracking.outbox_lines import line_of
 from tests.end_to_end.running import command, environment, stages_in
 from tests.faults import forked
 
@@ -102,7 +103,7 @@ def test_row_07_a_command_that_waits_for_a_server_ends(tmp_path):
                  "tags": {"compressbench.run": "t"}, "params": {},
                  "target": f"http://127.0.0.1:{server.getsockname()[1]}",
                  "artifacts": None}  # fmt: skip
-        (tmp_path / "runs" / "x" / "outbox.jsonl").write_text(json.dumps(start) + "\n")
+        (tmp_path / "runs" / "x" / "outbox.jsonl").write_bytes(line_of(start))
         running = forked.start(["sync"], tmp_path, tmp_path / "store")
         server.settimeout(120)
         connection, _ = server.accept()

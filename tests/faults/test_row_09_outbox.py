@@ -41,7 +41,7 @@ def test_row_09_a_torn_tail_goes_with_the_next_line(tmp_path):
     with outbox.records.open("ab") as file:
         file.write(b'{"do": "note", "te')
     assert kinds(outbox) == OPERATIONS
-    assert outbox.lines().complaint == "damaged lines were left out: 7"
+    assert outbox.lines().complaint == "damaged lines were left out: 9"
     outbox.append({"do": "note", "text": "größe \\udcff"})
     assert outbox.records.read_bytes().startswith(whole)
     assert kinds(outbox) == [*OPERATIONS, "note"]
@@ -76,7 +76,7 @@ def damaged(line):
         (lambda lines: [*lines, *lines[:3]], METRICS, 0),
         (lambda lines: [lines[0], b"garbage\n", *lines[1:]], METRICS, 1),
         (lambda lines: [damaged(line) for line in lines], [], 1),
-        (lambda lines: [b"\n", *lines[1:]], METRICS, 1),
+        (lambda lines: [b"damage\n", *lines[1:]], METRICS, 1),
     ],
     ids=["repeated", "garbage between", "a figure changed", "start damaged"],
 )
@@ -101,7 +101,7 @@ def test_row_09_the_sound_lines_are_logged_once(home, capsys, change, logged, co
 def test_row_09_a_run_whose_start_is_lost_is_named(home):
     outbox = append_run(home / "a", home)
     lines = outbox.records.read_bytes().splitlines(keepends=True)
-    outbox.records.write_bytes(b"".join(lines[2:]))
+    outbox.records.write_bytes(b"".join(lines[3:]))
     with pytest.raises(UserError, match="the start of the run is damaged"):
         sync([str(outbox.folder)])
 

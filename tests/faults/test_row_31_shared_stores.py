@@ -80,7 +80,10 @@ def test_row_31_a_copy_with_another_digest_is_none(tmp_path):
     (tmp_path / "a").write_bytes(b"swapped")
     with pytest.raises(CheckFailedError, match="not the file that was measured"):
         copy_checked(tmp_path / "a", tmp_path / "b", digest)
-    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "b").read_bytes() == b"measured"
+    with pytest.raises(CheckFailedError, match="not the file that was measured"):
+        copy_checked(tmp_path / "a", tmp_path / "c", digest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_row_31_verify_deep_finds_figures_that_were_never_measured(cheap_run, tmp_path):

@@ -36,7 +36,7 @@ def test_images_of_a_batch_do_not_influence_each_other(model):
 def test_mlp_has_the_hidden_layers_asked_for():
     shapes = [list(p.shape) for p in Mlp((1, 4, 4), 3, hidden=[7, 5]).parameters() if p.ndim == 2]
     assert shapes == [[7, 16], [5, 7], [3, 5]]
-    with pytest.raises(UserError, match=r"hidden .* got 0"):
+    with pytest.raises(UserError, match=r"hidden.* got 0"):
         Mlp((1, 4, 4), 3, hidden=[7, 0])
 
 

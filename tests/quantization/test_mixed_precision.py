@@ -262,7 +262,7 @@ def test_a_sensitivity_that_is_no_cost_is_a_failed_check(cost):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 0}, r"budget must be bytes or a share in \(0, 1\), got 0"),
+        ({"budget": 0}, r"budget in bytes must be an integer in .*, got 0"),
         ({"budget": 1.0}, "got 1.0"),
         ({"budget": -5}, "got -5"),
         ({"budget": "120kB"}, "got '120kB'"),

@@ -25,7 +25,7 @@ def test_the_default_is_accepted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_trials": 0}, "search.n_trials must be an integer of at least 1, got 0"),
+        ({"n_trials": 0}, "search.n_trials must be an integer in .1, 1000000., got 0"),
         ({"n_trials": 2.5}, "search.n_trials must be"),
         ({"workers": "two"}, "search.workers must be"),
         ({"seeds": 0}, "search.seeds must be"),

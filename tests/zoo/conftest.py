@@ -2,8 +2,12 @@
 
 import pytest
 
+from compressbench.config.boundary import freeze
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, one_thread):
     for name in ("COMPRESSBENCH_ALLOW", "COMPRESSBENCH_STORE"):
         monkeypatch.setenv(name, "")  # put back afterwards
+    yield
+    freeze()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressbench.config.boundary import freeze
 from compressbench.config.compose import compose_config
 from compressbench.config.groups import config_folder
 from compressbench.config.instantiate import instantiate
@@ -59,6 +60,7 @@ class Ended:
 def prepared(model: Mapping[str, Any], recipe: str, store: Path, more: Sequence[str]) -> Prepared:
     """A run at debug size that could start. Raises UserError for what is refused."""
     os.environ["COMPRESSBENCH_ALLOW"] = "tests.zoo.*"
+    freeze()
     os.environ["COMPRESSBENCH_STORE"] = str(store)
     torch.set_num_threads(1)
     config = compose_config([f"recipe={recipe}", *DEBUG, *more], [config_folder()])
@@ -105,6 +107,7 @@ def cut_channels(model: Mapping[str, Any]) -> Ended:
     where a recipe takes ten.
     """
     os.environ["COMPRESSBENCH_ALLOW"] = "tests.zoo.*"
+    freeze()
     torch.set_num_threads(1)
     data, options = Digits(), {k: v for k, v in model.items() if k != "student"}
     config = {"input_shape": data.spec.input_shape, "num_classes": data.spec.num_classes, **options}

@@ -46,7 +46,7 @@ def _package() -> Finding:
 
 
 def _python() -> Finding:
-    wanted, own = metadata(_PACKAGE)["Requires-Python"], platform.python_version()
+    own, wanted = platform.python_version(), metadata(_PACKAGE).get("Requires-Python", "")
     if not wanted or SpecifierSet(wanted).contains(own, prereleases=True):
         return Finding("python", FINE, own)
     return Finding("python", BROKEN, f"{own}, but {wanted} is needed", f"use Python {wanted}")
