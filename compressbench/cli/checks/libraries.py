@@ -46,7 +46,8 @@ def _package() -> Finding:
 
 
 def _python() -> Finding:
-    own, wanted = platform.python_version(), metadata(_PACKAGE).get("Requires-Python", "")
+    own = platform.python_version()
+    wanted = (metadata(_PACKAGE).get_all("Requires-Python") or [""])[0]
     if not wanted or SpecifierSet(wanted).contains(own, prereleases=True):
         return Finding("python", FINE, own)
     return Finding("python", BROKEN, f"{own}, but {wanted} is needed", f"use Python {wanted}")
