@@ -28,7 +28,10 @@ def pretrained(
     if not isinstance(model, nn.Module):
         raise UserError(f"model.model must be the config of a module, got {model!r}")
     if state_sha256 is not None and state_sha256 != weights_digest(model):
-        raise CheckFailedError("the weights that model.model brings changed while the recipe ran")
+        raise CheckFailedError(
+            "the weights that model.model brings are others than when the recipe was planned: it "
+            "must load the same ones each time"
+        )
     return model
 
 

@@ -269,5 +269,6 @@ def test_every_study_is_a_page_and_every_package_is_described():
 
 def test_named_files_are_there():
     assert {"my_models.py", "my_conf/model/tiny.yaml", "my_conf/recipe/mine.yaml",
-            "my_conf/model/my_vit.yaml", "my_conf/model/my_pretrained.yaml", "late_weights.py",
+            "my_conf/model/my_vit.yaml", "my_conf/model/my_net.yaml", "my_nets.py",
+            "late_weights.py",
             "my_conf/criterion/late.yaml"} == set(named_files())  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_module_and_numbers_in_hand(tmp_path, monkeypatch):
         (("dataset=diabetes", "model=mlp", "recipe.stages.train.label_smoothing=0.1"),
          "only labels of classes can be smoothed"),
         (("dataset=digit_masks", "model=small_cnn"), "but dataset digit_masks has 11 classes"),
-        (("dataset=vibrations", "model=mlp"), "has the task reconstruction"),
+        (("dataset=digit_sets", "model=small_unet"), "has the task multilabel"),
         (("dataset=descriptions", "model=small_cnn"), "takes images, but dataset descriptions"),
     ],
 )  # fmt: skip
