@@ -67,13 +67,3 @@ def asked_of(probe: nn.Module, batches: Sequence[Tensor]) -> dict[str, str]:
         "probe": digest([str(probe), *named(probe.state_dict())]),
         "inputs": digest(named({str(number): x for number, x in enumerate(batches)})),
     }
-
-
-def divergence(answers: Tensor, logits: Tensor) -> Tensor:
-    """Sum over images of KL(p || q) in nats: p of the float model, q of the changed model.
-
-    p is given as log-probabilities `answers` [B, K], q as `logits` [B, K]. This equals the
-    cross-entropy against the float model's predictions minus their entropy: it is never negative,
-    zero where nothing changed, and needs no labels.
-    """
-    return nn.functional.kl_div(logits.log_softmax(1), answers, reduction="sum", log_target=True)

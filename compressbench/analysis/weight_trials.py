@@ -16,13 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from compressbench.analysis.probe import asked_of, divergence, weight_replaced
+from compressbench.analysis.probe import asked_of, weight_replaced
 from compressbench.core.calls import tensors_in
 from compressbench.core.digests import digest, named
 from compressbench.core.distributed import sum_over_ranks
 from compressbench.core.errors import CheckFailedError
 from compressbench.core.memory_format import channels_last
 from compressbench.core.types import Context
+from compressbench.tasks.choice import task_of
 
 KEPT = 2**30  # limit in bytes on the layer outputs kept for one batch
 Trial = Callable[[], Mapping[str, Tensor]]  # () -> {layer: its weight in this trial}
@@ -56,8 +57,10 @@ def _digest_parts(trials: Iterable[Trial]) -> Iterator[str | Tensor]:
 def _costs(
     probe: nn.Module, batches: Sequence[Tensor], trials: Sequence[Trial], context: Context
 ) -> list[float]:
+    task = task_of(context.data.spec)
+
     def look(original: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
-        return divergence(original.double().log_softmax(1), logits.double()), len(logits)
+        return task.divergence(original.double(), logits.double()), len(logits)
 
     means = [nats / images for nats, images in totals(probe, batches, trials, look, context)]
     if not all(map(math.isfinite, means)):

@@ -77,6 +77,7 @@ def compress(
     tracking: str | None = None,
     config_dir: str | Path | None = None,
     class_names: Sequence[str] | None = None,
+    task: str = "classification",
     quiet: bool = False,
 ) -> Result:
     """Run a recipe and measure the file that it exports, as `python run.py recipe=...` does.
@@ -106,6 +107,10 @@ def compress(
             the command line, local MLflow, when None.
         config_dir: A folder with configs of your own, as `--config-dir`.
         class_names: Of given data; as the Dataset says (`classes`), or "0", "1", ..., when None.
+            Of a regression they are the names of the numbers.
+        task: Of given data: a name of the config group `task`. `"regression"`: targets are
+            floats [N] or [N, D]; `"multilabel"`: 0 or 1 per label [N, K]; `"segmentation"`: class
+            numbers per pixel [N, H, W]; `"reconstruction"`: 1 for an anomaly [N], else 0.
         quiet: Print nothing. Otherwise the progress and the table of the command line are shown.
 
     Returns:
@@ -134,6 +139,7 @@ def compress(
             tracking=tracking,
             config_dir=config_dir,
             class_names=class_names,
+            task=task,
         )
         stack.enter_context(live_objects(request.live))
         where = _run_folder(folder)

@@ -13,9 +13,12 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torch.utils.data import sampler as samplers
 
 from compressbench.core.errors import UserError
+from compressbench.core.task import Task
 from compressbench.core.types import Split, SplitName
-from compressbench.data.in_hand import TARGET, digest
+from compressbench.data.array_file import fitted, numbers
+from compressbench.data.in_hand import TARGET, TASK_TARGET, digest
 from compressbench.data.partition import SPLITS
+from compressbench.tasks.classification import CLASSIFICATION
 
 _WHAT = ("a torch Dataset, a DataLoader or a pair (inputs, targets) of arrays; or those of several "
          "splits: (train, test) or {'train': ..., 'validation': ..., 'test': ...}")  # fmt: skip
@@ -37,15 +40,24 @@ class GivenData:
         return self.splits["train"].inputs.dtype == torch.uint8
 
 
-def given_data(data: Any, class_names: Sequence[str] | None = None) -> GivenData:
+def given_data(
+    data: Any,
+    class_names: Sequence[str] | None = None,
+    task: Task = CLASSIFICATION,
+    task_config: Mapping[str, Any] | None = None,
+) -> GivenData:
     """Read data into memory and describe them. Raises UserError for what cannot be taken.
 
-    Classes are called by `class_names`, else as the training Dataset says (`classes`), else
-    "0" ... by the largest target.
+    Classes, or the numbers that are answered, are called by `class_names`, else as the training
+    Dataset says (`classes`), else "0" ... by the largest target. `task_config` builds the task.
     """
     parts = _parts(data)
-    splits = {name: _split(part, f"data {name}") for name, part in parts.items()}
+    splits = {name: _split(part, f"data {name}", task) for name, part in parts.items()}
     _check_alike(splits)
+    if task != CLASSIFICATION:
+        known = class_names or _class_names(parts) or numbers(splits, task)
+        named = {"task": task_config, "class_names": [str(n) for n in known]}
+        return GivenData({"_target_": TASK_TARGET, "sha256": digest(splits), **named}, splits)
     names = class_names or _class_names(parts)
     config = {
         "_target_": TARGET,
@@ -82,7 +94,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "__array__")
 
 
-def _split(part: Any, where: str) -> Split:
+def _split(part: Any, where: str, task: Task) -> Split:
     if _is_pair(part):
         inputs, targets = part
     elif isinstance(part, DataLoader):
@@ -93,10 +105,10 @@ def _split(part: Any, where: str) -> Split:
         inputs, targets = _stacked(_samples(part), where)
     else:
         raise UserError(f"{where}: {type(part).__name__} is not {_WHAT}")
-    inputs, targets = _inputs(_tensor(inputs, where), where), _targets(targets, where)
+    inputs, targets = _inputs(_tensor(inputs, where), where), _targets(targets, where, task)
     if len(inputs) != len(targets):
         raise UserError(f"{where}: {len(inputs)} inputs, but {len(targets)} targets")
-    return Split(inputs, targets)
+    return fitted(Split(inputs, targets), task)
 
 
 def _samples(dataset: Any) -> Iterator[Any]:
@@ -113,7 +125,7 @@ def _of_loader(loader: DataLoader[Any], where: str) -> tuple[Any, Any]:
     """
     chosen = _chosen(loader)
     if chosen is not None and loader.collate_fn is torch.utils.data.default_collate:
-        taken = _split(chosen, where)
+        taken = _split(chosen, where, CLASSIFICATION)
         return taken.inputs, taken.targets
     if loader.batch_size is None and loader.batch_sampler is None:  # it yields single samples
         return _stacked(iter(loader), where)
@@ -193,7 +205,9 @@ def _inputs(inputs: Tensor, where: str) -> Tensor:
     return inputs.float()
 
 
-def _targets(given: Any, where: str) -> Tensor:
+def _targets(given: Any, where: str, task: Task) -> Tensor:
+    if task != CLASSIFICATION:
+        return _numbers_of(given, where)
     try:
         found = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.array(given)
     except ValueError as error:
@@ -201,9 +215,21 @@ def _targets(given: Any, where: str) -> Tensor:
     if found.ndim != 1 or found.dtype.kind not in "biu":
         raise UserError(
             f"{where}: targets must be class numbers, integers [samples], got {found.dtype} "
-            f"{list(found.shape)}"
+            f"{list(found.shape)}; for others name the task, such as task='regression'"
         )
     return torch.from_numpy(found.astype(np.int64))
+
+
+def _numbers_of(given: Any, where: str) -> Tensor:
+    """Targets of any shape, float32 or int64."""
+    try:
+        found = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.array(given)
+    except ValueError as error:
+        raise UserError(f"{where}: targets must be numbers of one shape: {error}") from error
+    if found.dtype.kind not in "biuf":
+        raise UserError(f"{where}: targets must be numbers, got {found.dtype}")
+    whole = found.dtype.kind != "f"
+    return torch.from_numpy(found.astype(np.int64 if whole else np.float32))
 
 
 def _check_alike(splits: Mapping[SplitName, Split]) -> None:

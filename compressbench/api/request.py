@@ -14,10 +14,12 @@ from compressbench.api.given_model import GivenModel, given_model, source_text
 from compressbench.config.boundary import allow_arguments, freeze
 from compressbench.config.compose import compose_config
 from compressbench.config.groups import config_folder, options
+from compressbench.config.instantiate import instantiate
 from compressbench.config.overrides import refuse
 from compressbench.config.run_config import RunConfig
 from compressbench.core.errors import UserError
 from compressbench.core.nearest import nearest
+from compressbench.tasks.classification import CLASSIFICATION
 
 _DATA_OPTIONS = ("validation_fraction", "test_fraction", "split_seed", "metric")
 _ELSEWHERE = {
@@ -50,6 +52,7 @@ def composed(
     tracking: str | None,
     config_dir: str | Path | None,
     class_names: Sequence[str] | None,
+    task: str,
 ) -> Request:
     """The request of a call of `compress`; its arguments are described there."""
     freeze()
@@ -58,7 +61,9 @@ def composed(
         folders.append(_existing_folder(config_dir))
     module = _module(model, trained)
     chosen = _dataset(data, folders)
-    in_hand = None if chosen else given_data(data, class_names)
+    in_hand = None if chosen else _given(data, class_names, task, folders)
+    if chosen and task != CLASSIFICATION.name:
+        raise UserError(f"task={task!r} is for data in hand; a dataset has its own")
     _check_in_hand(module, in_hand, overrides, class_names)
     groups: dict[str, Any] = {**({} if module else {"model": model}), **chosen, "recipe": recipe}
     groups |= {} if tracking is None else {"tracking": tracking}
@@ -72,6 +77,8 @@ def composed(
         live |= module.live
     if in_hand is not None:
         options = {name: config["dataset"][name] for name in _DATA_OPTIONS}
+        if task != CLASSIFICATION.name and "dataset.metric" not in overrides:
+            del options["metric"]  # that of the task
         config["dataset"] = {**in_hand.config, **options}
         live |= in_hand.live
     _check_processes(config, bool(live))
@@ -83,6 +90,19 @@ def composed(
         _shown_command([*allow_arguments(), *own, *command], module, in_hand),
         source_text(module.module) if module else "",
     )
+
+
+def _given(
+    data: Any, class_names: Sequence[str] | None, task: str, folders: Sequence[Path]
+) -> GivenData:
+    """Data in hand, for a task by its name in the config group."""
+    if task == CLASSIFICATION.name:
+        return given_data(data, class_names)
+    known = options("task", folders)
+    if task not in known:
+        raise UserError(f"task={task!r}: no such task{nearest(str(task), known)}")
+    config = compose_config([f"+task={task}"], folders)["task"]
+    return given_data(data, class_names, instantiate(config, "task"), config)
 
 
 def _module(model: nn.Module | str, trained: bool) -> GivenModel | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compressbench.cli.left_out import overrides, pasted
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import metric_text
+from compressbench.core.metrics import metric_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +98,7 @@ def _explain(run: Path, images: int, seconds: int) -> None:
         return
     with layer_costs.left_out(subject.artifact, floats, chosen):
         together = judge(subject.artifact.model)
-    if together.metric <= quantized.metric:
+    if together.good <= quantized.good:
         shown = metric_text(together.metric, spec.metric)
         say(
             terminal.console, f"the {len(chosen)} worst in float together gain nothing: val {shown}"
@@ -205,10 +206,9 @@ class _Judge:
 
     def __call__(self, model: nn.Module) -> Quality:
         import torch
-        from torch.nn import functional as F
 
-        from compressbench.measure.accuracy import score
         from compressbench.quantization.layer_costs import Quality
+        from compressbench.tasks.choice import task_of
 
         with torch.inference_mode():
             logits = torch.cat([
@@ -216,8 +216,11 @@ class _Judge:
                 for rows in torch.split(self.rows, _BATCH)
             ])  # fmt: skip
         targets = self.split.targets[self.rows]
+        task, metric = task_of(self.data.spec), self.data.spec.metric
         return Quality(
-            score(self.data.spec.metric, logits, targets), float(F.cross_entropy(logits, targets))
+            task.score(metric, logits, targets),
+            float(task.loss(logits, targets)),
+            metric_of(metric).higher,
         )
 
 
@@ -225,13 +228,13 @@ def _rows(
     measured: Sequence[Cost], quantized: Quality, exact: Quality, metric: str
 ) -> list[dict[str, str]]:
     def row(name: str, kind: str, bits: str, quality: Quality) -> dict[str, str]:
-        gained = 100 * (quality.metric - quantized.metric)
+        form, gained = metric_of(metric), quality.good - quantized.good
         return {
             "kind": kind,
             "left in float": name,
             "bits": bits,
             f"val {metric}": metric_text(quality.metric, metric),
-            "gained": f"{gained:+.2f}",
+            "gained": f"{100 * gained:+.2f}" if form.is_share else f"{gained:+.3g}",
             "loss": f"{quality.loss:.4f}",
         }
 

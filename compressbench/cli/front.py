@@ -13,6 +13,7 @@ from typing import Any
 from compressbench.config.recipe_file import replay_command
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import parse_bytes
+from compressbench.core.metrics import metric_of
 from compressbench.results import front as fronts
 from compressbench.results.front_html import write_page
 from compressbench.results.front_picture import Picture
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = _wanted(arguments)
     sweeps = [_ready(sweep, arguments) for name in arguments.sweeps for sweep in find(name)]
     check_comparable(sweeps)
+    _check_direction(arguments, sweeps[0].metric)
     ship = choose(sweeps, wanted) if wanted.asked else None
     show(sweeps)
     _write(sweeps, wanted, ship, arguments)
@@ -49,11 +51,15 @@ def _parser() -> argparse.ArgumentParser:
                         help="size of the .onnx file or of the download; default: the objective "
                         "of the sweep")  # fmt: skip
     parser.add_argument("--budget", help="ship the best file of at most this size, such as 100kB")
-    parser.add_argument("--min-accuracy", help="ship the smallest file of at least this accuracy, "
-                        "such as 0.91")  # fmt: skip
+    parser.add_argument("--at-least", "--min-accuracy", dest="at_least", metavar="METRIC",
+                        help="ship the smallest file of at least this accuracy (or other metric "
+                        "that is better when higher), such as 0.91 or 91%%")  # fmt: skip
+    parser.add_argument("--at-most", metavar="METRIC", help="ship the smallest file of at most "
+                        "this error (or other metric that is better when lower)")  # fmt: skip
     parser.add_argument("--knee", action="store_true", help="ship the knee of the front")
-    parser.add_argument("--floor", type=float, help="accuracy below which the hypervolume ignores "
-                        "files; default: the baseline's - 0.20")  # fmt: skip
+    parser.add_argument("--floor", type=float, help="metric at which the hypervolume starts to "
+                        "count files; default: the baseline's, worse by 0.20 (an error: by "
+                        "20 %%)")  # fmt: skip
     for kind in ("csv", "json", "html", "png"):
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE",
                             help=f"write the front as {kind.upper()}")  # fmt: skip
@@ -61,18 +67,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _wanted(arguments: argparse.Namespace) -> Wanted:
-    budget, minimum = arguments.budget, arguments.min_accuracy
+    budget = arguments.budget
+    if arguments.at_least is not None and arguments.at_most is not None:
+        raise UserError("--at-least and --at-most exclude each other: a metric has one direction")
     try:
         size = None if budget is None else parse_bytes(budget)
     except ValueError as error:
         raise UserError(f"--budget must be {error}") from None
     try:
-        least = None if minimum is None else _share(minimum)
+        least = None if arguments.at_least is None else _share(arguments.at_least)
+        most = None if arguments.at_most is None else _share(arguments.at_most)
     except ValueError:
+        option, text = ("least", arguments.at_least) if arguments.at_most is None else (
+            "most", arguments.at_most)  # fmt: skip
         raise UserError(
-            f"--min-accuracy must be a number such as 0.91 or 91%, got {minimum!r}"
+            f"--at-{option} must be a number such as 0.91 or 91%, got {text!r}"
         ) from None
-    return Wanted(size, least, arguments.knee)
+    return Wanted(size, most if least is None else least, arguments.knee)
+
+
+def _check_direction(arguments: argparse.Namespace, metric: str) -> None:
+    """Refuse a bound on the wrong side of the metric."""
+    higher = metric_of(metric).higher
+    if (arguments.at_most if higher else arguments.at_least) is not None:
+        wrong, right = ("--at-most", "--at-least") if higher else ("--at-least", "--at-most")
+        better = "higher" if higher else "lower"
+        raise UserError(f"{wrong}: {metric} is better when {better}; use {right}")
 
 
 def _share(text: str) -> float:

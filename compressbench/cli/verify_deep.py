@@ -7,11 +7,13 @@ from typing import Any
 
 from compressbench.config.instantiate import instantiate
 from compressbench.core.errors import CheckFailedError, UserError
+from compressbench.core.metrics import metric_of
 from compressbench.core.types import Data, SplitName
 from compressbench.engine.data_identity import PLACE
 from compressbench.engine.environment import machine
-from compressbench.measure import accuracy, macs, size
+from compressbench.measure import macs, predictions, size
 from compressbench.store.entries import Entry, Store
+from compressbench.tasks.choice import task_of
 
 ELSEWHERE = 0.02  # by which a metric may differ on another CPU
 _SPLITS: dict[str, SplitName] = {"measure": "validation", "test": "test"}
@@ -64,10 +66,14 @@ def _differences(entry: Entry, exported: Entry, data: Data) -> Iterator[str]:
         "compute/macs": macs.macs(file),
     }
     split = _SPLITS[entry.parts["kind"]]
-    logits = accuracy.predict(file, data, split, threads=entry.parts["runtime"]["threads"])
+    answers = predictions.predict(file, data, split, threads=entry.parts["runtime"]["threads"])
     metric, folder = data.spec.metric, {"validation": "val", "test": "test"}[split]
-    found[f"{folder}/{metric}"] = accuracy.score(metric, logits, data.split(split).targets)
-    allowed = 0.0 if entry.parts["machine"] == machine() else ELSEWHERE
+    task, unit = task_of(data.spec), 1.0
+    if task.learns:  # else the targets are the answers of another file
+        value = task.score(metric, answers, data.split(split).targets)
+        found[f"{folder}/{metric}"] = value
+        unit = 1.0 if metric_of(metric).is_share else abs(value)
+    allowed = 0.0 if entry.parts["machine"] == machine() else ELSEWHERE * unit
     for name, value in found.items():
         tolerance = allowed if name.endswith(f"/{metric}") else 0.0
         if name in figures and abs(figures[name] - value) > tolerance:

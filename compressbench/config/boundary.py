@@ -30,13 +30,22 @@ if TYPE_CHECKING:
 
 ALLOW_VARIABLE = "COMPRESSBENCH_ALLOW"
 _PACKAGES = ("pruning", "quantization", "training", "analysis.sensitivity", "models", "data",
-             "tracking.trackers", "search.samplers")  # fmt: skip
+             "tasks", "tracking.trackers", "search.samplers")  # fmt: skip
 _OURS = tuple(f"compressbench.{name}.*" for name in _PACKAGES)
 _OPTIMIZERS = "torch.optim.*"
 # Everything else that is instantiated is a class: a function may do anything with its arguments.
 _FUNCTIONS = (
     "compressbench.search.samplers.*",
     "compressbench.models.in_hand.module_in_hand",
+    "compressbench.models.pretrained.pretrained",
+    "compressbench.data.array_file.array_file",
+    "compressbench.data.descriptions.descriptions",
+    "compressbench.data.diabetes.diabetes",
+    "compressbench.data.digit_scenes.digit_masks",
+    "compressbench.data.digit_scenes.digit_sets",
+    "compressbench.data.in_hand.task_in_hand",
+    "compressbench.data.pictures.pictures",
+    "compressbench.data.vibrations.vibrations",
     "compressbench.models.lazy.initialised",
 )
 _NOT_COMPARED = ("overrides", "runtime", "searchpath")  # of `hydra`; the first is checked apart

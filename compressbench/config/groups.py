@@ -9,6 +9,7 @@ from pathlib import Path
 GROUPS = {
     "model": "the architecture; model.checkpoint=FILE replaces its training",
     "dataset": "what it learns",
+    "task": "what models answer and how that is judged; task@dataset.task=...",
     "recipe": "the stages, in order; recipe.stages.NAME.OPTION=VALUE sets an option of one",
     "trainer": "where fits run",
     "tracking": "where figures and files are logged",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from compressbench.core.metrics import metric_of
+
 MISSING = "–"
 
 
@@ -49,10 +51,24 @@ def times_text(ratio: float | None) -> str:
 
 
 def metric_text(value: float | None, metric: str) -> str:
-    """Accuracy in percent, any other metric as a plain number."""
+    """Accuracy in percent, any other share as a plain number, the rest with four digits."""
     if value is None:
         return MISSING
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+    form = metric_of(metric)
+    if form.percent:
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if form.is_share else f"{value:.4g}"
+
+
+def metric_with_error(value: float | None, error: float, metric: str) -> str:
+    """The metric with its standard error, which is left out if it is 0."""
+    text = metric_text(value, metric)
+    if not error:
+        return text
+    form = metric_of(metric)
+    if form.percent:
+        return f"{text} ± {100 * error:.2f}"
+    return f"{text} ± {error:.4f}" if form.is_share else f"{text} ± {error:.2g}"
 
 
 def _scaled(value: float | None, units: tuple[str, ...]) -> str:

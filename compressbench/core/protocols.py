@@ -98,6 +98,8 @@ class DistillationLoss(Protocol):
         """Logits [B, K], logits [B, K], labels int64 [B] -> a scalar.
 
         For token classification [B, L, K] twice and labels [B, L], -100 where there is no label.
+        With a class attribute `sees_task = True`, the `Task` is passed as fourth argument; a class
+        attribute `distributions` names those that the loss can compare (see `Task`).
         """
         ...
 

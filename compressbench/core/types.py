@@ -43,7 +43,9 @@ class DataSpec:
 
     `input_shape` is the shape of one sample: (channels, height, width) for images, (tokens,) for
     texts. `mean` and `std` are per channel, for inputs scaled to [0, 1]; empty for texts, which
-    have `tokens`, and for float inputs, which are not normalised.
+    have `tokens`, and for float inputs, which are not normalised. `class_names` are the names of
+    the classes, or of the numbers that a model of another task answers. `task` None is
+    classification.
     """
 
     name: str
@@ -53,6 +55,7 @@ class DataSpec:
     std: tuple[float, ...]
     metric: str = "accuracy"
     tokens: Tokens | None = None
+    task: Any = None  # a `core.task.Task`; see `tasks.choice.task_of`
 
     @property
     def num_classes(self) -> int:
@@ -79,7 +82,7 @@ class Split:
     """One split in memory.
 
     `inputs` are uint8 [N, C, H, W], float32 [N, ...], or ids [N, L] of any integer type; `targets`
-    are int64 [N].
+    [N, ...] are what the task says: int64 [N] for classification.
     """
 
     inputs: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ from torch import Tensor
 from compressbench.core import digests
 from compressbench.core.errors import TransientError, UserError
 from compressbench.core.live_objects import live_object
+from compressbench.core.task import Task
 from compressbench.core.types import DataSpec, Split, SplitName
 from compressbench.data import splits, transforms
+from compressbench.data.arrays import Arrays, Division
 from compressbench.data.partition import SPLITS
 
 TARGET = f"{__name__}.DataInHand"
+TASK_TARGET = f"{__name__}.task_in_hand"
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,7 @@ class DataInHand:
 
     @cached_property
     def _given(self) -> Mapping[SplitName, Split]:
-        given = live_object(self.sha256)
-        if given is None:
-            raise UserError(
-                "the data were passed from Python: pass them again, to "
-                "compressbench.compress(data=...)"
-            )
-        by_name: Mapping[SplitName, Split] = given
-        return by_name
+        return _live(self.sha256)
 
     @cached_property
     def _rows(self) -> dict[SplitName, Tensor]:
@@ -108,6 +104,47 @@ class DataInHand:
 
     def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         return inputs
+
+
+def task_in_hand(
+    sha256: str,
+    task: Task,
+    class_names: Sequence[str],
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    metric: str | None = None,
+) -> Arrays:
+    """Splits of another task than classification that were passed to `compressbench.compress`.
+
+    Args:
+        sha256: digest of the splits.
+        task: what a model answers.
+        class_names: names of the classes, or of the numbers that are answered.
+        validation_fraction: share of the training samples, in (0, 1), if there is no such split.
+        test_fraction: the same.
+        split_seed: seed of these splits.
+        metric: one of the task's; its first if None.
+    """
+    return Arrays(
+        "in_hand",
+        partial(_live, sha256),
+        tuple(class_names),
+        task,
+        metric,
+        Division(validation_fraction, test_fraction, split_seed),
+        options={"class_names": list(class_names)},
+    )
+
+
+def _live(sha256: str) -> Mapping[SplitName, Split]:
+    given = live_object(sha256)
+    if given is None:
+        raise UserError(
+            "the data were passed from Python: pass them again, to compressbench.compress(data=...)"
+        )
+    by_name: Mapping[SplitName, Split] = given
+    return by_name
 
 
 def digest(given: Mapping[SplitName, Split]) -> str:

@@ -40,6 +40,22 @@ def stratified(
     return {name: torch.cat(rows).sort().values for name, rows in parts.items()}
 
 
+def at_random(
+    count: int, fractions: Mapping[SplitName, float], seed: int
+) -> dict[SplitName, Tensor]:
+    """Draw a split of `count` samples: name -> sorted row numbers, where "train" gets the rest.
+
+    Every split gets its fraction, rounded. Raises UserError as `stratified`.
+    """
+    _check_fractions(fractions)
+    check_seed("dataset.split_seed", seed)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    sizes = [round(count * fraction) for fraction in fractions.values()]
+    parts = torch.split(order, [*sizes, count - sum(sizes)])
+    names: list[SplitName] = [*fractions, "train"]
+    return {name: part.sort().values for name, part in zip(names, parts, strict=True)}
+
+
 def _check_fractions(fractions: Mapping[SplitName, float]) -> None:
     for name, fraction in fractions.items():
         if not is_number(fraction) or not 0.0 < fraction < 1.0:

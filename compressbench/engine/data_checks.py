@@ -18,6 +18,8 @@ from compressbench.core.errors import UserError
 from compressbench.core.types import Data, Split, SplitName
 from compressbench.store.entries import Store
 from compressbench.store.sources import source_digest
+from compressbench.tasks.choice import task_of
+from compressbench.tasks.classification import CLASSIFICATION
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SCHEMA = 1
@@ -74,10 +76,16 @@ def check_data(
     be used, and where a larger share than `most_shared` of the validation or test rows is in an
     earlier split.
     """
-    _check_names(data.spec.class_names)
+    task, single = task_of(data.spec), task_of(data.spec).name == CLASSIFICATION.name
+    if data.spec.class_names or task.learns:
+        _check_names(data.spec.class_names, 2 if task.distribution == "classes" else 1)
     splits = {name: data.split(name) for name in SPLITS}
     for name, split in splits.items():
-        _check_targets(name, split, len(data.spec.class_names))
+        _check_rows(name, split)
+        if single:
+            _check_labels(name, split, len(data.spec.class_names))
+        else:
+            task.check(data.spec, split, f"dataset: the {name} split")
     found = _counted(splits, identity, store)
     shared = [Shared(**each) for each in found["shared"]]
     for each in shared:
@@ -88,7 +96,7 @@ def check_data(
             )
     lines = [f"dataset: {each}" for each in shared]
     lines += [f"dataset: {Conflicts(**each)}" for each in found["conflicts"]]
-    return (*_absent_classes(splits, data.spec.class_names), *lines)
+    return (*(_absent_classes(splits, data.spec.class_names) if single else ()), *lines)
 
 
 def _above(share: float) -> float:
@@ -96,9 +104,10 @@ def _above(share: float) -> float:
     return min(1.0, -(-share * 100 // 1) / 100)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    if len(names) < 2:
-        raise UserError(f"dataset: at least two classes are needed, got {list(names)}")
+def _check_names(names: Sequence[str], least: int) -> None:
+    if len(names) < least:
+        what = "two classes are" if least > 1 else "one name of what is answered is"
+        raise UserError(f"dataset: at least {what} needed, got {list(names)}")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip():
@@ -108,19 +117,23 @@ def _check_names(names: Sequence[str]) -> None:
         seen.add(name.strip())
 
 
-def _check_targets(name: SplitName, split: Split, classes: int) -> None:
-    inputs, targets = split.inputs, split.targets
+def _check_rows(name: SplitName, split: Split) -> None:
+    if len(split.inputs) != len(split.targets):
+        raise UserError(
+            f"dataset: the {name} split has {len(split.inputs)} inputs, but {len(split.targets)} "
+            "labels"
+        )
+    if len(split.targets) == 0:
+        raise UserError(f"dataset: the {name} split is empty")
+
+
+def _check_labels(name: SplitName, split: Split, classes: int) -> None:
+    targets = split.targets
     if targets.dtype != torch.int64 or targets.ndim != 1:
         raise UserError(
             f"dataset: the labels of the {name} split must be class numbers, int64 [rows], got "
             f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}"
         )
-    if len(inputs) != len(targets):
-        raise UserError(
-            f"dataset: the {name} split has {len(inputs)} inputs, but {len(targets)} labels"
-        )
-    if len(targets) == 0:
-        raise UserError(f"dataset: the {name} split is empty")
     outside = ((targets < 0) | (targets >= classes)).nonzero()
     if len(outside):
         row = int(outside[0])
@@ -159,11 +172,11 @@ def _counted(
 
 def count_rows(splits: Mapping[SplitName, Split]) -> dict[str, Any]:
     """`Shared` of each split and `Conflicts`, as plain JSON; empty lists where there are none."""
-    first: dict[bytes, tuple[SplitName, int, int]] = {}  # content -> split, row, label
+    first: dict[bytes, tuple[SplitName, int, int | None]] = {}  # content -> split, row, label
     shared: dict[str, Shared] = {}
     conflicts: Conflicts | None = None
     for name, split in splits.items():
-        labels = split.targets.tolist()
+        labels = _labels(split.targets)
         for row, content in enumerate(_contents(split.inputs)):
             other, other_row, label = first.setdefault(content, (name, row, labels[row]))
             if other != name:
@@ -177,6 +190,14 @@ def count_rows(splits: Mapping[SplitName, Split]) -> dict[str, Any]:
         "shared": [asdict(each) for each in shared.values()],
         "conflicts": [asdict(conflicts)] if conflicts else [],
     }
+
+
+def _labels(targets: Tensor) -> Sequence[int | None]:
+    """The class of each row; None where a row has no single class."""
+    if targets.ndim == 1 and targets.dtype == torch.int64:
+        found: list[int] = targets.tolist()
+        return found
+    return [None] * len(targets)
 
 
 def _contents(inputs: Tensor) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compressbench.core.digests import digest, named
 from compressbench.core.errors import UserError
 from compressbench.core.types import Data, Split, SplitName
 from compressbench.store.keys import canonical
+from compressbench.tasks.choice import task_of
 
 SAMPLES = 8  # of each split, evenly spaced
 PLACE = "a path; its contents count"
@@ -34,7 +35,7 @@ def identify(dataset: Mapping[str, Any], data: Data) -> dict[str, Any]:
     found = {
         "target": dataset.get("_target_"),
         "options": {k: _placeless(v) for k, v in dataset.items() if k != "_target_"},
-        "spec": asdict(data.spec),
+        "spec": {**asdict(replace(data.spec, task=None)), "task": task_of(data.spec).name},
         "manifest": data.manifest(),
         "samples": {
             "train": sample_digests(data, "train"),

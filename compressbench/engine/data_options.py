@@ -9,6 +9,7 @@ from typing import Any
 from compressbench.config.instantiate import options_of_target
 from compressbench.core.errors import UserError
 from compressbench.core.types import DataSpec
+from compressbench.tasks.choice import task_of
 
 # The first name of each line is ours; the others are those of timm, transformers, torchvision and
 # of common code. One that often means something else, such as `channels`, is not among them.
@@ -52,6 +53,7 @@ def with_data_options(config: Mapping[str, Any], spec: DataSpec, where: str) -> 
     return options
 
 
+_UNITS = {"classes": "classes", "binary": "labels"}  # of an answer
 _OURS = (SHAPE[0], CLASSES[0], VOCABULARY[0], PAD[0])
 
 
@@ -67,7 +69,9 @@ def _of_the_data(spec: DataSpec, named: Collection[str]) -> Iterator[tuple[tuple
     """(names of an option, its value) for all that the data determine."""
     shape = list(spec.input_shape)
     yield SHAPE, shape
-    yield CLASSES, spec.num_classes
+    outputs = task_of(spec).outputs(spec)
+    if outputs:  # else whatever the model answers
+        yield CLASSES, outputs
     if spec.tokens:
         yield VOCABULARY, spec.tokens.vocabulary
         yield PAD, spec.tokens.pad
@@ -86,10 +90,11 @@ def _check_classes(
     given: Mapping[str, Any], options: Mapping[str, Any], spec: DataSpec, where: str
 ) -> None:
     for name in CLASSES:
-        if name in given and options[name] != spec.num_classes:
+        if name in given and options[name] != given[name]:
             raise UserError(
                 f"{where}.{name}={options[name]}, but dataset {spec.name} has "
-                f"{spec.num_classes} classes: teacher, student and dataset must agree"
+                f"{given[name]} {_UNITS.get(task_of(spec).distribution, 'outputs')}: teacher, "
+                "student and dataset must agree"
             )
 
 

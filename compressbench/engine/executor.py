@@ -33,6 +33,7 @@ from compressbench.results.run_report import growth_warning, shrink_warning
 from compressbench.store.entries import Entry, Store
 from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
+from compressbench.tasks.choice import task_of
 
 _BEGINNING = ("schema", "parents", "model", "checkpoint", "data", "code", "environment", "runtime")
 
@@ -200,7 +201,7 @@ def _measured(
 
     def test(_: Path) -> dict[str, Any]:
         journal = _journal(asked, run_context).within(file_digest(file))
-        figures = test_figures(file, data, threads=threads, journal=journal)
+        figures = test_figures(file, reference, data, threads=threads, journal=journal)
         return {"figures": figures, "file_sha256": file_digest(file)}
 
     parts = parts_of("measure", shared, "compressbench.measure.figures.measure_model")
@@ -212,6 +213,8 @@ def _measured(
         tested_data = {**run_context.data_identity, "test": sample_digests(data, "test")}
         shared["data"] = tested_data
         asked = parts_of("test", shared, "compressbench.measure.figures.test_figures")
+        if not task_of(data.spec).learns:  # figures compare with the float model
+            asked["parents"] = parts["parents"]
         figures |= _of_file(store, asked, test, export).meta["figures"]
         reached("measure.tested")
     warnings, sha256 = tuple(entry.meta["warnings"]), entry.meta["file_sha256"]

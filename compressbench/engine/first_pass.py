@@ -18,6 +18,7 @@ from compressbench.engine.module_form import check_copy, registered
 from compressbench.engine.stage_job import build_model
 from compressbench.models.checkpoint import load_checkpoint_
 from compressbench.models.lazy import initialised_config
+from compressbench.tasks.choice import task_of
 
 WRAP = "wrap the model in a module whose forward returns the logits alone"
 
@@ -97,7 +98,8 @@ def reason(error: BaseException) -> str:
 
 def check_logits(logits: Any, inputs: Tensor, spec: DataSpec, where: str, when: str = "") -> None:
     """Raise UserError unless `logits` are one float32 tensor of the shape that the data need."""
-    wanted = (len(inputs), spec.num_classes)
+    task = task_of(spec)
+    wanted = (len(inputs), *(task.shape(spec) or _as_it_is(logits)))
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{where} gives {described(logits)}{when}, but one tensor {list(wanted)} is needed: "
@@ -106,13 +108,25 @@ def check_logits(logits: Any, inputs: Tensor, spec: DataSpec, where: str, when: 
     if tuple(logits.shape) != wanted:
         raise UserError(
             f"{where} maps {list(inputs.shape)} to {list(logits.shape)}{when}, but dataset "
-            f"{spec.name} has {spec.num_classes} classes: {list(wanted)} expected"
+            f"{spec.name} has {_outputs(spec)}: {list(wanted)} expected"
         )
     if logits.dtype != torch.float32:
         raise UserError(
             f"{where} gives logits of {_name(logits.dtype)}{when}: they must be float32; a buffer "
             "or constant of another type in the model makes them so"
         )
+
+
+def _as_it_is(answers: Any) -> tuple[int, ...]:
+    """The shape of one answer where the task leaves it to the model."""
+    return tuple(answers.shape[1:]) if isinstance(answers, Tensor) else ()
+
+
+def _outputs(spec: DataSpec) -> str:
+    task = task_of(spec)
+    if task.distribution == "classes":
+        return f"{task.outputs(spec)} classes"
+    return f"the task {task.name}"
 
 
 def described(value: Any) -> str:

@@ -14,6 +14,9 @@ from compressbench.core.types import Data, DataSpec
 from compressbench.core.validation import check_path, shown
 from compressbench.engine.data_options import takes_texts, with_data_options
 from compressbench.engine.first_pass import built_model, tried_model
+from compressbench.engine.stage_job import build_model
+from compressbench.models.pretrained import TARGET as PRETRAINED
+from compressbench.models.pretrained import weights_digest
 
 STUDENT = "student"  # in a model: options that its student overrides; in a stage: that student
 _NOT_OPTIONS = ("checkpoint", STUDENT)
@@ -71,6 +74,8 @@ def checked_architecture(
     path = _checkpoint_of(own, where)
     offered = [name for name in config if name not in own]
     config, model = tried_model(config, path, spec, where, offered)
+    if config["_target_"] == PRETRAINED and config.get("trained", True):
+        config |= {"trained": True, "state_sha256": weights_digest(build_model(config, where))}
     return config, path, model
 
 

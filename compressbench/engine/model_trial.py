@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from compressbench.config.instantiate import own_targets
@@ -24,6 +23,7 @@ from compressbench.engine.plan import Planned
 from compressbench.engine.stage_job import build_model
 from compressbench.store.keys import content_key
 from compressbench.store.sources import versions
+from compressbench.tasks.choice import task_of
 
 SAMPLES = 4  # BatchNorm needs more than one value per channel in training
 _MANY_SAMPLES = 10**6
@@ -152,7 +152,7 @@ def _try_training(
             f"{where} gives {described(logits)}{when}, but one tensor in eval mode: {WRAP} in both"
         )
     check_logits(logits, inputs, spec, where, when)
-    loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    loss = task_of(spec).loss(logits, targets)
     if not loss.requires_grad:
         raise UserError(
             f"{where} cannot be trained: its logits have no gradient; look for detach(), .data or "

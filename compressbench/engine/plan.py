@@ -32,6 +32,7 @@ from compressbench.engine.model_config import (
 )
 from compressbench.engine.order import check_order
 from compressbench.engine.stage_job import Job
+from compressbench.engine.task_checks import check_task
 from compressbench.engine.teachers import teachers_of
 from compressbench.export.opsets import NEWEST
 from compressbench.store.keys import content_key
@@ -175,6 +176,8 @@ def _plan_stage(name: str, stage: Stage, recipe: _Recipe, before: Mapping[str, P
     if teachers:
         taught_by = [before[teacher].begins_with for teacher in teachers.values()]
         _ask(stage, "check_teachers", where, start.begins_with, taught_by, spec)
+    taken = start.checkpoint is not None or bool((start.architecture or {}).get("trained"))
+    check_task(stage, spec, where, taught=bool(teachers), taken=taken)
     parts = _key_parts(name, stage, recipe, start, {r: before[p].key for r, p in parents.items()})
     job = Job(
         name=name,

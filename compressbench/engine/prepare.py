@@ -15,8 +15,8 @@ from compressbench.engine.data_checks import check_data
 from compressbench.engine.plan import Planned, make_plan
 from compressbench.engine.runtime import resolve
 from compressbench.export.opsets import check_opset
-from compressbench.measure.accuracy import check_metric
 from compressbench.store.entries import Store
+from compressbench.tasks.choice import check_metric
 from compressbench.tracking.trackers import Tracker
 
 
@@ -44,7 +44,7 @@ def prepare(config: RunConfig, data: Data | None = None) -> Prepared:
     tracker: Tracker = _built("tracking", config.tracking, "start")
     if data is None:
         data = _built("dataset", config.dataset, "manifest")
-    check_metric(data.spec.metric)
+    check_metric(data.spec)
     plan = make_plan(
         config.stages,
         model=config.model,

@@ -13,6 +13,8 @@ from compressbench.core.download import compressed
 from compressbench.core.kill_points import reached
 from compressbench.core.types import DataSpec
 from compressbench.export.inputs import preprocessing
+from compressbench.tasks.choice import task_of
+from compressbench.tasks.classification import CLASSIFICATION
 
 
 def write_bundle(
@@ -49,7 +51,9 @@ def write_bundle(
 
 
 def _script(spec: DataSpec) -> str:
-    """The example script for the dataset's kind of input: text, image or array."""
+    """The example script for the task, and for the kind of input: text, image or array."""
+    if task_of(spec).name != CLASSIFICATION.name:
+        return "predict_values.py"
     if spec.tokens is not None:
         return "predict_text.py"
     return "predict.py" if spec.mean else "predict_array.py"
@@ -60,7 +64,8 @@ def _describe(spec: DataSpec, report: Mapping[str, Any]) -> dict[str, Any]:
         "schema": 1,
         "dataset": spec.name,
         "input": {**report["input"], "preprocess": preprocessing(spec)},
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", spec.num_classes]},
+        "output": {"name": "logits", "dtype": "float32", **task_of(spec).describe(spec)},
+        "task": task_of(spec).name,
         "classes": list(spec.class_names),
         "opset": report["opset"],
         "min_onnxruntime": report["min_onnxruntime"],

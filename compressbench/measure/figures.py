@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compressbench.core.activation_quantizers import activations_in_float
@@ -13,8 +12,10 @@ from compressbench.core.digests import file_digest
 from compressbench.core.edits import activation_grid, parameters
 from compressbench.core.external_data import check_self_contained
 from compressbench.core.journal import Journal
-from compressbench.core.types import Artifact, Data, Measurement
-from compressbench.measure import accuracy, agreement, kernels, latency, macs, size, zeros
+from compressbench.core.metrics import metric_of
+from compressbench.core.types import Artifact, Data, Measurement, SplitName
+from compressbench.measure import agreement, kernels, latency, macs, predictions, size, zeros
+from compressbench.tasks.choice import task_of
 
 _NOWHERE = Journal()
 NAMED = 3  # layers in a message
@@ -56,9 +57,9 @@ def measure_model(
         "latency/p95_ms": timed.p95_ms,
         "latency/speedup": timed.speedup,
     }
-    quality, logits = _quality(artifact, onnx, data, threads, journal)
+    quality = _quality(artifact, onnx, baseline_onnx, data, threads, journal)
     warnings = [
-        *_chance(logits, data),
+        *_chance(quality, data),
         *_slower(timed),
         *_not_integer(artifact, counts),
         *_lost_zeros(artifact, data),
@@ -67,12 +68,28 @@ def measure_model(
 
 
 def test_figures(
-    onnx: Path, data: Data, *, threads: int = 1, journal: Journal = _NOWHERE
+    onnx: Path,
+    baseline_onnx: Path,
+    data: Data,
+    *,
+    threads: int = 1,
+    journal: Journal = _NOWHERE,
 ) -> dict[str, float]:
-    """Measure the metric on the test split; called for the baseline and the final artifact only."""
-    metric = data.spec.metric
-    logits = accuracy.predict(onnx, data, "test", threads=threads, journal=journal)
-    return {f"test/{metric}": accuracy.score(metric, logits, data.split("test").targets)}
+    """Measure the metric on the test split; called for the baseline and the final artifact only.
+
+    `baseline_onnx` is the file of the float model.
+    """
+    metric, task = data.spec.metric, task_of(data.spec)
+    answers = predictions.predict(onnx, data, "test", threads=threads, journal=journal)
+    targets = _targets(baseline_onnx, data, "test", threads)
+    return {f"test/{metric}": task.score(metric, answers, targets)}
+
+
+def _targets(baseline_onnx: Path, data: Data, split: SplitName, threads: int) -> Tensor:
+    """The targets of a split; without any, the answers of the float model."""
+    if task_of(data.spec).learns:
+        return data.split(split).targets
+    return predictions.predict(baseline_onnx, data, split, threads=threads)
 
 
 def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
@@ -86,24 +103,24 @@ def _sizes(artifact: Artifact, onnx: Path) -> dict[str, float]:
 
 
 def _quality(
-    artifact: Artifact, onnx: Path, data: Data, threads: int, journal: Journal
-) -> tuple[dict[str, float], Tensor]:
-    metric, targets = data.spec.metric, data.split("validation").targets
-    accuracy.check_metric(metric)
-    of_file = accuracy.predict(
+    artifact: Artifact, onnx: Path, baseline_onnx: Path, data: Data, threads: int, journal: Journal
+) -> dict[str, float]:
+    metric, task = data.spec.metric, task_of(data.spec)
+    targets = _targets(baseline_onnx, data, "validation", threads)
+    of_file = predictions.predict(
         onnx, data, "validation", threads=threads, journal=journal.within("file")
     )
-    of_model = accuracy.predict_torch(
+    of_model = predictions.predict_torch(
         artifact.model, data, "validation", journal=journal.within("model")
     )
     quantized = activation_grid(artifact.edits) is not None
-    agreement.check_agreement(of_file, of_model, quantized, _unrounded(artifact, data, journal))
-    figures = {
-        f"val/{metric}": accuracy.score(metric, of_file, targets),
-        f"val/{metric}_torch": accuracy.score(metric, of_model, targets),
-        "val/agreement": agreement.agreement(of_file, of_model),
+    exact = _unrounded(artifact, data, journal)
+    agreement.check_agreement(task, of_file, of_model, quantized, exact)
+    return {
+        f"val/{metric}": task.score(metric, of_file, targets),
+        f"val/{metric}_torch": task.score(metric, of_model, targets),
+        "val/agreement": agreement.agreement(task, of_file, of_model),
     }
-    return figures, of_file
 
 
 def _unrounded(artifact: Artifact, data: Data, journal: Journal) -> Callable[[], Tensor] | None:
@@ -117,19 +134,18 @@ def _unrounded(artifact: Artifact, data: Data, journal: Journal) -> Callable[[],
     def logits() -> Tensor:
         with activations_in_float(artifact.model):
             kept = journal.within("unrounded")
-            return accuracy.predict_torch(artifact.model, data, "validation", journal=kept)
+            return predictions.predict_torch(artifact.model, data, "validation", journal=kept)
 
     return logits
 
 
-def _chance(logits: Tensor, data: Data) -> list[str]:
-    targets = data.split("validation").targets
-    right = float((logits.argmax(1) == targets).double().mean())
-    majority = float(torch.bincount(targets).max()) / len(targets)
-    chance = max(1.1 / data.spec.num_classes, majority)
-    if right > chance:
+def _chance(figures: Mapping[str, float], data: Data) -> list[str]:
+    metric, targets = data.spec.metric, data.split("validation").targets
+    reached = figures[f"val/{metric}"]
+    chance = task_of(data.spec).guess(metric, targets, data.spec)
+    if chance is None or metric_of(metric).better(reached, chance):
         return []
-    return [f"validation accuracy {right:.4f} is no better than guessing ({chance:.4f})"]
+    return [f"validation {metric} {reached:.4f} is no better than guessing ({chance:.4f})"]
 
 
 def _slower(timed: latency.Latency) -> list[str]:

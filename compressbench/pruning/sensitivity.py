@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressbench.analysis.probe import asked_of, probe_batches, probe_of
 from compressbench.analysis.weight_trials import totals
@@ -25,6 +24,7 @@ from compressbench.pruning.layers import check_criterion, check_names, criterion
 from compressbench.pruning.weights.apply import weight_scores
 from compressbench.pruning.weights.measured_densities import TYPICAL_LAYERS
 from compressbench.pruning.weights.selection import Selection
+from compressbench.tasks.choice import task_of
 
 TABLE = "sensitivity"  # name of the stage's table
 
@@ -34,11 +34,11 @@ class SensitivityCurves:
     """Measure accuracy and loss with one layer at a time pruned; the model itself is not changed.
 
     Each layer is pruned to each of `sparsities` by the `criterion`. The table `sensitivity` has a
-    row for each layer and sparsity, including 0, with `accuracy` in [0, 1] and `loss` (mean
-    cross-entropy) on `images` training images, not augmented, in batches of `batch_size`.
-    BatchNorm normalizes each batch, which approximates statistics measured after pruning. Li et
-    al. 2017 (arXiv:1608.08710, section 3.2) measure the same for filters. `layers` and `skip` are
-    those of `Prune`.
+    row for each layer and sparsity, including 0, with `accuracy` (of other tasks, what they
+    report while training) and the mean `loss` on `images` training images, not augmented, in
+    batches of `batch_size`. BatchNorm normalizes each batch, which approximates statistics measured
+    after pruning. Li et al. 2017 (arXiv:1608.08710, section 3.2) measure the same for filters.
+    `layers` and `skip` are those of `Prune`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({TRAINED})
@@ -93,6 +93,7 @@ class SensitivityCurves:
         scores: Mapping[str, Tensor],
         context: Context,
     ) -> list[dict[str, Any]]:
+        task = task_of(context.data.spec)
         batches = probe_batches(context, self.images, self.batch_size)
         weights = {name: layer.get_parameter("weight").detach() for name, layer in layers.items()}
         sparsities = sorted(set(self.sparsities) - {0.0})
@@ -106,8 +107,8 @@ class SensitivityCurves:
 
         def look(original: Tensor, logits: Tensor, batch: int) -> Sequence[Tensor | float]:
             targets = batches[batch][1]
-            loss = F.cross_entropy(logits.double(), targets, reduction="sum")
-            return (logits.argmax(1) == targets).sum(), loss, len(targets)
+            loss = task.loss(logits.double(), targets, reduction="sum")
+            return *task.quality(logits, targets), loss
 
         trials = [partial(pruned, *case) if case[1] else dict for case in cases]
         images = [inputs for inputs, _ in batches]
@@ -116,6 +117,6 @@ class SensitivityCurves:
         sums = totals(probe, images, trials, look, replace(context, journal=kept))
         return [
             {"layer": name, "weights": weights[name].numel(), "sparsity": sparsity,
-             "accuracy": correct / count, "loss": loss / count}
-            for (name, sparsity), (correct, loss, count) in zip(cases, sums, strict=True)
+             task.running: good / number, "loss": loss / number}
+            for (name, sparsity), (good, number, loss) in zip(cases, sums, strict=True)
         ]  # fmt: skip

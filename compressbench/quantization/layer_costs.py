@@ -39,10 +39,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Quality:
-    """The metric and the mean cross-entropy on some images."""
+    """The metric and the mean loss on some images."""
 
     metric: float
     loss: float
+    higher: bool = True  # is better, of the metric
+
+    @property
+    def good(self) -> float:
+        """The metric, so that higher is better."""
+        return self.metric if self.higher else -self.metric
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,10 @@ def costs(
     measured: list[Cost] = []
     before = journal.before(len(parts))
 
-    def quality(part: Part) -> list[float]:
+    def quality(part: Part) -> list[Any]:
         with left_out(artifact, floats, [part]):
             found = measure(artifact.model)
-        return [found.metric, found.loss]
+        return [found.metric, found.loss, found.higher]
 
     for number, part in enumerate(parts):
         if measured and time.monotonic() > end:
@@ -159,19 +165,19 @@ def costs(
         progress(number, len(parts), f"{part.kind} {part.name}{before}")
         figures = journal.once(f"{part.kind} {part.name}", partial(quality, part))
         measured.append(Cost(part, Quality(*figures)))
-    return sorted(measured, key=lambda cost: (cost.quality.loss, -cost.quality.metric))
+    return sorted(measured, key=lambda cost: (cost.quality.loss, -cost.quality.good))
 
 
 def worst(measured: Sequence[Cost], quantized: Quality, exact: Quality) -> list[Part]:
     """The parts of sorted `measured` that each gain at least a tenth of what quantization adds to
     the loss; if it adds nothing, those that each gain at least half of what the metric lost.
     """
-    gap, lost = quantized.loss - exact.loss, exact.metric - quantized.metric
+    gap, lost = quantized.loss - exact.loss, exact.good - quantized.good
     if gap > 0:
         gains = [c for c in measured if quantized.loss - c.quality.loss >= _SHARE * gap]
     elif lost > 0:
-        gains = [c for c in measured if c.quality.metric - quantized.metric >= lost / 2]
-        gains.sort(key=lambda cost: -cost.quality.metric)
+        gains = [c for c in measured if c.quality.good - quantized.good >= lost / 2]
+        gains.sort(key=lambda cost: -cost.quality.good)
     else:
         gains = []
     return [cost.part for cost in gains[:WORST]]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compressbench.core.metrics import metric_of
 from compressbench.results import pareto
 from compressbench.results.sweep import FINISHED, Objective, Sweep, Trial
 
@@ -34,7 +35,7 @@ def axes(sweep: Sweep) -> Axes:
     named = {o.name: o for o in sweep.objectives}
     first = sweep.objectives[0]
     if len(named) == 1 and first.name in SIZES.values():
-        return Axes(first, Objective(metric_name(sweep), "maximize"))
+        return Axes(first, metric_objective(sweep))
     y = named.get(metric_name(sweep), first)
     others = [o for o in sweep.objectives if o is not y] or [
         Objective(size_name(sweep), "minimize")
@@ -45,6 +46,12 @@ def axes(sweep: Sweep) -> Axes:
 def metric_name(sweep: Sweep) -> str:
     """The name of the validation metric, such as `val/accuracy`."""
     return f"val/{sweep.metric}"
+
+
+def metric_objective(sweep: Sweep) -> Objective:
+    """The validation metric, in the direction in which it is better."""
+    higher = metric_of(sweep.metric).higher
+    return Objective(metric_name(sweep), "maximize" if higher else "minimize")
 
 
 def size_name(sweep: Sweep) -> str:
@@ -100,12 +107,13 @@ def members(sweep: Sweep) -> list[Trial]:
 def standard_error(trial: Trial, name: str, sweep: Sweep) -> float:
     """The standard error of one figure of a trial; 0 if unknown.
 
-    The larger of the standard deviation over seeds and, for accuracy, the binomial error for the
-    number of validation rows.
+    The larger of the standard deviation over seeds and, for shares of independent samples such as
+    accuracy, the binomial error for the number of validation rows.
     """
     repeated = [r[name] for r in trial.repeats if name in r]
     errors = [pareto.spread([trial.figures[name], *repeated])] if repeated else []
-    if name == "val/accuracy" and sweep.validation_rows:
+    share = name == metric_name(sweep) and metric_of(sweep.metric).binomial
+    if share and sweep.validation_rows:
         errors.append(pareto.binomial_error(trial.figures[name], sweep.validation_rows))
     return max(errors, default=0.0)
 
@@ -124,7 +132,15 @@ def floor_of(sweep: Sweep) -> float | None:
     if sweep.floor is not None:
         return sweep.floor
     base = sweep.baseline.get(metric_name(sweep))
-    return None if base is None else base - pareto.FLOOR_BELOW_BASELINE
+    if base is None:
+        return None
+    below = pareto.FLOOR_BELOW_BASELINE * _unit_of_metric(sweep, base)
+    return base - below if metric_of(sweep.metric).higher else base + below
+
+
+def _unit_of_metric(sweep: Sweep, base: float) -> float:
+    """What counts as 100 points of a metric: 1 for shares, the baseline's value for others."""
+    return 1.0 if metric_of(sweep.metric).is_share else abs(base) or 1.0
 
 
 def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | None:
@@ -135,8 +151,13 @@ def hypervolume(sweep: Sweep, trials: Iterable[Trial] | None = None) -> float | 
     wanted = _volume_objectives(sweep)
     metric, size = (o.name for o in wanted)
     taken = [t for t in (sweep.trials if trials is None else trials) if _counts(t, wanted)]
+    base = sweep.baseline.get(metric, 1.0)
+    sign = (1 if metric_of(sweep.metric).higher else -1) / _unit_of_metric(sweep, base)
     return pareto.front_hypervolume(
-        [t.figures[metric] for t in taken], [t.figures[size] for t in taken], reference, floor
+        [sign * t.figures[metric] for t in taken],
+        [t.figures[size] for t in taken],
+        reference,
+        sign * floor,
     )
 
 
@@ -153,13 +174,15 @@ def history(sweep: Sweep) -> list[float]:
         return []
     wanted = _volume_objectives(sweep)
     metric, size = (o.name for o in wanted)
+    good = metric_of(sweep.metric).at_least_as_good
     front: list[Trial] = []
     values: list[float] = []
     volume = 0.0
     for trial in finished(sweep):
         figures = trial.figures
         if _counts(trial, wanted) and not any(
-            t.figures[metric] >= figures[metric] and t.figures[size] <= figures[size] for t in front
+            good(t.figures[metric], figures[metric]) and t.figures[size] <= figures[size]
+            for t in front
         ):
             points = [*front, trial]
             inside = pareto.front_mask(losses(points, wanted))
@@ -171,8 +194,7 @@ def history(sweep: Sweep) -> list[float]:
 
 def _volume_objectives(sweep: Sweep) -> tuple[Objective, Objective]:
     """The objectives of the hypervolume, whatever the objectives of the sweep."""
-    metric, size = metric_name(sweep), size_name(sweep)
-    return Objective(metric, "maximize"), Objective(size, "minimize")
+    return metric_objective(sweep), Objective(size_name(sweep), "minimize")
 
 
 def knee(sweep: Sweep, front: Sequence[Trial]) -> Trial | None:
@@ -182,7 +204,8 @@ def knee(sweep: Sweep, front: Sequence[Trial]) -> Trial | None:
     knee towards them.
     """
     floor, metric = floor_of(sweep), metric_name(sweep)
-    kept = [t for t in front if floor is None or t.figures.get(metric, floor) >= floor]
+    good = metric_of(sweep.metric).at_least_as_good
+    kept = [t for t in front if floor is None or good(t.figures.get(metric, floor), floor)]
     if not kept:
         return None
     values = losses(kept, sweep.objectives)

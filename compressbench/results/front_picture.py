@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from compressbench.core.formatting import bytes_text
+from compressbench.core.metrics import metric_of
 from compressbench.results import front as fronts
 from compressbench.results.chart import Axis, Chart, Point, Rule, Series, Unit
 from compressbench.results.front import SIZES, Axes
@@ -80,7 +82,7 @@ def _coloured(sweeps: Sequence[Sweep]) -> list[tuple[Sweep, str]]:
 def _unit(name: str) -> Unit:
     if name in SIZES.values():
         return "bytes"
-    return "percent" if name.endswith("/accuracy") else "number"
+    return "percent" if metric_of(name.partition("/")[2]).percent else "number"
 
 
 def _sweep_series(picture: Picture, sweep: Sweep, colour: str) -> Iterator[Series]:
@@ -172,7 +174,8 @@ def _rules(picture: Picture) -> Iterator[Rule]:
         yield Rule("x", picture.budget_bytes, f"budget {bytes_text(picture.budget_bytes)}")
     if picture.minimum is not None:
         name = fronts.metric_name(picture.sweeps[0])
-        yield Rule("y", picture.minimum, f"at least {figure_text(name, picture.minimum, metric)}")
+        least = "at least" if metric_of(metric).higher else "at most"
+        yield Rule("y", picture.minimum, f"{least} {figure_text(name, picture.minimum, metric)}")
 
 
 def trial_text(trial: Trial, sweep: Sweep) -> str:
@@ -211,7 +214,7 @@ def axis_title(name: str, metric: str) -> str:
 
 
 def y_range(picture: Picture) -> tuple[float, float] | None:
-    """The range of the metric above the floor, so that useless trials do not squeeze the chart.
+    """The range of the metric that is better than the floor: useless trials would squeeze it.
 
     None for any other y axis, or without a floor: all trials are shown.
     """
@@ -221,13 +224,15 @@ def y_range(picture: Picture) -> tuple[float, float] | None:
         return None
     taken = [t.figures[axes.y.name] for s in picture.sweeps for t in s.trials if has(t, axes)]
     taken += [s.baseline[axes.y.name] for s in picture.sweeps if axes.y.name in s.baseline]
-    kept = [value for value in taken if value >= floor] or taken
-    kept += [end for end in _error_ends(picture) if end >= floor]
+    good = partial(metric_of(first.metric).at_least_as_good, bound=floor)
+    kept = [value for value in taken if good(value)] or taken
+    kept += [end for end in _error_ends(picture) if good(end)]
     if not kept:
         return None
     if picture.minimum is not None:
         kept.append(picture.minimum)
-    margin = _MARGIN * max(max(kept) - min(kept), 0.01)
+    least = 0.01 if metric_of(first.metric).is_share else 0.01 * abs(floor)
+    margin = _MARGIN * max(max(kept) - min(kept), least)
     return min(kept) - margin, max(kept) + margin
 
 
@@ -255,7 +260,7 @@ def below_text(picture: Picture) -> str:
     members, others = [], 0
     for sweep in picture.sweeps:
         inside = {t.number for t in fronts.members(sweep)}
-        low = [t for t in sweep.trials if has(t, axes) and t.figures[axes.y.name] < shown[0]]
+        low = [t for t in sweep.trials if has(t, axes) and _outside(t.figures[axes.y.name], shown)]
         members += [(sweep, t) for t in low if t.number in inside]
         others += sum(t.number not in inside for t in low)
     parts = [_member_text(picture, *pair) for pair in members[:_MOST_NAMED]]
@@ -264,6 +269,10 @@ def below_text(picture: Picture) -> str:
     if others:
         parts.append(f"{others} {'other ' if parts else ''}trial{'s' * (others > 1)}")
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] if parts else ""
+
+
+def _outside(value: float, shown: tuple[float, float]) -> bool:
+    return value < shown[0] or value > shown[1]
 
 
 def _member_text(picture: Picture, sweep: Sweep, trial: Trial) -> str:

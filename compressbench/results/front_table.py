@@ -9,6 +9,7 @@ from compressbench.core.formatting import (
     MISSING,
     bytes_text,
     metric_text,
+    metric_with_error,
     milliseconds_text,
     times_text,
 )
@@ -118,7 +119,7 @@ def _figures(sweep: Sweep, trial: Trial | None, front: Sequence[Trial]) -> dict[
     metric, size = metric_name(sweep), size_name(sweep)
     error = 0.0 if trial is None or metric not in taken else standard_error(trial, metric, sweep)
     name = size_title(sweep)
-    row = {f"val {sweep.metric}": _with_error(taken.get(metric), error, sweep.metric)}
+    row = {f"val {sweep.metric}": metric_with_error(taken.get(metric), error, sweep.metric)}
     if any(f"test/{sweep.metric}" in t.figures for t in front):
         row[f"test {sweep.metric}"] = metric_text(taken.get(f"test/{sweep.metric}"), sweep.metric)
     row |= {name: bytes_text(taken.get(size)), f"{name} smaller": smaller_text(sweep, taken)}
@@ -141,13 +142,6 @@ def smaller_text(sweep: Sweep, figures: Mapping[str, float]) -> str:
 def size_title(sweep: Sweep) -> str:
     """`onnx` or `download`."""
     return size_name(sweep).removeprefix("size/").removesuffix("_bytes")
-
-
-def _with_error(value: float | None, error: float, metric: str) -> str:
-    text = metric_text(value, metric)
-    if not error:
-        return text
-    return f"{text} ± {100 * error:.2f}" if metric == "accuracy" else f"{text} ± {error:.4f}"
 
 
 def headline(sweep: Sweep) -> str:

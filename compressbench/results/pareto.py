@@ -116,7 +116,7 @@ def front_hypervolume(
     where the metric at x is the best of all files with at least x halvings.
 
     Args:
-        metric: Metric of each file, in [0, 1], higher is better.
+        metric: Metric of each file, higher is better; 1 is 100 points.
         size_bytes: Size of each file.
         baseline_bytes: Size of the float model's .onnx file, even if `size_bytes` are downloads.
         floor: Metric below which a file adds nothing.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressbench.core.formatting import metric_text
+from compressbench.core.metrics import metric_of
 from compressbench.results.chart import Axis, Chart, Point, Series
 from compressbench.results.page import bar_cell, cell, table_section
 
@@ -13,7 +14,7 @@ _PRUNES = "prune"  # prefix of the kinds of pruning stages
 
 
 def sensitivity_curves(report: Mapping[str, Any]) -> Chart | None:
-    """The chart of accuracy against sparsity, one layer pruned at a time, one line per layer.
+    """The chart of quality against sparsity, one layer pruned at a time, one line per layer.
 
     Lines go from dark to light in the order of the forward pass. None if the report has no
     `sensitivity` table.
@@ -32,22 +33,31 @@ def sensitivity_curves(report: Mapping[str, Any]) -> Chart | None:
         _line(layer, rows, to_hex(colormaps["viridis"](0.95 * number / last)))
         for number, (layer, rows) in enumerate(lines.items())
     ]
+    quality = _quality_name(tables[-1][0])
     return Chart(
-        "Accuracy when a single layer is pruned",
+        f"{quality.capitalize()} when a single layer is pruned",
         ["One line per layer, with its number of weights; from dark (first) to light (last)."],
         Axis("share of the layer's weights that are zero", "percent"),
-        Axis("accuracy on training images", "percent"),
+        Axis(
+            f"{quality} on training images",
+            "percent" if metric_of(quality).percent else "number",
+        ),
         series,
     )
 
 
+def _quality_name(row: Mapping[str, Any]) -> str:
+    return next(name for name in row if name not in ("layer", "weights", "sparsity", "loss"))
+
+
 def _line(layer: str, rows: Sequence[Mapping[str, Any]], colour: str) -> Series:
+    name = _quality_name(rows[0])
     points = [
         Point(
             row["sparsity"],
-            row["accuracy"],
-            f"{layer}\n{100 * row['sparsity']:.0f} % zero: accuracy "
-            f"{metric_text(row['accuracy'], 'accuracy')}, loss {row['loss']:.3f}",
+            row[name],
+            f"{layer}\n{100 * row['sparsity']:.0f} % zero: {name} "
+            f"{metric_text(row[name], name)}, loss {row['loss']:.3f}",
         )
         for row in rows
     ]

@@ -13,6 +13,7 @@ from compressbench.core.formatting import (
     milliseconds_text,
     times_text,
 )
+from compressbench.core.metrics import metric_of
 from compressbench.core.trees import leaves
 from compressbench.results.chart import Axis, Chart, Point, Series
 from compressbench.results.page import cell, chart_section, table_section, write_page
@@ -62,7 +63,7 @@ def accuracy_against_size(report: Mapping[str, Any]) -> Chart:
         f"{report['recipe']}: {metric} against size, stage by stage",
         [],
         Axis("size of the file (each step halves it; left is smaller)", "bytes"),
-        Axis(metric, "percent" if metric == "accuracy" else "number", _range(report)),
+        Axis(metric, "percent" if metric_of(metric).percent else "number", _range(report)),
         series,
     )
 
@@ -73,7 +74,8 @@ def _range(report: Mapping[str, Any]) -> tuple[float, float] | None:
     taken = [s["figures"][n] for s in report["stages"] for n in names if s["figures"].get(n)]
     if not taken:
         return None
-    margin = _MARGIN * max(max(taken) - min(taken), 0.005)
+    least = 0.005 if metric_of(report["metric"]).is_share else 0.005 * max(map(abs, taken))
+    margin = _MARGIN * max(max(taken) - min(taken), least)
     return min(taken) - margin, max(taken) + margin
 
 

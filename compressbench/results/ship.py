@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.formatting import bytes_text
+from compressbench.core.metrics import metric_of
 from compressbench.results import front as fronts
 from compressbench.results.front_table import (
     figure_text,
@@ -24,7 +25,7 @@ from compressbench.results.sweep import Sweep, Trial
 
 @dataclass(frozen=True)
 class Wanted:
-    """Requirements on the file to ship: at most `budget_bytes`, at least `minimum`, the knee."""
+    """Requirements on the file to ship: at most `budget_bytes`, as good as `minimum`, the knee."""
 
     budget_bytes: float | None = None
     minimum: float | None = None
@@ -49,7 +50,13 @@ class Member:
 
     @property
     def metric(self) -> float:
-        return self.trial.figures.get(fronts.metric_name(self.sweep), -math.inf)
+        worst = -math.inf if metric_of(self.sweep.metric).higher else math.inf
+        return self.trial.figures.get(fronts.metric_name(self.sweep), worst)
+
+    @property
+    def quality(self) -> float:
+        """The metric, so that higher is better."""
+        return self.metric if metric_of(self.sweep.metric).higher else -self.metric
 
     @property
     def text(self) -> str:
@@ -77,20 +84,22 @@ def choose(sweeps: Sequence[Sweep], wanted: Wanted) -> Member:
             f"--budget {bytes_text(wanted.budget_bytes)}: no model on the front is that small; "
             f"the smallest is {smallest.text}"
         )
-    good = [m for m in fit if wanted.minimum is None or m.metric >= wanted.minimum]
+    form = metric_of(sweeps[0].metric)
+    good = [m for m in fit if wanted.minimum is None
+            or form.at_least_as_good(m.metric, wanted.minimum)]  # fmt: skip
     if not good:
-        best, metric = max(fit, key=lambda m: m.metric), sweeps[0].metric
+        best, metric = max(fit, key=lambda m: m.quality), sweeps[0].metric
         within = "" if wanted.budget_bytes is None else " within the budget"
         least = figure_text(fronts.metric_name(sweeps[0]), wanted.minimum, metric)
         raise UserError(
-            f"--min-accuracy {least}: no model on the front{within} is that good; the best "
-            f"is {best.text}"
+            f"--at-{'least' if form.higher else 'most'} {least}: no model on the front{within} is "
+            f"that good; the best is {best.text}"
         )
     if wanted.knee:
         return _knee(good)
     if wanted.budget_bytes is None:
-        return min(good, key=lambda m: (m.size_bytes, -m.metric))
-    return min(good, key=lambda m: (-m.metric, m.size_bytes))
+        return min(good, key=lambda m: (m.size_bytes, -m.quality))
+    return min(good, key=lambda m: (-m.quality, m.size_bytes))
 
 
 def check_file(member: Member) -> None:

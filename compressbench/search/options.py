@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from compressbench.core.errors import UserError
+from compressbench.core.metrics import metric_of
 from compressbench.core.nearest import nearest
 from compressbench.core.validation import (
     check_flag,
@@ -23,7 +24,6 @@ from compressbench.results.sweep import Constraint, Direction, Objective
 _FIGURES = ("size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
             "size/theoretical_bits", "compute/macs", "compute/integer_kernels", "latency/p50_ms",
             "latency/p95_ms", "latency/speedup", "val/agreement")  # fmt: skip
-_SHARES = ("val/accuracy", "val/agreement", "val/accuracy_torch")  # in [0, 1]
 MOST_WORKERS = 1000
 _NAME = re.compile(r"[\w.\- ]{1,100}")
 
@@ -87,9 +87,10 @@ def _check_numbers(options: Options) -> None:
 
 
 def read_objectives(texts: Sequence[str] | None, metric: str) -> tuple[Objective, ...]:
-    """Parse `maximize val/accuracy` and so on; None means accuracy against download bytes."""
+    """Parse `maximize val/accuracy` and so on; None means the metric against download bytes."""
     if texts is None:
-        texts = [f"maximize val/{metric}", "minimize size/download_bytes"]
+        wanted = "maximize" if metric_of(metric).higher else "minimize"
+        texts = [f"{wanted} val/{metric}", "minimize size/download_bytes"]
     if not isinstance(texts, (list, tuple)) or not texts:
         raise UserError(f"search.objectives must name at least one figure, got {texts!r}")
     found = tuple(_objective(text, metric) for text in texts)
@@ -126,17 +127,24 @@ def read_constraints(texts: Sequence[str], metric: str) -> tuple[Constraint, ...
     for name in {c.name for c in found}:
         floors = [c.bound for c in found if c.name == name and c.at_least]
         ceilings = [c.bound for c in found if c.name == name and not c.at_least]
-        if name in _SHARES:
-            floors.append(0.0)
-            ceilings.append(1.0)
-        elif not name.startswith("val/"):
-            floors.append(0.0)
+        low, high = _range(name)
+        floors += [] if low is None else [low]
+        ceilings += [] if high is None else [high]
         if floors and ceilings and max(floors) > min(ceilings):
             raise UserError(
                 f"search.constraints: {name} cannot be at least {max(floors):g} and at most "
                 f"{min(ceilings):g}"
             )
     return found
+
+
+def _range(name: str) -> tuple[float | None, float | None]:
+    """The values that a figure can have; None where there is no limit."""
+    kind, _, last = name.partition("/")
+    if kind != "val":
+        return 0.0, None
+    form = metric_of(last.removesuffix("_torch"))
+    return form.low, form.high
 
 
 def _constraint(text: Any, metric: str) -> Constraint:

@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressbench.core.coverage import Change, coverage
 from compressbench.core.edits import unique_state
 from compressbench.core.errors import UserError
 from compressbench.core.layers import layers_with_weights
 from compressbench.core.parametrizations import is_own, parametrization_names, plain_copy
+from compressbench.core.task import Task
 from compressbench.core.types import QUANTIZED, TRAINED, Artifact, Context, Coverage, Outcome
 from compressbench.core.validation import check_integer, check_share
+from compressbench.tasks.choice import task_of
 from compressbench.training.fits.schedule import (
     BatchLoss,
     FitCallback,
@@ -29,7 +30,7 @@ from compressbench.training.fits.schedule import (
 
 @dataclass(frozen=True)
 class Train(FitOptions):
-    """Train with cross-entropy; a model from a checkpoint is already trained and left unchanged.
+    """Train with the loss of the task; a model from a checkpoint is trained and left unchanged.
 
     For options not listed here see `Schedule`.
 
@@ -64,7 +65,7 @@ class Train(FitOptions):
             )
         if TRAINED in start.properties:
             return Outcome(start, taken_as_it_is(start))
-        loss = cross_entropy(self.label_smoothing)
+        loss = labels_loss(task_of(context.data.spec), self.label_smoothing)
         if self.keep_epoch is None:
             return descend(start, loss, schedule_of(self), context)
         epoch_snapshot = EpochSnapshot(
@@ -104,17 +105,19 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def cross_entropy(label_smoothing: float) -> BatchLoss:
-    """Cross-entropy with the labels, as a loss of `fit_`."""
+def labels_loss(task: Task, label_smoothing: float) -> BatchLoss:
+    """The task's loss with the targets, as a loss of `fit_`. Raises UserError without targets."""
+    if not task.learns:
+        raise UserError(
+            "the data have no labels to learn from: take a trained model (model.checkpoint=FILE), "
+            "and a teacher for stages that train (recipe.stages.NAME.teacher=train with a loss)"
+        )
 
     def loss(
         model: nn.Module, inputs: Tensor, targets: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        logits = model(inputs)
-        value = F.cross_entropy(
-            logits.flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing
-        )
-        return value, logits
+        answers = model(inputs)
+        return task.loss(answers, targets, label_smoothing=label_smoothing), answers
 
     return loss
 

@@ -136,7 +136,7 @@ def theirs(setting: Setting, first: Any, finetune: Any, run_context: Any) -> dic
         export_onnx(tuned, run_context.data, file, run_context.opset)
         reference, data = first.files / "model.onnx", run_context.data
         measured = measure_model(tuned, file, reference, data, threads=1).figures
-        return {**measured, **test_figures(file, data, threads=1)}
+        return {**measured, **test_figures(file, reference, data, threads=1)}
 
 
 def torch_pruned(model: Any, setting: Setting, context: Any, example: Any) -> Any:

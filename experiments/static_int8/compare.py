@@ -27,9 +27,10 @@ from compressbench.engine.context import RunContext
 from compressbench.engine.executor import run
 from compressbench.engine.plan import Planned
 from compressbench.engine.prepare import Prepared, prepare
-from compressbench.measure.accuracy import predict, score
 from compressbench.measure.kernels import INTEGER, integer_kernels
+from compressbench.measure.predictions import predict
 from compressbench.measure.session import open_session, options
+from compressbench.tasks.classification import class_score
 
 STAGE = "recipe.stages.quantize"
 RACES, ROUNDS = 7, 1000
@@ -99,7 +100,7 @@ def _race(sessions: Sequence[Any], sample: NDArray[Any], order: random.Random) -
 
 def row(name: str, path: Path, data: Data, ratios: NDArray[Any]) -> str:
     """One line: accuracy over the test split, bytes, integer kernels, latency over float."""
-    accuracy = score("accuracy", predict(path, data, "test"), data.split("test").targets)
+    accuracy = class_score("accuracy", predict(path, data, "test"), data.split("test").targets)
     counts = integer_kernels(path)
     kernels = sum(counts.get(name, 0) for name in INTEGER)
     return (

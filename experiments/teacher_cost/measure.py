@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from compressbench.config.instantiate import instantiate
 from compressbench.core.types import TRAINED, Artifact, Context, DataSpec, Runtime, Split
 from compressbench.models.resnet import ResNet
+from compressbench.tasks.classification import CLASSIFICATION
 from compressbench.training.fits.schedule import Schedule
 from compressbench.training.losses.hinton import Hinton
 from compressbench.training.teaching import teachers
 from compressbench.training.teaching.objective import lesson
-from compressbench.training.train import cross_entropy
+from compressbench.training.train import labels_loss
 
 BATCH, STEPS, IMAGES = 64, 4, 2048
 
@@ -80,7 +81,7 @@ def main() -> None:
     batch = (Noise().prepare(split.inputs[:BATCH]), split.targets[:BATCH], rows)
 
     models = {name: deepcopy(student) for name in ("alone", "asked", "looked up")}
-    losses: dict[str, Any] = {"alone": cross_entropy(0.0)}
+    losses: dict[str, Any] = {"alone": labels_loss(CLASSIFICATION, 0.0)}
     bound, teachers.LOOK_UP_BYTES = teachers.LOOK_UP_BYTES, 0
     schedule = Schedule(2, BATCH, sgd)
     with lesson(models["asked"], inputs, Hinton(), schedule, context) as losses["asked"]:

@@ -20,9 +20,10 @@ from compressbench.core.types import Context, Data, Runtime, Split
 from compressbench.data.batches import batches
 from compressbench.data.cifar10 import Cifar10
 from compressbench.models.resnet import ResNet
+from compressbench.tasks.classification import CLASSIFICATION
 from compressbench.training.fits.fit import fit_
 from compressbench.training.fits.schedule import Schedule
-from compressbench.training.train import cross_entropy
+from compressbench.training.train import labels_loss
 
 BATCH = 128
 
@@ -66,7 +67,7 @@ def bare_loop(data: Part, device: torch.device) -> None:
 def fit(data: Part, runtime: Runtime, folder: Path) -> None:
     context = Context(data, runtime, 1, folder, instantiate)
     plan = Schedule(1.0, BATCH, partial(torch.optim.SGD, lr=0.1, momentum=0.9))
-    fit_(fresh(), cross_entropy(0.0), plan, context)
+    fit_(fresh(), labels_loss(CLASSIFICATION, 0.0), plan, context)
 
 
 def main() -> None:

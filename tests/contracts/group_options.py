@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 
 import pytest
@@ -18,6 +19,14 @@ OF_A_TEXT = {"input_shape": [8], "num_classes": 3, "vocabulary": 50, "pad": 0}
 def named(*groups):
     paths = [path for group in groups for path in sorted((CONF / group).glob("*.yaml"))]
     return pytest.mark.parametrize("path", paths, ids=lambda p: f"{p.parent.name}-{p.stem}")
+
+
+def given_to(path):
+    """What the recipe gives to a model, of what its class takes."""
+    given = OF_A_TEXT if path.stem.endswith("_transformer") else OF_THE_RECIPE
+    parameters = inspect.signature(target(load(path))).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in given.items() if every or name in parameters}
 
 
 def target(config):

@@ -8,7 +8,7 @@ import pytest
 
 from compressbench.config.instantiate import check
 from compressbench.core.errors import UserError
-from tests.contracts.group_options import OF_THE_RECIPE, load, named, target
+from tests.contracts.group_options import given_to, load, named, target
 
 
 @named(
@@ -45,6 +45,6 @@ def test_a_default_in_the_class_is_the_one_in_the_yaml(path):
     "model",
 )
 def test_an_unknown_option_is_refused(path):
-    config = {**load(path), **(OF_THE_RECIPE if path.parent.name == "model" else {}), "sparsty": 1}
+    config = {**load(path), **(given_to(path) if path.parent.name == "model" else {}), "sparsty": 1}
     with pytest.raises(UserError, match=r"here\.sparsty: no such option"):
         check(config, "here")

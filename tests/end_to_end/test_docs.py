@@ -77,6 +77,11 @@ def reader(tmp_path_factory) -> Path:
         path = folder / "data" / "images" / "train" / f"class{row % 2}" / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(row))
+    (folder / "data" / "pictures").mkdir()
+    for row in range(8):
+        (folder / "data" / "pictures" / f"{row}.png").write_bytes(png(5000 + row))
+    numbers = np.arange(80, dtype=np.float32).reshape(40, 2)
+    np.savez(folder / "arrays.npz", inputs=numbers, targets=numbers[:, 0])
     (folder / "data" / "ag_news").mkdir()
     write_news(folder / "data" / "ag_news" / "train.csv", 80)
     save_file(ResNet((3, 32, 32), 10).state_dict(), folder / "resnet20.safetensors")
@@ -111,7 +116,13 @@ def keys(tmp_path) -> list[str]:
 def filled_in(given: list[str], keys: list[str]) -> list[str]:
     """The arguments with the reader's own files in the place of words in capitals."""
     dataset = next((a.partition("=")[2] for a in given if a.startswith("dataset=")), "")
-    values = {"FOLDER": f"data/{dataset}", "RUN": "run", "KEY": keys[0], "OTHER": keys[1]}
+    values = {
+        "FOLDER": f"data/{dataset}",
+        "FILE": "arrays.npz",
+        "RUN": "run",
+        "KEY": keys[0],
+        "OTHER": keys[1],
+    }
     found = [a for a in given if a != "model.checkpoint=FILE"]  # replaces training
     for word, value in values.items():
         found = [re.sub(rf"\b{word}\b", value, argument) for argument in found]
@@ -258,5 +269,6 @@ def test_every_study_is_a_page_and_every_package_is_described():
 
 def test_named_files_are_there():
     assert {"my_models.py", "my_conf/model/tiny.yaml", "my_conf/recipe/mine.yaml",
-            "my_conf/model/my_vit.yaml", "late_weights.py",
+            "my_conf/model/my_vit.yaml", "my_conf/model/my_net.yaml", "my_nets.py",
+            "late_weights.py",
             "my_conf/criterion/late.yaml"} == set(named_files())  # fmt: skip

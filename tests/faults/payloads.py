@@ -62,7 +62,6 @@ TARGETS = (
     "compressbench.cli.main.main",
     "compressbench.search.worker.main",
     "compressbench.config.boundary.freeze",
-    "compressbench.models.lazy.initialised",
     "compressbench.models.mlp.nn.Linear",
     "compressbench.models.mlp.Mlp.__init__",
     "compressbench.models.checkpoint.load_checkpoint_",

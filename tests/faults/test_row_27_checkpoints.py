@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from compressbench.core.checked_files import append_digest
+from compressbench.tasks.classification import CLASSIFICATION
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.training.fits.fit import CHECKPOINT, FIELDS, fit_
-from compressbench.training.train import cross_entropy
+from compressbench.training.train import labels_loss
 from tests.training.test_fit import context, net, same, schedule
 
 FLIPS = 400
@@ -134,8 +135,13 @@ def of_another_model():
 )  # fmt: skip
 def test_row_27_a_fit_begins_anew_where_nothing_fits(tmp_path, odd):
     whole, again = net(), net()
-    expected = fit_(whole, cross_entropy(0.0), schedule(1), context(tmp_path / "whole"))
+    expected = fit_(
+        whole, labels_loss(CLASSIFICATION, 0.0), schedule(1), context(tmp_path / "whole")
+    )
     (tmp_path / "odd").mkdir()
     save_checkpoint(odd, tmp_path / "odd" / CHECKPOINT)
-    assert fit_(again, cross_entropy(0.0), schedule(1), context(tmp_path / "odd")) == expected
+    assert (
+        fit_(again, labels_loss(CLASSIFICATION, 0.0), schedule(1), context(tmp_path / "odd"))
+        == expected
+    )
     assert same(whole, again)

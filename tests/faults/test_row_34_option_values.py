@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +25,7 @@ from compressbench.data.digits import Digits
 from compressbench.engine.prepare import prepare
 from compressbench.engine.runtime import resolve
 from compressbench.search.options import read_constraints, read_objectives, read_options
-from tests.contracts.group_options import CONF, OF_A_TEXT, OF_THE_RECIPE, load, named
+from tests.contracts.group_options import CONF, given_to, load, named
 from tests.end_to_end.running import composed
 from tests.sample_texts import write_news
 
@@ -74,7 +75,7 @@ def test_row_34_a_wrong_value_is_refused_in_one_line(path, monkeypatch):
 
 @named("model")
 def test_row_34_a_wrong_value_of_a_model_is_refused_in_one_line(path):
-    given = OF_A_TEXT if path.stem == "text_transformer" else OF_THE_RECIPE
+    given = given_to(path)
     config = {**load(path), **given}
     for name in config.keys() - {"_target_", *given}:
         judge(lambda changed: instantiate(changed, "model"), config, (name,))
@@ -91,6 +92,9 @@ def pictures(tmp_path_factory):
         rows = {"img": [{"bytes": file.getvalue()}] * 3 * count, "label": [0, 1, 2] * count}
         pq.write_table(pa.table(rows), folder / f"{name}.parquet")
     write_news(folder / "test.csv", 40)
+    np.savez(folder / "arrays.npz", inputs=np.ones((30, 2)), targets=np.arange(30) % 3)
+    for number in range(5):
+        Image.new("RGB", (9, 8), (40 * number, 9, 9)).save(folder / f"{number}.png")
     return folder
 
 
@@ -99,6 +103,10 @@ def test_row_34_a_wrong_value_of_a_dataset_is_refused_in_one_line(path, pictures
     config = load(path)
     if path.stem in ("cifar10", "ag_news"):
         config["root"] = str(pictures)
+    if path.stem == "pictures":
+        config |= {"root": str(pictures), "size": 8, "resize": 8}
+    if path.stem == "arrays":
+        config["path"] = str(pictures / "arrays.npz")
     if path.stem == "ag_news":
         config["vocabulary"] = 300
     if path.stem == "images":

@@ -13,8 +13,11 @@ from sklearn import metrics
 
 from compressbench.core import activation_quantizers
 from compressbench.core.errors import CheckFailedError, UserError
-from compressbench.measure import accuracy, agreement, kernels, latency, size
+from compressbench.core.types import DataSpec
+from compressbench.measure import agreement, kernels, latency, predictions, size
 from compressbench.measure import figures as measure
+from compressbench.tasks.choice import check_metric
+from compressbench.tasks.classification import CLASSIFICATION
 
 NAMES = {
     "size/onnx_bytes", "size/download_bytes", "size/params", "size/nonzero",
@@ -73,9 +76,9 @@ def test_test_split_is_read_by_test_figures_only(exported, data):
 
     measure.measure_model(artifact, path, path, Guarded())
     with pytest.raises(AssertionError, match="was read"):
-        measure.test_figures(path, Guarded())
-    figures = measure.test_figures(path, data)
-    logits = accuracy.predict_torch(artifact.model, data, "test")
+        measure.test_figures(path, path, Guarded())
+    figures = measure.test_figures(path, path, data)
+    logits = predictions.predict_torch(artifact.model, data, "test")
     right = (logits.argmax(1) == data.split("test").targets).double().mean()
     assert figures == {"test/accuracy": pytest.approx(float(right), abs=0.02)}
 
@@ -123,29 +126,32 @@ def test_scores_are_those_of_scikit_learn(name, reference):
     targets = torch.multinomial(torch.tensor([5.0, 1, 1, 2, 3]), 300, True, generator=generator)
     logits[torch.arange(300), targets] += 1
     expected = reference(targets.numpy(), logits.argmax(1).numpy())
-    assert accuracy.score(name, logits, targets) == pytest.approx(expected, abs=1e-6)
+    assert CLASSIFICATION.score(name, logits, targets) == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_unknown_metric_names_the_choices():
-    with pytest.raises(UserError, match="accuracy, balanced_accuracy, f1, got 'acuracy'"):
-        accuracy.score("acuracy", torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    spec = DataSpec("x", (3,), ("a", "b"), (), (), "acuracy")
+    with pytest.raises(UserError, match=r"accuracy, balanced_accuracy, f1 for .*, got 'acuracy'"):
+        check_metric(spec)
 
 
 def test_near_ties_and_one_image_are_left_to_rounding():
     model = torch.tensor([[10.0, 0.0, 9.99]]).repeat(1000, 1)
     tied = model.clone()
     tied[:, 2] += 0.02
-    agreement.check_agreement(tied, model, True)
+    agreement.check_agreement(CLASSIFICATION, tied, model, True)
     with pytest.raises(CheckFailedError):
-        agreement.check_agreement(tied, model, False)
-    assert agreement.agreement(tied, model) == 0.0
+        agreement.check_agreement(CLASSIFICATION, tied, model, False)
+    assert agreement.agreement(CLASSIFICATION, tied, model) == 0.0
     wrong = model.clone()
     wrong[:5, 1] = 99.0
-    agreement.check_agreement(wrong, model, True)
+    agreement.check_agreement(CLASSIFICATION, wrong, model, True)
     wrong[:6, 1] = 99.0
     with pytest.raises(CheckFailedError, match=r"0\.9940 .* must be at least 0\.995"):
-        agreement.check_agreement(wrong, model, True)
-    agreement.check_agreement(wrong[5:8], model[5:8], False)  # one image is always allowed
+        agreement.check_agreement(CLASSIFICATION, wrong, model, True)
+    agreement.check_agreement(
+        CLASSIFICATION, wrong[5:8], model[5:8], False
+    )  # one image is always allowed
 
 
 def test_what_activations_lost_to_rounding_is_left_to_rounding():
@@ -155,18 +161,18 @@ def test_what_activations_lost_to_rounding_is_left_to_rounding():
     noise = 0.05 * torch.randn(2, 360, 10, generator=generator)
     model, file = exact + noise[0], exact + noise[1]
     with pytest.raises(CheckFailedError, match="agree on"):
-        agreement.check_agreement(file, model, True)
-    agreement.check_agreement(file, model, True, lambda: exact)
+        agreement.check_agreement(CLASSIFICATION, file, model, True)
+    agreement.check_agreement(CLASSIFICATION, file, model, True, lambda: exact)
     worse = exact + 4 * noise[1]
     with pytest.raises(CheckFailedError, match="agree on"):
-        agreement.check_agreement(worse, model, True, lambda: exact)
+        agreement.check_agreement(CLASSIFICATION, worse, model, True, lambda: exact)
 
 
 def test_logits_that_are_off_are_refused_where_no_class_differs():
     model = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     for quantized, unrounded in ((False, None), (True, lambda: model + 1e-3)):
         with pytest.raises(CheckFailedError, match=r"off by .* on the median .*first at image 0"):
-            agreement.check_agreement(1.1 * model, model, quantized, unrounded)
+            agreement.check_agreement(CLASSIFICATION, 1.1 * model, model, quantized, unrounded)
 
 
 def test_a_quantized_file_with_another_bias_is_refused_though_no_class_differs(exported, data):

@@ -220,7 +220,7 @@ def test_what_cannot_be_answered_is_one_line(stored, capsys):
     assert "existing sweeps: digits" in fails(["nothing"], capsys)
     assert "--budget must be a size such as 100kB" in fails([stored, "--budget", "ten"], capsys)
     assert "the smallest is trial 4" in fails([stored, "--budget", "10kB"], capsys)
-    assert "the best is trial 0" in fails([stored, "--min-accuracy", "0.99"], capsys)
+    assert "the best is trial 0" in fails([stored, "--at-least", "0.99"], capsys)
     assert "number such as 0.91" in fails([stored, "--min-accuracy", "good"], capsys)
     assert "--csv absent/x.csv" in fails([stored, "--csv", "absent/x.csv"], capsys)
     other = stored.parent / "other"

@@ -94,9 +94,9 @@ def _guessing():
     """What the measurement says of a model that always answers class 0 of two."""
     data = SimpleNamespace(
         split=lambda name: Split(torch.zeros(4, 1, 1, 1), torch.tensor([0, 0, 1, 1])),
-        spec=SimpleNamespace(num_classes=2),
+        spec=SimpleNamespace(num_classes=2, metric="accuracy", task=None),
     )
-    return measure._chance(torch.tensor([[1.0, 0.0]] * 4), data)[0]
+    return measure._chance({"val/accuracy": 0.5}, data)[0]
 
 
 def test_a_loud_warning_keeps_the_run_out_of_any_front(tmp_path):

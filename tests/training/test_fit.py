@@ -12,10 +12,11 @@ from compressbench.config.instantiate import instantiate
 from compressbench.core.edits import set_mask_
 from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.types import Context, DataSpec, Runtime, Split
+from compressbench.tasks.classification import CLASSIFICATION
 from compressbench.training.fits import fit as fitting
 from compressbench.training.fits.fit import fit_
 from compressbench.training.fits.schedule import Schedule
-from compressbench.training.train import cross_entropy
+from compressbench.training.train import labels_loss
 from tests.two_ranks import on_two_ranks
 
 
@@ -72,7 +73,7 @@ def same(a, b):
 
 def test_learns_and_reports_each_epoch(tmp_path):
     model = net()
-    history = fit_(model, cross_entropy(0.0), schedule(6), context(tmp_path))
+    history = fit_(model, labels_loss(CLASSIFICATION, 0.0), schedule(6), context(tmp_path))
     assert len(history["train/loss"]) == len(history["train/accuracy"]) == 6
     assert history["train/accuracy"][-1] > 0.8 > history["train/loss"][-1]
     assert not model.training
@@ -89,7 +90,7 @@ def test_equals_a_plain_loop(tmp_path):
 
     slow = copy.deepcopy(model).train()
     ctx, plan = context(tmp_path), schedule(2)
-    fit_(model, cross_entropy(0.1), plan, ctx)
+    fit_(model, labels_loss(CLASSIFICATION, 0.1), plan, ctx)
     optimizer = torch.optim.SGD(slow.parameters(), lr=0.1, momentum=0.9)
     step, steps = 0, 12
     for epoch in range(2):
@@ -110,7 +111,9 @@ def test_the_loss_gets_the_rows_of_its_images(tmp_path, monkeypatch, number, ran
     monkeypatch.setattr(fitting, "world_size", lambda: ranks)
     made = context(tmp_path)
     split, model = made.data.split("train"), net()
-    epoch = fitting._Epoch(fitting._Module(model, cross_entropy(0.0), schedule(), made, [], None))
+    epoch = fitting._Epoch(
+        fitting._Module(model, labels_loss(CLASSIFICATION, 0.0), schedule(), made, [], None)
+    )
     batches = list(epoch)
     assert len(batches) == len(epoch) == 96 // ranks // (16 // ranks)
     for inputs, targets, rows in batches:
@@ -127,7 +130,9 @@ def test_positions_without_a_label_do_not_count(tmp_path):
     logits = torch.randn(4, 5, 3, requires_grad=True)
     targets = torch.randint(3, (4, 5))
     targets[torch.rand(4, 5) < 0.4] = -100
-    loss, _ = cross_entropy(0.1)(lambda inputs: logits, logits, targets, torch.arange(4))
+    loss, _ = labels_loss(CLASSIFICATION, 0.1)(
+        lambda inputs: logits, logits, targets, torch.arange(4)
+    )
     kept = targets != -100
     expected = nn.functional.cross_entropy(logits[kept], targets[kept], label_smoothing=0.1)
     torch.testing.assert_close(loss, expected)
@@ -136,7 +141,7 @@ def test_positions_without_a_label_do_not_count(tmp_path):
 def test_a_fraction_of_an_epoch_is_that_many_steps(tmp_path):
     seen = []
     ctx = context(tmp_path, progress=lambda done, total, text: seen.append((done, total)))
-    fit_(net(), cross_entropy(0.0), schedule(0.5), ctx)
+    fit_(net(), labels_loss(CLASSIFICATION, 0.0), schedule(0.5), ctx)
     assert seen == [(3, 3)]
 
 
@@ -144,13 +149,15 @@ def test_masked_weights_stay_exactly_zero(tmp_path):
     model = net()
     mask = torch.rand(8, 6) > 0.5
     set_mask_(model[1], mask)
-    fit_(model, cross_entropy(0.0), schedule(), context(tmp_path))
+    fit_(model, labels_loss(CLASSIFICATION, 0.0), schedule(), context(tmp_path))
     assert torch.equal(model[1].weight != 0, mask)
 
 
 def test_resumes_to_the_same_bits(tmp_path):
     whole = net()
-    expected = fit_(whole, cross_entropy(0.0), schedule(4), context(tmp_path / "whole"))
+    expected = fit_(
+        whole, labels_loss(CLASSIFICATION, 0.0), schedule(4), context(tmp_path / "whole")
+    )
 
     class KilledError(BaseException):
         pass
@@ -159,7 +166,7 @@ def test_resumes_to_the_same_bits(tmp_path):
         raise KilledError
 
     interrupted = net()
-    loss = cross_entropy(0.0)
+    loss = labels_loss(CLASSIFICATION, 0.0)
     calls = []
 
     def dying(model, inputs, targets, rows):
@@ -231,7 +238,7 @@ def fit_skipping(rank, folder):
     model = Skipping()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     context = Context(Blobs(), Runtime(devices=2), 3, Path(folder) / str(rank), instantiate)
-    fit_(model, cross_entropy(0.0), schedule(), context)
+    fit_(model, labels_loss(CLASSIFICATION, 0.0), schedule(), context)
     after = model.state_dict()
     return [name for name in after if not after[name].equal(before[name])], after["last.bias"]
 

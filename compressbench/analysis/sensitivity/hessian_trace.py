@@ -9,11 +9,13 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from compressbench.analysis.probe import asked_of, divergence, probe_images, probe_of
+from compressbench.analysis.probe import asked_of, probe_images, probe_of
 from compressbench.core.distributed import rank, sum_over_ranks
 from compressbench.core.journal import Journal
+from compressbench.core.task import Task
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer
+from compressbench.tasks.choice import task_of
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,23 @@ class HessianTrace:
         context: Context,
     ) -> dict[str, float]:
         weights = [probe.get_parameter(f"{layer}.weight").requires_grad_() for layer in layers]
+        task = task_of(context.data.spec)
         draws = -(-self.vectors // len(batches))
         generator = torch.Generator().manual_seed(context.seed + rank())
         total = torch.zeros(len(layers) + 1, dtype=torch.float64, device=context.runtime.device)
         text = "measuring the curvature of the loss"
         for done, inputs in enumerate(batches):
             context.progress(done, len(batches), text)
-            loss, kept = partial(_loss, probe, inputs), context.journal.within(str(done))
+            loss, kept = partial(_loss, probe, task, inputs), context.journal.within(str(done))
             total[:-1] += hutchinson(loss, weights, draws, generator, kept)
             total[-1] += len(inputs)
         *sums, images = sum_over_ranks(total).tolist()
         return {layer: value / images for layer, value in zip(layers, sums, strict=True)}
 
 
-def _loss(probe: nn.Module, inputs: Tensor) -> Tensor:
-    logits = probe(inputs)
-    return divergence(logits.detach().log_softmax(1), logits)
+def _loss(probe: nn.Module, task: Task, inputs: Tensor) -> Tensor:
+    answers = probe(inputs)
+    return task.divergence(answers.detach(), answers)
 
 
 def hutchinson(

@@ -46,8 +46,8 @@ def _package() -> Finding:
 
 
 def _python() -> Finding:
-    about, own = metadata(_PACKAGE), platform.python_version()
-    wanted = about["Requires-Python"] if "Requires-Python" in about else ""
+    own = platform.python_version()
+    wanted = (metadata(_PACKAGE).get_all("Requires-Python") or [""])[0]
     if not wanted or SpecifierSet(wanted).contains(own, prereleases=True):
         return Finding("python", FINE, own)
     return Finding("python", BROKEN, f"{own}, but {wanted} is needed", f"use Python {wanted}")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.errors import UserError
 from compressbench.core.types import Context
 from compressbench.pruning.criteria.batches import watched_batches
+from compressbench.tasks.choice import task_of
 
 # (weight, its gradient, number of images in the batch) -> the term to sum over batches
 Part = Callable[[Tensor, Tensor, int], Tensor]
@@ -68,15 +69,18 @@ def batch_gradients(
 ) -> Iterator[tuple[list[Tensor], int]]:
     """Yield, for each batch of this rank, the gradients and the number of images.
 
-    The gradients are those of the batch's mean cross-entropy, one per layer, in the shape of its
-    weight. The model runs in eval mode, so BatchNorm uses its running statistics. `sums` are what
-    the caller changes, in place, for `watched_batches`.
+    The gradients are those of the batch's mean loss, one per layer, in the shape of its weight. The
+    model runs in eval mode, so BatchNorm uses its running statistics. `sums` are what the caller
+    changes, in place, for `watched_batches`.
     """
+    task = task_of(context.data.spec)
+    if not task.learns:
+        raise UserError("criterion: gradients of the loss need labels; the data have none")
     probe = deepcopy(model).eval().to(context.runtime.device).requires_grad_(False)
     weights = [probe.get_parameter(f"{name}.weight").requires_grad_() for name in layers]
     text = "gradients of the weights"
     for inputs, targets in watched_batches(context, images, batch_size, text, sums):
         with torch.enable_grad():
-            loss = F.cross_entropy(probe(inputs), targets)
+            loss = task.loss(probe(inputs), targets)
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
         yield list(gradients), len(inputs)

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressbench.core.distributed import sum_over_ranks
+from compressbench.core.errors import UserError
 from compressbench.core.types import Context
 from compressbench.core.validation import check_integer, check_positive
 from compressbench.pruning.criteria.batches import watched_batches
+from compressbench.tasks.choice import task_of
 
 Weights = Sequence[Tensor]
 
@@ -76,13 +77,16 @@ class Grasp:
         """Mean over all images of `part(loss, weights)`, which must be linear in the loss."""
         totals = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
         images = totals[0].new_zeros(())
+        task = task_of(context.data.spec)
+        if not task.learns:
+            raise UserError("criterion: gradients of the loss need labels; the data have none")
         sums = {"images": images} | {str(n): total for n, total in enumerate(totals)}
         batches = watched_batches(context, self.images, self.batch_size, text, sums)
         for inputs, targets in batches:
             images += len(targets)
             with torch.enable_grad():
-                logits = probe(inputs) / self.temperature
-                loss = F.cross_entropy(logits, targets, reduction="sum")
+                answers = probe(inputs) / (self.temperature if task.distribution else 1.0)
+                loss = task.loss(answers, targets, reduction="sum")
                 for total, values in zip(totals, part(loss, weights), strict=True):
                     total += values.detach()
         everyone = sum_over_ranks(images)

@@ -21,9 +21,9 @@ from compressbench.core.kill_points import reached
 from compressbench.core.memory_format import channels_last
 from compressbench.core.types import Context
 from compressbench.data.batches import batches, image_order
+from compressbench.tasks.choice import task_of
 from compressbench.training.fits.checkpoints import load_checkpoint, save_checkpoint
 from compressbench.training.fits.schedule import BatchLoss, FitCallback, Schedule
-from compressbench.training.losses.positions import IGNORED
 
 ParameterGroups = list[dict[str, Any]]  # as torch's optimizers take them
 CHECKPOINT = "fit.ckpt"
@@ -34,7 +34,7 @@ CHECK_EVERY = 20  # steps between reads of the loss: each read stalls an acceler
 class _Module(pl.LightningModule):
     """Connects model, loss and schedule to the Trainer."""
 
-    sums: Tensor  # loss, correct predictions and images of the epoch so far
+    sums: Tensor  # of the epoch so far: loss, quality, and the number of their terms
     bad_step: Tensor  # the first step whose loss was not finite, or -1
 
     def __init__(
@@ -57,7 +57,9 @@ class _Module(pl.LightningModule):
         self.per_epoch, self.steps = schedule.steps(
             images, world_size(), context.runtime.max_batches
         )
-        self.history: dict[str, list[float]] = {"train/loss": [], "train/accuracy": []}
+        self.task = task_of(context.data.spec)
+        self.running = f"train/{self.task.running}"
+        self.history: dict[str, list[float]] = {"train/loss": [], self.running: []}
         self.resumed: dict[str, Any] | None = None  # the checkpoint of an interrupted fit
         self.first_epoch = self.first_step = 0
         self.saved = time.monotonic()
@@ -115,9 +117,9 @@ class _Module(pl.LightningModule):
         inputs, targets, rows = batch
         loss, logits = self.loss(self.model, inputs, targets, rows)
         with torch.no_grad():
-            correct = (logits.argmax(-1) == targets).sum()
-            count = (targets != IGNORED).sum().float()
-            self.sums += torch.stack([loss.detach().float() * count, correct.float(), count])
+            good, number = self.task.quality(logits, targets)
+            count = number.float()
+            self.sums += torch.stack([loss.detach().float() * count, good.float(), count])
             terms = getattr(self.loss, "terms", {})
             for name, value in terms.items() if len(terms) > 1 else ():
                 self.parts[name] = self.parts.get(name, 0.0) + value.detach().float() * count
@@ -155,11 +157,11 @@ class _Module(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._refuse_nan()
-        loss, correct, images = self.sums.tolist()
-        self.history["train/loss"].append(loss / images)
-        self.history["train/accuracy"].append(correct / images)
+        loss, good, terms = self.sums.tolist()
+        self.history["train/loss"].append(loss / terms)
+        self.history[self.running].append(good / terms)
         for name, total in self.parts.items():
-            self.history.setdefault(f"train/{name}", []).append(float(total) / images)
+            self.history.setdefault(f"train/{name}", []).append(float(total) / terms)
         self.parts.clear()
         self.sums.zero_()
         if self.callback is not None:
@@ -224,8 +226,8 @@ def fit_(
         groups: parameter groups of the optimizer; one group of all trainable parameters if None.
         callback: called at every step and epoch.
 
-    Returns `train/loss`, `train/accuracy` and `train/<term>`, one value per epoch. Raises
-    CheckFailedError if the loss is not finite.
+    Returns `train/loss`, `train/<running>` of the task, and `train/<term>`, one value per epoch.
+    Raises CheckFailedError if the loss is not finite.
     """
     context.folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(), _quiet_lightning():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressbench.core.errors import UserError
+from compressbench.core.task import Distribution
 from compressbench.core.validation import check_integer, check_positive
 from compressbench.training.losses.pairs import Shape, check_layers
 
@@ -42,6 +43,7 @@ class Crd:
     """
 
     sees_labels: ClassVar[bool] = True
+    distributions: ClassVar[tuple[Distribution, ...]] = ("classes",)
 
     temperature: float = 0.07
     dimensions: int = 128

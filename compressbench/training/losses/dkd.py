@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressbench.core.task import Distribution
 from compressbench.core.validation import check_not_negative, check_positive
-from compressbench.training.losses.positions import labelled
+from compressbench.tasks.classification import CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Dkd:
         beta: weight of NCKD, at least 0.
     """
 
+    distributions: ClassVar[tuple[Distribution, ...]] = ("classes",)
+
     temperature: float = 4.0
     alpha: float = 1.0
     beta: float = 8.0
@@ -40,7 +44,7 @@ class Dkd:
 
     def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
-        student, teacher, targets = labelled(student, teacher, targets)
+        student, teacher, targets = CLASSIFICATION.labelled(student, teacher, targets)
         target, others = decoupled(student / self.temperature, teacher / self.temperature, targets)
         soft = self.alpha * target.mean() + self.beta * others.mean()
         return F.cross_entropy(student, targets) + self.temperature**2 * soft

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from compressbench.core.errors import UserError
+from compressbench.core.task import Distribution, Task
 from compressbench.core.validation import check_positive, is_number
-from compressbench.training.losses.positions import labelled
+from compressbench.tasks.classification import CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Hinton:
         alpha: weight of the distillation term, in [0, 1].
     """
 
+    sees_task: ClassVar[bool] = True
+    distributions: ClassVar[tuple[Distribution, ...]] = ("classes", "binary")
+
     temperature: float = 4.0
     alpha: float = 0.9
 
@@ -33,14 +37,11 @@ class Hinton:
         if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
             raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
-    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
-        student, teacher, targets = labelled(student, teacher, targets)
-        soft = F.kl_div(
-            F.log_softmax(student / self.temperature, dim=1),
-            F.log_softmax(teacher / self.temperature, dim=1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        hard = F.cross_entropy(student, targets)
+    def __call__(
+        self, student: Tensor, teacher: Tensor, targets: Tensor, task: Task = CLASSIFICATION
+    ) -> Tensor:
+        """Scores of student and teacher, the targets of `task` -> a scalar."""
+        student, teacher, targets = task.labelled(student, teacher, targets)
+        soft = task.divergence(teacher, student, self.temperature) / len(student)
+        hard = task.loss(student, targets)
         return self.alpha * self.temperature**2 * soft + (1 - self.alpha) * hard

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from compressbench.core.errors import UserError
+from compressbench.core.task import Task
 from compressbench.core.validation import is_number
-from compressbench.training.losses.positions import labelled
+from compressbench.tasks.classification import CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Logits:
         alpha: weight of the distillation term, in [0, 1].
     """
 
+    sees_task: ClassVar[bool] = True
+
     norm: Literal["l1", "l2"] = "l2"
     alpha: float = 0.5
 
@@ -35,9 +38,11 @@ class Logits:
         if not is_number(self.alpha) or not 0 <= self.alpha <= 1:
             raise UserError(f"alpha must be a number in [0, 1], got {self.alpha!r}")
 
-    def __call__(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., K] twice, labels int64 [...] (-100: unlabelled) -> a scalar."""
-        student, teacher, targets = labelled(student, teacher, targets)
+    def __call__(
+        self, student: Tensor, teacher: Tensor, targets: Tensor, task: Task = CLASSIFICATION
+    ) -> Tensor:
+        """Answers of student and teacher, and the targets, of any `task` -> a scalar."""
+        student, teacher, targets = task.labelled(student, teacher, targets)
         distance = F.l1_loss if self.norm == "l1" else F.mse_loss
         soft = distance(student, teacher)
-        return self.alpha * soft + (1 - self.alpha) * F.cross_entropy(student, targets)
+        return self.alpha * soft + (1 - self.alpha) * task.loss(student, targets)

@@ -11,18 +11,19 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressbench.core.distributed import world_size
 from compressbench.core.errors import UserError
 from compressbench.core.memory_format import channels_last
 from compressbench.core.protocols import FeatureLoss
+from compressbench.core.task import Task
 from compressbench.core.types import Artifact, Context, DataSpec, Outcome
 from compressbench.core.validation import check_share
+from compressbench.tasks.choice import task_of
 from compressbench.training.fits.schedule import BatchLoss, FitOptions, Schedule, schedule_of
 from compressbench.training.teaching.features import Shape, capture_outputs, pair, shapes
 from compressbench.training.teaching.teachers import ANSWERS, Teachers, dtype_for, teacher_outputs
-from compressbench.training.train import cross_entropy, trained
+from compressbench.training.train import labels_loss, trained
 
 Teaching = Any  # a DistillationLoss, a FeatureLoss, or a sum of named losses (`terms`)
 History = dict[str, list[float]]
@@ -120,8 +121,19 @@ def check_teachers(
     """The method `check_teachers` of stages with a loss (see `Stage`): raise UserError, before any
     training, if features of student and teacher cannot be compared.
     """
+    _check_distribution(stage.loss, task_of(spec))
     with torch.random.fork_rng(devices=[]):
         compared_layers(stage.loss, model, teachers, spec)
+
+
+def _check_distribution(loss: Teaching, task: Task) -> None:
+    for name, term in terms_of(loss).items():
+        known = getattr(term, "distributions", None)
+        if known is not None and task.distribution not in known:
+            raise UserError(
+                f"loss {name} compares probabilities of {' or '.join(known)}, which the answers of "
+                f"{task.name} are not: use loss=logits, or a loss on features"
+            )
 
 
 def compared_layers(
@@ -144,8 +156,9 @@ class DistillationObjective(nn.Module):
     loss; `teacher_outputs(inputs, rows)` returns the outputs of the teachers.
     """
 
-    def __init__(self, loss: Teaching, compared: Sequence[Compared]) -> None:
+    def __init__(self, loss: Teaching, compared: Sequence[Compared], task: Task) -> None:
         super().__init__()
+        self.task = task
         self.losses = terms_of(loss)
         self.compared = list(compared)
         self.connectors = nn.ModuleList(c.connector for c in self.compared if c.connector)
@@ -177,9 +190,10 @@ class DistillationObjective(nn.Module):
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             if not isinstance(loss, FeatureLoss):
-                terms[name] = loss(logits, taught[ANSWERS], targets)
+                more = (self.task,) if getattr(loss, "sees_task", False) else ()
+                terms[name] = loss(logits, taught[ANSWERS], targets, *more)
         if not terms:
-            terms["labels"] = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+            terms["labels"] = self.task.loss(logits, targets)
         for number, compared in enumerate(self.compared):
             loss = self.losses[compared.term]
             if f"s{number}" not in self._seen:  # a block that is skipped at random
@@ -209,7 +223,9 @@ def lesson(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # for the connectors
         objective = DistillationObjective(
-            loss, compared_layers(loss, student, models, context.data.spec)
+            loss,
+            compared_layers(loss, student, models, context.data.spec),
+            task_of(context.data.spec),
         )
     layers = {f"t{i}": c.teacher for i, c in enumerate(objective.compared)}
     dtype = dtype_for(device, chain.from_iterable(a.properties for a in artifacts))
@@ -244,7 +260,7 @@ def learn_(
     `inputs`. Returns the result of `fit`, and notes on how teacher outputs were computed.
     """
     if loss is None:
-        return fit(cross_entropy(label_smoothing)), ()
+        return fit(labels_loss(task_of(context.data.spec), label_smoothing)), ()
     with lesson(student, inputs, loss, schedule, context) as taught:
         return fit(taught), taught.notes
 
