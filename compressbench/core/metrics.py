@@ -50,6 +50,15 @@ _KNOWN = {
 }
 
 
+def range_of_figure(name: str) -> tuple[float | None, float | None]:
+    """The values that a figure such as `val/accuracy` can have; None where there is no limit."""
+    kind, _, last = name.partition("/")
+    if kind not in ("val", "test"):
+        return 0.0, None
+    form = metric_of(last.removesuffix("_torch"))
+    return form.low, form.high
+
+
 def metric_of(name: str) -> Metric:
     """The metric called `name`; one that is not known is in [0, 1], and higher is better."""
     return _KNOWN.get(name, Metric())

@@ -16,6 +16,7 @@ from compressbench.core.checked_files import (
     read_json_with_digest,
 )
 from compressbench.core.errors import UserError
+from compressbench.core.metrics import range_of_figure
 from compressbench.results.sweep import Constraint, Direction, Objective, State, Sweep, Trial
 
 SWEEP_FILE = "sweep.json"
@@ -118,8 +119,10 @@ def _check_trial(trial: Trial) -> None:
 def _check_figures(what: str, figures: Mapping[str, float]) -> None:
     """Raise ValueError for a figure that no measurement gives."""
     for name, value in figures.items():
-        share = name.startswith(("val/", "test/"))
-        if isinstance(value, bool) or not 0 <= value <= (1 if share else sys.float_info.max):
+        low, high = range_of_figure(name)
+        least = -sys.float_info.max if low is None else low
+        most = sys.float_info.max if high is None else high
+        if isinstance(value, bool) or not least <= value <= most:
             raise ValueError(f"{name} of {what} is {value}")
 
 

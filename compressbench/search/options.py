@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from compressbench.core.errors import UserError
-from compressbench.core.metrics import metric_of
+from compressbench.core.metrics import metric_of, range_of_figure
 from compressbench.core.nearest import nearest
 from compressbench.core.validation import (
     check_flag,
@@ -127,7 +127,7 @@ def read_constraints(texts: Sequence[str], metric: str) -> tuple[Constraint, ...
     for name in {c.name for c in found}:
         floors = [c.bound for c in found if c.name == name and c.at_least]
         ceilings = [c.bound for c in found if c.name == name and not c.at_least]
-        low, high = _range(name)
+        low, high = range_of_figure(name)
         floors += [] if low is None else [low]
         ceilings += [] if high is None else [high]
         if floors and ceilings and max(floors) > min(ceilings):
@@ -136,15 +136,6 @@ def read_constraints(texts: Sequence[str], metric: str) -> tuple[Constraint, ...
                 f"{min(ceilings):g}"
             )
     return found
-
-
-def _range(name: str) -> tuple[float | None, float | None]:
-    """The values that a figure can have; None where there is no limit."""
-    kind, _, last = name.partition("/")
-    if kind != "val":
-        return 0.0, None
-    form = metric_of(last.removesuffix("_torch"))
-    return form.low, form.high
 
 
 def _constraint(text: Any, metric: str) -> Constraint:
