@@ -41,6 +41,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.since: float | None = None
+        self.number = 0  # of the signal that asked for the end
         self.last: threading.Timer | None = None
         self.code: int | None = None
         self.hook = sys.unraisablehook
@@ -49,7 +50,7 @@ class Stopping:
         if self.code is not None:
             os._exit(self.code)
         if self.since is None:
-            self.since = time.monotonic()
+            self.since, self.number = time.monotonic(), number
             self.last = threading.Timer(LAST_SECONDS, self._end, [number])
             self.last.daemon = True
             self.last.start()
@@ -66,7 +67,7 @@ class Stopping:
 
     def again(self, number: int) -> None:
         """Repeat a signal whose exception was lost."""
-        self.since = None
+        self.since, self.number = None, 0
         if self.last is not None:
             self.last.cancel()
         threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number]).start()
@@ -76,9 +77,13 @@ class Stopping:
         os._exit(128 + number)
 
 
+_answers: list[Stopping] = []  # the one of this process
+
+
 def stop_on_signals() -> Stopping:
     """Have signals raise SignalledError from here on; what `nohup` ignores stays ignored."""
     stopping = Stopping()
+    _answers[:] = [stopping]
 
     def unraisable(lost: Any) -> None:
         if isinstance(lost.exc_value, SignalledError):  # raised in a destructor or a callback
@@ -101,7 +106,11 @@ def leave_to_parent() -> None:
 
 
 def behind(error: BaseException | None) -> SignalledError | None:
-    """The signal that an error of a library stands for, if there was one."""
+    """The signal that an error stands for, if there was one: a library may turn it into another
+    error, or fail later of what it interrupted, such as a half-done import.
+    """
     while error is not None and not isinstance(error, SignalledError):
         error = error.__cause__ or error.__context__
+    if error is None and _answers and _answers[0].number:
+        return SignalledError(_answers[0].number)
     return error

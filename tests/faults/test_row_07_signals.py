@@ -141,6 +141,13 @@ def work():
     except BaseException as error: raise ValueError("in a library") from error
 sys.exit(guard(work))
 """
+HALF_DONE = """
+def work():
+    try: term()
+    except BaseException: pass
+    raise RecursionError("of a module that was half imported")
+sys.exit(guard(work))
+"""
 STUCK = """
 signals.LAST_SECONDS = 0.3
 def work():
@@ -158,7 +165,7 @@ sys.exit(guard(work))
 """
 
 
-@pytest.mark.parametrize("body", [LOST, TRANSLATED, STUCK, REPEATED])
+@pytest.mark.parametrize("body", [LOST, TRANSLATED, HALF_DONE, STUCK, REPEATED])
 def test_row_07_a_signal_is_never_lost(body):
     """Raised in a destructor, caught by a library, in an end that hangs, sent again."""
     _, err = (process := python(body)).communicate(timeout=50)
