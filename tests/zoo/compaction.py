@@ -45,6 +45,7 @@ def compaction_problems(
     empty: list[str] = []
     for draw in range(DRAWS):
         redraw_(wide, draw)
+        slices.keep_ties_(wide)
         slices.copy_(wide, narrow)
         differing = [*_outputs_differ(wide, narrow, removed, inputs)]
         if differing:
@@ -87,7 +88,8 @@ def _proves_nothing(wide: nn.Module, removed: Removed, inputs: Tensor) -> Iterat
 
 class Slices:
     """Which part of each tensor of the wide model is left, by the channels that are said to be
-    removed; by the values, for tensors of which nothing is said.
+    removed; by the values, for tensors of which nothing is said. Equal values do not show which of
+    them is left, so they have to stay equal.
     """
 
     def __init__(self, wide: nn.Module, narrow: nn.Module, removed: Removed) -> None:
@@ -99,6 +101,10 @@ class Slices:
             name: _matches(old[name], tensor)
             for name, tensor in narrow.state_dict().items()
             if name.rpartition(".")[0] not in self.removed and tensor.shape != old[name].shape
+        }
+        self.firsts = {
+            name: [(dim, _firsts(old[name], old[name], dim)) for dim, _ in left]
+            for name, left in self.matched.items()
         }
 
     def wrong(self, wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
@@ -118,6 +124,13 @@ class Slices:
         old = wide.state_dict()
         names = [*narrow.state_dict()]
         narrow.load_state_dict({name: self.part(wide, name, old[name]) for name in names})
+
+    def keep_ties_(self, wide: nn.Module) -> None:
+        """Make equal again what was equal, in the tensors that are matched by their values."""
+        state = wide.state_dict()
+        for name, firsts in self.firsts.items():
+            for dim, first in firsts:
+                state[name].copy_(state[name].index_select(dim, first))
 
     def part(self, wide: nn.Module, name: str, tensor: Tensor) -> Tensor:
         path, _, leaf = name.rpartition(".")
@@ -140,10 +153,14 @@ class Slices:
 def _matches(wide: Tensor, narrow: Tensor) -> list[tuple[int, Tensor]]:
     """(dimension, indices that are left), found by the values; for one narrower dimension."""
     (dim,) = (d for d in range(wide.ndim) if wide.shape[d] != narrow.shape[d])
+    return [(dim, _firsts(narrow, wide, dim))]
+
+
+def _firsts(tensor: Tensor, wide: Tensor, dim: int) -> Tensor:
+    """For each index of a dimension, the first one at which `wide` holds the same values."""
     rows = [*wide.unbind(dim)]
-    left = [next(j for j, row in enumerate(rows) if torch.equal(row, part))
-            for part in narrow.unbind(dim)]  # fmt: skip
-    return [(dim, torch.tensor(left))]
+    return torch.tensor([next(j for j, row in enumerate(rows) if torch.equal(row, part))
+                         for part in tensor.unbind(dim)])  # fmt: skip
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -73,3 +73,47 @@ def test_channels_that_only_layers_read_can_go():
 def test_what_is_wrong_is_named(uses, gone, said, problem):
     found = objections(*cut(Net(uses), gone, said))
     assert any(problem in text for text in found), found
+
+
+class Scaled(nn.Module):
+    """A factor for each channel, of no layer; some factors are equal, as of channels that training
+    left alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(1, 12, 3, padding=1), nn.Linear(12, 10)
+        self.scale = nn.Parameter(torch.ones(12, 1, 1))
+
+    def forward(self, x):
+        return self.fc((self.scale * self.a(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("factors", "problems"),
+    [([0, 3, 5, 8, 10, 11], []), ([0, 3, 5, 8, 10, 9], ["outputs differ"])],
+)
+def test_equal_values_stand_for_each_other_and_other_values_do_not(factors, problems):
+    left, gone = [0, 3, 5, 8, 10, 11], [1, 2, 4, 6, 7, 9]
+    torch.manual_seed(0)
+    net = Scaled().eval()
+    redraw_(net)
+    net.scale.data[[1, 3, 5, 8]] = 0.7
+    state = net.state_dict()
+    parts = {
+        "a.weight": state["a.weight"][left], "a.bias": state["a.bias"][left],
+        "fc.weight": state["fc.weight"][:, left], "scale": state["scale"][factors],
+    }  # fmt: skip
+    edit = {
+        "kind": "resize", "tensors": {name: list(part.shape) for name, part in parts.items()},
+        "attributes": {"a": {"out_channels": 6}, "fc": {"in_features": 6}},
+        "removed": {"a": {"out": gone}, "fc": {"in": gone}},
+    }  # fmt: skip
+    small = deepcopy(net)
+    apply_edit_(small, edit)
+    small.load_state_dict({**state, **parts})
+    found = objections(
+        Artifact(net, {}, (), frozenset({TRAINED})),
+        Artifact(small, {}, (edit,), frozenset({TRAINED})),
+    )
+    assert [" ".join(text.split()[:2]) for text in found] == problems, found
