@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressbench.core.activation_quantizers import activations_in_float
 from compressbench.core.digests import file_digest
@@ -14,7 +14,16 @@ from compressbench.core.external_data import check_self_contained
 from compressbench.core.journal import Journal
 from compressbench.core.metrics import metric_of
 from compressbench.core.types import Artifact, Data, Measurement, SplitName
-from compressbench.measure import agreement, kernels, latency, macs, predictions, size, zeros
+from compressbench.measure import (
+    agreement,
+    kernels,
+    latency,
+    macs,
+    predictions,
+    rounding,
+    size,
+    zeros,
+)
 from compressbench.tasks.choice import task_of
 
 _NOWHERE = Journal()
@@ -114,8 +123,10 @@ def _quality(
         artifact.model, data, "validation", journal=journal.within("model")
     )
     quantized = activation_grid(artifact.edits) is not None
-    exact = _unrounded(artifact, data, journal)
-    agreement.check_agreement(task, of_file, of_model, quantized, exact)
+    otherwise = _unrounded if quantized else _perturbed
+    agreement.check_agreement(
+        task, of_file, of_model, quantized, lambda: otherwise(artifact.model, data, journal)
+    )
     return {
         f"val/{metric}": task.score(metric, of_file, targets),
         f"val/{metric}_torch": task.score(metric, of_model, targets),
@@ -123,20 +134,24 @@ def _quality(
     }
 
 
-def _unrounded(artifact: Artifact, data: Data, journal: Journal) -> Callable[[], Tensor] | None:
-    """A function that computes the validation logits with activations left in float.
+def _unrounded(model: nn.Module, data: Data, journal: Journal) -> Sequence[Tensor]:
+    """The validation answers with activations left in float."""
+    with activations_in_float(model):
+        kept = journal.within("unrounded")
+        return [predictions.predict_torch(model, data, "validation", journal=kept)]
 
-    None if activations are not quantized.
-    """
-    if activation_grid(artifact.edits) is None:
-        return None
 
-    def logits() -> Tensor:
-        with activations_in_float(artifact.model):
-            kept = journal.within("unrounded")
-            return predictions.predict_torch(artifact.model, data, "validation", journal=kept)
-
-    return logits
+def _perturbed(model: nn.Module, data: Data, journal: Journal) -> Sequence[Tensor]:
+    """The validation answers with other errors of float32, several times."""
+    return [
+        predictions.predict_torch(
+            rounding.perturbed(model, draw),
+            data,
+            "validation",
+            journal=journal.within(f"perturbed{draw}"),
+        )
+        for draw in range(rounding.DRAWS)
+    ]
 
 
 def _chance(figures: Mapping[str, float], data: Data) -> list[str]:

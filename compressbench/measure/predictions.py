@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ def predict(
 
 
 def predict_torch(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Tensor],
     data: Data,
     split: SplitName,
     batch_size: int = 100,

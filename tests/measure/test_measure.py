@@ -162,17 +162,17 @@ def test_what_activations_lost_to_rounding_is_left_to_rounding():
     model, file = exact + noise[0], exact + noise[1]
     with pytest.raises(CheckFailedError, match="agree on"):
         agreement.check_agreement(CLASSIFICATION, file, model, True)
-    agreement.check_agreement(CLASSIFICATION, file, model, True, lambda: exact)
+    agreement.check_agreement(CLASSIFICATION, file, model, True, lambda: [exact])
     worse = exact + 4 * noise[1]
     with pytest.raises(CheckFailedError, match="agree on"):
-        agreement.check_agreement(CLASSIFICATION, worse, model, True, lambda: exact)
+        agreement.check_agreement(CLASSIFICATION, worse, model, True, lambda: [exact])
 
 
 def test_logits_that_are_off_are_refused_where_no_class_differs():
     model = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    for quantized, unrounded in ((False, None), (True, lambda: model + 1e-3)):
+    for quantized, otherwise in ((False, None), (True, lambda: [model + 1e-3])):
         with pytest.raises(CheckFailedError, match=r"off by .* on the median .*first at image 0"):
-            agreement.check_agreement(CLASSIFICATION, 1.1 * model, model, quantized, unrounded)
+            agreement.check_agreement(CLASSIFICATION, 1.1 * model, model, quantized, otherwise)
 
 
 def test_a_quantized_file_with_another_bias_is_refused_though_no_class_differs(exported, data):
