@@ -55,17 +55,16 @@ def by_hand(monkeypatch):
 
 
 @pytest.fixture
-def allow():
+def allow(monkeypatch):
     """Allow configs to name what matches a pattern, in this test alone."""
     from compressbench.config.boundary import ALLOW_VARIABLE, freeze
 
-    with pytest.MonkeyPatch.context() as patch:
+    def allowed(pattern):
+        monkeypatch.setenv(ALLOW_VARIABLE, pattern)
+        freeze()
 
-        def allowed(pattern):
-            patch.setenv(ALLOW_VARIABLE, pattern)
-            freeze()
-
-        yield allowed
+    yield allowed
+    monkeypatch.undo()  # now, since the list is read again from what was there before
     freeze()
 
 

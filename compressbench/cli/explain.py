@@ -14,6 +14,7 @@ from compressbench.cli.left_out import overrides, pasted
 from compressbench.core.errors import UserError
 from compressbench.core.formatting import metric_text
 from compressbench.core.metrics import metric_of
+from compressbench.tasks.choice import task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,8 @@ def _explain(run: Path, images: int, seconds: int) -> None:
 
     report = read_report(run)
     prepared = prepare(RunConfig.of(read_recipe(run / "recipe.yaml")))
+    if not task_of(prepared.context.data.spec).learns:
+        raise UserError(f"{run}: its data have no labels, so no layer can be said to cost any")
     subject = _subject(run, prepared, report)
     torch.set_num_threads(prepared.context.runtime.threads)
     spec = prepared.context.data.spec
@@ -208,7 +211,6 @@ class _Judge:
         import torch
 
         from compressbench.quantization.layer_costs import Quality
-        from compressbench.tasks.choice import task_of
 
         with torch.inference_mode():
             logits = torch.cat([

@@ -14,7 +14,8 @@ from compressbench.core.errors import UserError
 from compressbench.core.input_files import input_file
 from compressbench.core.task import Task
 from compressbench.core.types import Split, SplitName
-from compressbench.data.arrays import SPLITS, Arrays, Division
+from compressbench.data.arrays import Arrays, Division
+from compressbench.data.partition import SPLITS
 from compressbench.tasks.choice import check_task
 from compressbench.tasks.reconstruction import Reconstruction
 

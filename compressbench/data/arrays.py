@@ -15,9 +15,8 @@ from compressbench.core.errors import CheckFailedError, UserError
 from compressbench.core.task import Task
 from compressbench.core.types import DataSpec, Split, SplitName, Tokens
 from compressbench.data import splits, transforms
+from compressbench.data.partition import SPLITS
 from compressbench.tasks.regression import Regression
-
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

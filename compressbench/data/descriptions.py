@@ -11,7 +11,8 @@ from torch import Tensor
 from compressbench.core.errors import UserError
 from compressbench.core.types import Split, SplitName, Tokens
 from compressbench.core.validation import check_integer
-from compressbench.data.arrays import SPLITS, Arrays
+from compressbench.data.arrays import Arrays
+from compressbench.data.partition import SPLITS
 from compressbench.tasks.tokens import LanguageModel
 
 FOLDER = "datasets/descr"

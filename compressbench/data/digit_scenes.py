@@ -9,8 +9,9 @@ from torch import Tensor
 
 from compressbench.core.types import Split, SplitName
 from compressbench.core.validation import check_integer
-from compressbench.data.arrays import SPLITS, Arrays
+from compressbench.data.arrays import Arrays
 from compressbench.data.digits import Digits
+from compressbench.data.partition import SPLITS
 from compressbench.tasks.multilabel import MultiLabel
 from compressbench.tasks.segmentation import Segmentation
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compressbench.core.types import Split, SplitName
 from compressbench.core.validation import check_integer
-from compressbench.data.arrays import SPLITS, Arrays
+from compressbench.data.arrays import Arrays
+from compressbench.data.partition import SPLITS
 from compressbench.tasks.reconstruction import Reconstruction
 
 HARMONICS = (1.0, 0.5, 0.25)  # amplitudes of the shaft's speed and its multiples

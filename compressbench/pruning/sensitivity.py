@@ -64,7 +64,11 @@ class SensitivityCurves:
             check_share("sparsities", sparsity)
 
     def check_model(self, model: nn.Module, spec: DataSpec) -> None:
-        """Reject patterns that match no layer, before the recipe runs."""
+        """Reject data without labels and patterns that match no layer, before the recipe runs."""
+        if not task_of(spec).learns:
+            raise UserError(
+                "sensitivity curves show accuracy and loss, and the data have no labels"
+            )
         left_out(model, self.skip, self.layers)
 
     def passes(self, train_images: int) -> tuple[int, int]:

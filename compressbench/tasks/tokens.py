@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressbench.core.errors import UserError
-from compressbench.core.task import IGNORED, Distribution, Reduction
+from compressbench.core.task import IGNORED
 from compressbench.core.types import DataSpec, Split
-from compressbench.tasks.classification import check_classes, class_score
+from compressbench.tasks.classification import Classification, check_classes, class_score
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Classification):
     """Scores of K classes per token, [N, L, K]; targets int64 [N, L], -100 where there is none.
 
     Metrics: `token_accuracy`, and `f1`, the mean over the classes.
@@ -26,12 +26,6 @@ class TokenClassification:
     name: ClassVar[str] = "tokens"
     metrics: ClassVar[tuple[str, ...]] = ("token_accuracy", "f1")
     running: ClassVar[str] = "token_accuracy"
-    distribution: ClassVar[Distribution] = "classes"
-    decides: ClassVar[bool] = True
-    learns: ClassVar[bool] = True
-
-    def outputs(self, spec: DataSpec) -> int:
-        return spec.num_classes
 
     def shape(self, spec: DataSpec) -> tuple[int, ...]:
         return (spec.input_shape[0], self.outputs(spec))
@@ -43,40 +37,6 @@ class TokenClassification:
                 f"{where}: there must be one target per token, got {list(split.targets.shape)} for "
                 f"inputs {list(split.inputs.shape)}"
             )
-
-    def loss(
-        self,
-        answers: Tensor,
-        targets: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        reduction: Reduction = "mean",
-    ) -> Tensor:
-        """Cross-entropy of scores [..., K] with labels [...]."""
-        return F.cross_entropy(
-            answers.flatten(0, -2),
-            targets.flatten(),
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        )
-
-    def labelled(
-        self, student: Tensor, teacher: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        kept = targets != IGNORED
-        return student[kept], teacher[kept], targets[kept]
-
-    def quality(self, answers: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return (answers.argmax(-1) == targets).sum(), (targets != IGNORED).sum()
-
-    def divergence(self, given: Tensor, answers: Tensor, temperature: float = 1.0) -> Tensor:
-        """Sum over tokens of the KL divergence in nats; classes are the last axis."""
-        return F.kl_div(
-            (answers / temperature).log_softmax(-1),
-            (given / temperature).log_softmax(-1),
-            reduction="sum",
-            log_target=True,
-        )
 
     def score(self, metric: str, answers: Tensor, targets: Tensor) -> float:
         kept = targets != IGNORED

@@ -8,11 +8,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import compressbench
 from compressbench.data.digit_scenes import digit_masks
+from compressbench.data.pictures import pictures
 from compressbench.data.vibrations import vibrations
+from compressbench.models.small_cnn import SmallCnn
 from tests.end_to_end.running import QUIET, run_here
 
 SMALL = tuple(part for part in QUIET if not part.startswith("model="))
@@ -114,3 +118,45 @@ def test_a_sweep_minimizes_an_error(tmp_path):
     assert "file to ship" in asked.out
     wrong = run_here(("front", "d", "--at-least", "0.9"), tmp_path, tmp_path / "store")
     assert "rmse is better when lower; use --at-most" in wrong.err
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Twenty pictures, and a checkpoint of a small network for them."""
+    noise = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(20):
+        pixels = noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    torch.manual_seed(0)
+    save_file(SmallCnn((3, 8, 8), 10, width=4).state_dict(), tmp_path / "net.safetensors")
+    return ("dataset=pictures", f"dataset.root={tmp_path / 'pictures'}", "dataset.size=8",
+            "dataset.resize=8", "model=small_cnn", "model.width=4", "++model.num_classes=10",
+            f"model.checkpoint={tmp_path / 'net.safetensors'}")  # fmt: skip
+
+
+def test_pictures_without_labels_are_judged_by_the_float_file(tmp_path, unlabelled):
+    report, folder = run(tmp_path, "recipe=quantize", *unlabelled)
+    first, last = (stage["figures"] for stage in report["stages"])
+    assert first["val/fidelity"] == first["test/fidelity"] == 1.0
+    (export,) = {path for path in tmp_path.glob("store/entries/*/*/model.onnx")
+                 if path.stat().st_size == first["size/onnx_bytes"]}  # fmt: skip
+    data = pictures(str(tmp_path / "pictures"), size=8, resize=8)
+    inputs = data.prepare(data.split("test").inputs)
+    same = answers(folder, inputs).argmax(1) == answers(export.parent, inputs).argmax(1)
+    assert last["test/fidelity"] == pytest.approx(float(same.float().mean()))
+    done = run_here(("explain", "run"), tmp_path, tmp_path / "store")
+    assert (done.code, "its data have no labels" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (("recipe=prune",), "recipe.stages.finetune trains, but the data have no labels"),
+        (("recipe=sensitivity",), "the data have no labels"),
+    ],
+)
+def test_what_needs_labels_is_refused_without_them(tmp_path, unlabelled, recipe, message):
+    done = run_here((*recipe, *unlabelled, *SMALL), tmp_path, tmp_path / "store")
+    assert done.code == 1
+    assert message in done.err

@@ -112,7 +112,6 @@ def test_row_26_what_changes_the_environment_later_widens_nothing(monkeypatch):
 def test_row_26_a_child_does_not_import_from_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "colorsys.py").write_text(PLANTED.replace("{marker}", str(tmp_path / "marker")))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COMPRESSBENCH_ALLOW", raising=False)
     freeze()
     imports = [sys.executable, "-c", "import colorsys, compressbench.core.errors"]
     subprocess.run(imports, env=child_environment(), check=True, capture_output=True)

@@ -10,4 +10,5 @@ def _environment(monkeypatch, one_thread):
     for name in ("COMPRESSBENCH_ALLOW", "COMPRESSBENCH_STORE"):
         monkeypatch.setenv(name, "")  # put back afterwards
     yield
+    monkeypatch.undo()
     freeze()
